@@ -1,0 +1,62 @@
+"""Measures what a pass costs on this machine, by width and batch, for the decoding policy that adapts to it."""
+
+from __future__ import annotations
+
+import time
+
+from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.config import EngineConfig
+from engine.decoding.auto import CostTable
+from engine.decoding.base import DecodingPolicy
+from engine.model_runner import ModelRunner
+from engine.request import Request
+from engine.sequence import Sequence
+
+CONTEXT = 128
+"""Tokens of context the measured passes attend to."""
+REPEATS = 3
+
+
+def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, max_model_len: int) -> CostTable:
+    """Times verifying passes, narrow and small ones first, for about `config.calibration_seconds`.
+
+    Call it before any request is served: it scribbles on pages and page-table rows. Combinations that the budget of
+    time or of tokens does not reach are left to the table's extrapolation.
+    """
+    widths = [1 << i for i in range(config.max_block_length.bit_length()) if 1 << i <= config.max_block_length]
+    batches = [1 << i for i in range(config.max_running.bit_length()) if 1 << i <= config.max_running]
+    widths = [width for width in widths if width <= max_model_len]
+    seconds: dict[int, list[float]] = {width: [] for width in widths}
+    deadline = time.monotonic() + config.calibration_seconds
+    for batch in batches:
+        for width in widths:
+            reached = len(seconds[width]) == batches.index(batch)
+            fits = batch * width <= config.max_batch_tokens
+            if reached and (batch == 1 or (fits and time.monotonic() < deadline)):
+                plan = _verifying_pass(runner, policy, width, batch, min(CONTEXT, max_model_len - width))
+                seconds[width].append(_time_pass(runner, plan))
+    return CostTable(tuple(widths), tuple(batches), tuple(tuple(seconds[width]) for width in widths))
+
+
+def _verifying_pass(runner: ModelRunner, policy: DecodingPolicy, width: int, batch: int, context: int) -> BatchPlan:
+    pool = runner.pool
+    num_pages = -(-(context + width) // pool.page_size)
+    spans = []
+    for row in range(batch):
+        request = Request(request_id=f"calibration-{row}", prompt_token_ids=[0], max_tokens=1)
+        seq = Sequence(request, policy, frozenset(), row, row=row)
+        seq.pages = [(row * num_pages + i) % pool.num_pages for i in range(num_pages)]
+        spans.append(Span(seq, Phase.VERIFY, context, [0] * width, kv_limit=None, num_logits=width))
+    return BatchPlan([StepGroup(policy, Phase.VERIFY, width, spans)])
+
+
+def _time_pass(runner: ModelRunner, plan: BatchPlan) -> float:
+    """Seconds of the fastest of a few passes, the first one not counted."""
+    times = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        for logits in runner.forward(plan):
+            if logits is not None:
+                logits.argmax(dim=-1).cpu()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

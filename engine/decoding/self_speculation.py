@@ -1,0 +1,141 @@
+"""Linear self-speculation: diffusion drafts a block, a causal pass verifies it (arXiv 2607.05722, section on decoding).
+
+A round is a drafting pass over [seed, MASK, ...] that fills every mask, and a verifying pass over the filled block.
+Row i of the verifying pass chooses the token that AR would choose after the block's first i + 1 tokens, with AR's own
+noise, so the accepted prefix and the bonus token are AR's output exactly, at any temperature and block length.
+In a shared pass the verification carries an optimistic draft of the next block, kept only if the whole block is
+accepted; its position 0 is still a mask, which the bonus token then replaces.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from engine.batch import Phase, Span, StepGroup
+from engine.decoding.autoregressive import decode_span
+from engine.decoding.base import (
+    Choices,
+    DecodingPolicy,
+    HostChoices,
+    StepOutcome,
+    canvas_span,
+    next_token_choices,
+    next_token_outcome,
+    next_token_rows,
+    open_block,
+    read_logprob,
+    same_rows,
+    with_logprobs,
+)
+from engine.sampling import Sampler, log_probabilities
+from engine.sequence import Block, Sequence
+
+
+class SelfSpeculation(DecodingPolicy):
+    """Draft and verify with one model."""
+
+    name = "speculative"
+
+    def __init__(
+        self, sampler: Sampler, mask_token_id: int, device: torch.device, shared_verify_below: int = 0
+    ) -> None:
+        super().__init__(sampler, mask_token_id, device)
+        self.shared_verify_below = shared_verify_below
+
+    def width(self, seq: Sequence, num_running: int) -> int:
+        """Tokens of the next block, seed included; 1 is plain AR."""
+        return seq.request.decoding.block_length
+
+    def plan(self, seq: Sequence, num_running: int) -> list[Span]:
+        seq.next_block = None
+        if seq.block is None:
+            width = min(self.width(seq, num_running), seq.num_remaining)
+            if width < 2:
+                return [decode_span(seq)]
+            seq.block = Block.fresh(len(seq.token_ids) - 1, width, seq.stats.blocks, seq.token_ids[-1])
+        block = seq.block
+        if any(block.masked):
+            return [canvas_span(seq, block, Phase.DRAFT, self.mask_token_id)]
+        verify = Span(
+            seq, Phase.VERIFY, block.start, list(block.token_ids), kv_limit=None, num_logits=len(block)
+        )  # fmt: skip
+        next_width = min(self.width(seq, num_running), seq.num_remaining - len(block))
+        if num_running > self.shared_verify_below or next_width < 2:
+            return [verify]
+        seq.next_block = Block.fresh(block.end, next_width, block.index + 1, awaits_seed=True)
+        draft = canvas_span(seq, seq.next_block, Phase.DRAFT, self.mask_token_id)
+        draft.rides = draft.optional = True
+        return [verify, draft]
+
+    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+        if group.phase is Phase.DRAFT:
+            return draft_choices(self.sampler, group, logits)
+        if group.phase is Phase.VERIFY:
+            return verify_choices(self.sampler, group, logits)
+        return next_token_choices(self.sampler, group, logits)
+
+    def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:
+        if span.phase is Phase.DRAFT:
+            return draft_outcome(span, choices, i)
+        if span.phase is Phase.VERIFY:
+            return verify_outcome(span, choices, i)
+        return next_token_outcome(span, choices, i)
+
+
+def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
+    """Fills every position of the canvases, with the noise that verification will use. logits: [n, r, V]."""
+    seqs = [span.seq for span in group.spans]
+    chosen = sampler.choose(logits, seqs, same_rows(group, logits.device))
+    choices = Choices(chosen.token_ids, chosen.finite)
+    if any(seq.request.include_drafts for seq in seqs):
+        choices.confidences = log_probabilities(chosen.logits, chosen.token_ids).exp()
+    return choices
+
+
+def draft_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
+    """Writes the draft into the block; nothing settles."""
+    block = open_block(span)
+    if block is not None:
+        drafted = choices["token_ids"][i]
+        confidences = choices["confidences"][i] if "confidences" in choices else [None] * len(block)
+        for j, masked in enumerate(block.masked):
+            if masked:
+                block.token_ids[j], block.masked[j], block.confidences[j] = drafted[j], False, confidences[j]
+        block.steps += 1
+    return StepOutcome(span, finite=choices["finite"][i])
+
+
+def verify_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
+    """AR's own choice after every prefix of the drafts, and how many drafts equal it. logits: [n, r, V]."""
+    drafts = torch.tensor([span.token_ids for span in group.spans], dtype=torch.int64, device=logits.device)
+    history = drafts.clone()
+    history[:, 0] = -1  # the seed has settled: the sequence's own history holds it
+    seqs = [span.seq for span in group.spans]
+    positions = next_token_rows(group, logits.device)
+    chosen = sampler.choose(logits, seqs, positions, drafts=history, cumulative=True)
+    matches = drafts[:, 1:] == chosen.token_ids[:, :-1]
+    accepted = matches.to(torch.int64).cumprod(dim=1).sum(dim=1)
+    return with_logprobs(Choices(chosen.token_ids, chosen.finite, accepted=accepted), chosen, group)
+
+
+def verify_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
+    """Settles the accepted drafts and the bonus token; KV stays valid for the seed and the accepted drafts."""
+    seq = span.seq
+    accepted: int = choices["accepted"][i]
+    whole = accepted == len(span.token_ids) - 1
+    steps = seq.block.steps if seq.block is not None else 0
+    tokens = choices["token_ids"][i][: accepted + 1]
+    logprobs = [read_logprob(seq, choices, i, row) for row in range(accepted + 1)]
+    seq.block, seq.next_block = (seq.next_block if whole else None), None
+    if seq.block is not None:
+        seq.block.place_seed(tokens[-1])
+    return StepOutcome(
+        span,
+        token_ids=tokens,
+        logprobs=[entry for entry in logprobs if entry is not None] or None,
+        num_cached=span.start + accepted + 1,
+        finite=choices["finite"][i],
+        drafted=len(span.token_ids) - 1,
+        accepted=accepted,
+        closed_block_steps=steps,
+    )

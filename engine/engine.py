@@ -1,0 +1,222 @@
+"""The engine: requests in, events out, one step at a time. Drive `step()` in process, or through engine.process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence as Rows
+
+import torch
+
+from engine.attention.sdpa import SdpaAttention
+from engine.batch import BatchPlan
+from engine.calibration import measure_costs
+from engine.config import EngineConfig, EngineInfo
+from engine.decoding.auto import AcceptanceEstimate, CostTable, WidthController
+from engine.decoding.base import StepOutcome, to_host
+from engine.decoding.prefill import Prefill
+from engine.decoding.registry import make_policies
+from engine.errors import ConfigError, RequestError
+from engine.events import GenerationEvent, StepStats
+from engine.history import TokenHistory
+from engine.kv_cache.pages import PageAllocator
+from engine.kv_cache.pool import KVCachePool
+from engine.kv_cache.sizing import choose_pool_size
+from engine.model_runner import ModelRunner
+from engine.models.files import model_directory
+from engine.models.loader import DTYPES, LoadedModel, load_model, resolve_device
+from engine.request import Request, check_request
+from engine.sampling import Sampler
+from engine.scheduler import Scheduler
+from engine.sequence import Sequence
+
+log = logging.getLogger("lightcone.engine")
+
+STEP_FAILED = "The engine failed while it ran this request."
+
+
+class Engine:
+    """One model, one KV pool, one scheduler. Not thread-safe: one thread adds, aborts and steps."""
+
+    def __init__(self, config: EngineConfig, model: LoadedModel, device: torch.device) -> None:
+        """Raises ConfigError if the configuration contradicts itself or the machine."""
+        self.config = config
+        self.device = device
+        spec, shape = model.spec, model.config
+        dtype = model.decoder.dtype
+        size = choose_pool_size(config, shape, dtype, device)
+        self.info = EngineInfo(
+            family=spec.family,
+            vocab_size=shape.vocab_size,
+            max_model_len=size.max_model_len,
+            mask_token_id=spec.mask_token_id,
+            banned_token_ids=spec.banned_token_ids,
+            bos_token_id=spec.bos_token_id,
+            end_token_ids=spec.end_token_ids,
+            decodings=spec.decodings,
+            default_decoding=spec.default_decoding,
+            block_length=min(spec.block_length, config.max_block_length),
+            max_block_length=config.max_block_length,
+            max_infill_window=config.max_infill_window if spec.can_infill else 0,
+            page_size=config.page_size,
+            num_pages=size.num_pages,
+            dtype=str(dtype).removeprefix("torch."),
+            device=str(device),
+            num_parameters=model.decoder.num_parameters,
+        )
+        pool = KVCachePool(
+            num_layers=shape.num_layers,
+            num_pages=size.num_pages,
+            page_size=config.page_size,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            max_rows=config.max_running,
+            max_pages_per_row=-(-size.max_model_len // config.page_size),
+            dtype=dtype,
+            device=device,
+        )
+        self.runner = ModelRunner(model.decoder, pool, SdpaAttention(pool, shape.num_heads), device)
+        history = TokenHistory(config.max_running, shape.vocab_size, device)
+        self.sampler = Sampler(spec.banned_token_ids, history, device)
+        self.scheduler = Scheduler(
+            config,
+            PageAllocator(size.num_pages, config.page_size, config.prefix_caching),
+            Prefill(self.sampler, spec.mask_token_id, device),
+        )
+        costs = self._measure_costs(config, "auto" in spec.decodings)
+        self.controller = WidthController(costs, AcceptanceEstimate(config.max_block_length))
+        self.policies = make_policies(config, spec, self.sampler, device, self.controller)
+        self._end_token_ids = frozenset(spec.end_token_ids)
+        self._arrivals = 0
+
+    def _measure_costs(self, config: EngineConfig, wanted: bool) -> CostTable:
+        if not wanted or not config.calibration_seconds:
+            return CostTable.assumed(config.max_block_length)
+        return measure_costs(self.runner, config, self.scheduler.prefill, self.info.max_model_len)
+
+    @classmethod
+    def load(cls, config: EngineConfig) -> Engine:
+        """Loads the model that the configuration names. Raises ModelLoadError or ConfigError, one line each."""
+        check_config(config)
+        device = resolve_device(config.device)
+        if config.threads is not None and device.type == "cpu":
+            torch.set_num_threads(config.threads)
+        model = load_model(
+            model_directory(config.model),
+            load_format=config.load_format,
+            dtype=DTYPES.get(config.dtype),
+            device=device,
+            max_positions=config.max_model_len,
+        )
+        return cls(config, model, device)
+
+    def add(self, request: Request) -> None:
+        """Queues a request; it joins before the next pass it fits into. Raises RequestError if it can never be served."""
+        check_request(request, self.info)
+        name = "infill" if request.suffix_token_ids is not None else request.decoding.decoding
+        ends = frozenset(request.stop_token_ids)
+        if not request.ignore_eos:
+            ends |= self._end_token_ids
+        seq = Sequence(request, self.policies[name], ends, self._arrivals, received_at=time.monotonic())
+        self._arrivals += 1
+        seq.stats.prompt_tokens = seq.num_prompt
+        seq.policy.begin(seq)
+        try:
+            self.scheduler.add(seq)
+        except KeyError as error:
+            raise RequestError(str(error.args[0]), "request_id") from None
+
+    def abort(self, request_id: str) -> list[GenerationEvent]:
+        """Drops a request; its pages are free before the next pass. Returns its Finished event, if it was still there."""
+        return self.scheduler.abort(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is waiting or running."""
+        return self.scheduler.has_work
+
+    def step(self) -> tuple[list[GenerationEvent], StepStats]:
+        """One pass. Returns what happened to requests, and the pass's figures. Does nothing when nothing can run."""
+        started = time.monotonic()
+        plan = self.scheduler.schedule()
+        forward_seconds = 0.0
+        outcomes: list[StepOutcome] = []
+        if plan.groups:
+            outcomes, forward_seconds = self._run(plan)
+        events, stats = self.scheduler.commit(plan, outcomes)
+        if self.scheduler.poisoned_pages:
+            self.runner.pool.clear(self.scheduler.poisoned_pages)
+            self.scheduler.poisoned_pages = []
+        stats.duration, stats.forward_duration = time.monotonic() - started, forward_seconds
+        return events, stats
+
+    def _run(self, plan: BatchPlan) -> tuple[list[StepOutcome], float]:
+        """Runs a plan; if that fails, each of its sequences alone, so that an error ends only the request at fault."""
+        try:
+            return self._forward_and_decide(plan)
+        except Exception:
+            log.exception("a pass of %d tokens failed; running its sequences one by one", plan.num_tokens)
+        outcomes: list[StepOutcome] = []
+        seconds = 0.0
+        for seq in dict.fromkeys(span.seq for span in plan.spans):
+            alone = plan.only(seq)
+            try:
+                concluded, took = self._forward_and_decide(alone)
+                outcomes += concluded
+                seconds += took
+            except Exception:
+                log.exception("request %s failed", seq.request.request_id)
+                outcomes += [StepOutcome(span, error=STEP_FAILED) for span in alone.spans]
+        return outcomes, seconds
+
+    def _forward_and_decide(self, plan: BatchPlan) -> tuple[list[StepOutcome], float]:
+        started = time.monotonic()
+        logits = self.runner.forward(plan)
+        seconds = time.monotonic() - started
+        return decode(plan, logits), seconds
+
+
+@torch.inference_mode()
+def decode(plan: BatchPlan, logits: Rows[torch.Tensor | None]) -> list[StepOutcome]:
+    """Each group's policy on its logits, one copy to the host, then what it means for each sequence, in plan order."""
+    choices = [
+        None if rows is None else group.policy.decide(group, rows)
+        for group, rows in zip(plan.groups, logits, strict=True)
+    ]
+    outcomes: list[StepOutcome] = []
+    for group, chosen in zip(plan.groups, to_host(choices), strict=True):
+        for i, span in enumerate(group.spans):
+            try:
+                outcomes.append(group.policy.conclude(span, chosen, i))
+            except Exception:
+                log.exception("request %s failed", span.seq.request.request_id)
+                outcomes.append(StepOutcome(span, error=STEP_FAILED))
+    return outcomes
+
+
+def check_config(config: EngineConfig) -> None:
+    """Raises ConfigError naming the field and what is valid."""
+    size = config.page_size
+    if size < 1 or size & (size - 1):
+        raise ConfigError(f"page_size must be a power of two, not {size}.")
+    for name in ("max_running", "max_batch_tokens", "max_block_length"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}.")
+    if not 2 <= config.max_block_length <= 1024:
+        raise ConfigError(f"max_block_length must be between 2 and 1024, not {config.max_block_length}.")
+    widest = max(2 * config.max_block_length, config.max_infill_window)
+    # A quarter of the budget is kept for prompts while any wait; what remains must hold the widest single span pair.
+    if config.max_batch_tokens - config.max_batch_tokens // 4 < widest:
+        needed = -(-widest * 4 // 3)
+        raise ConfigError(
+            f"max_batch_tokens ({config.max_batch_tokens}) cannot hold two blocks of max_block_length "
+            f"({config.max_block_length}) or one max_infill_window ({config.max_infill_window}): at least {needed} needed."
+        )
+    if config.max_infill_window < 0:
+        raise ConfigError(f"max_infill_window must be at least 0, not {config.max_infill_window}.")
+    for name in ("max_model_len", "kv_cache_tokens", "threads"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}.")
+    if not 0 < config.gpu_memory_utilization <= 1:
+        raise ConfigError(f"gpu_memory_utilization must be in (0, 1], not {config.gpu_memory_utilization}.")

@@ -1,0 +1,103 @@
+"""What the engine says about its requests, and about itself. A leaf: no torch. All of it crosses the process boundary."""
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probability of a committed token under the distribution that chose it, and of the most likely ones."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+    """(token id, log-probability), most likely first."""
+
+
+class GenerationStats(msgspec.Struct, kw_only=True):
+    """Running totals of one choice. `passes` counts draft, verify, denoise and commit passes, not prefill."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose KV came from the prefix cache at the first admission."""
+    completion_tokens: int = 0
+    """Tokens generated so far, an end token included."""
+    passes: int = 0
+    denoising_steps: int = 0
+    """Denoising and drafting passes."""
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    blocks: int = 0
+    """Blocks committed or verified."""
+    preemptions: int = 0
+    queue_seconds: float = 0.0
+
+
+class TokensCommitted(msgspec.Struct, tag=True, kw_only=True):
+    """Tokens that are final. Emitted the moment they settle; never withdrawn. An end token is not among them."""
+
+    request_id: str
+    token_ids: list[int]
+    stats: GenerationStats
+    logprobs: list[TokenLogprob] | None = None
+
+
+class DraftUpdated(msgspec.Struct, tag=True, kw_only=True):
+    """What is not settled yet: replaces the request's previous draft whole. Only when the request asked for drafts."""
+
+    request_id: str
+    block: int
+    """Index of the block within the answer, from 0."""
+    step: int
+    """Denoising steps this block has had."""
+    token_ids: list[int | None]
+    """The canvas beyond the settled tokens; None where masked."""
+    confidences: list[float | None]
+    """Softmax probability of each chosen token; None where masked."""
+    length: int
+    """Tokens of the whole block, settled ones included."""
+
+
+class Finished(msgspec.Struct, tag=True, kw_only=True):
+    """The last event of a request."""
+
+    request_id: str
+    reason: FinishReason
+    stats: GenerationStats
+    stop_token_id: int | None = None
+    """The end or stop token that ended the answer, if one did."""
+    error: str | None = None
+    """For reason `error`: one sanitised line."""
+
+
+GenerationEvent = TokensCommitted | DraftUpdated | Finished
+
+
+class StepStats(msgspec.Struct, kw_only=True):
+    """One pass, and the engine's state after it; the source of the engine's metrics."""
+
+    running: int
+    waiting: int
+    free_pages: int
+    num_pages: int
+    cached_pages: int = 0
+    """Pages that hold reusable prefixes and belong to no running sequence."""
+    sequences: int = 0
+    tokens: int = 0
+    duration: float = 0.0
+    """Seconds of the whole step."""
+    forward_duration: float = 0.0
+    """Seconds of the model's forward alone."""
+    phases: dict[str, int] = {}
+    """Sequences of the pass by phase."""
+    shared: int = 0
+    """Sequences that had two spans in this pass."""
+    preemptions: int = 0
+    nan_logits: int = 0
+    denoising_steps_per_block: list[int] = []
+    """Of the blocks that closed in this step."""
+    accepted_draft_lengths: list[int] = []
+    """Of the verifications of this step."""
+    draft_tokens: int = 0

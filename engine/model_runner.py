@@ -1,0 +1,92 @@
+"""Runs a plan: packs its spans into tensors, maps new pages, one forward of the model, logits by step group."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.attention.base import AttentionBackend
+from engine.batch import BatchPlan, ForwardBatch, Phase
+from engine.kv_cache.pool import KVCachePool
+from engine.models.decoder import Decoder
+
+
+class ModelRunner:
+    """Owns the model, the KV pool and the attention backend. It knows nothing of requests' parameters."""
+
+    def __init__(self, decoder: Decoder, pool: KVCachePool, attention: AttentionBackend, device: torch.device) -> None:
+        self.decoder = decoder
+        self.pool = pool
+        self.attention = attention
+        self.device = device
+
+    @torch.inference_mode()
+    def forward(self, plan: BatchPlan) -> list[torch.Tensor | None]:
+        """One packed pass. Returns for each group its logits [n, num_logits, V], or None if it needs none.
+
+        K and V of every query token are written to its pages; nothing else changes, so a pass may be repeated.
+        """
+        self._map_pages(plan)
+        batch = self.pack(plan)
+        self.attention.prepare(batch)
+        hidden = self.decoder.forward(batch, self.attention)
+        if not batch.logit_rows.numel():
+            return [None] * len(plan.groups)
+        if batch.logit_rows.numel() < hidden.shape[0]:
+            hidden = hidden.index_select(0, batch.logit_rows)
+        return self._split(plan, self.decoder.logits(hidden))
+
+    def pack(self, plan: BatchPlan) -> ForwardBatch:
+        """The plan as tensors on the device, in one transfer."""
+        total = plan.num_tokens
+        packed = np.empty((4, total), dtype=np.int64)  # token ids, positions, kv limits, page-table rows
+        offsets, rows, kv_ends, logit_rows = [0], [], [], []
+        drafting = np.zeros(total, dtype=bool)
+        at = 0
+        for span in plan.spans:
+            end = at + len(span.token_ids)
+            packed[0, at:end] = span.token_ids
+            packed[1, at:end] = np.arange(span.start, span.end)
+            packed[2, at:end] = packed[1, at:end] + 1 if span.kv_limit is None else span.kv_limit
+            packed[3, at:end] = span.seq.row
+            drafting[at:end] = span.phase is Phase.DRAFT
+            logit_rows.append(np.arange(at + span.logit_start, at + span.logit_start + span.num_logits))
+            rows.append(span.seq.row)
+            kv_ends.append(span.kv_end)
+            offsets.append(end)
+            at = end
+        device = self.device
+        token_ids, positions, kv_limits, token_rows = torch.from_numpy(packed).to(device).unbind(0)
+        size = self.pool.page_size
+        pages = self.pool.page_table[token_rows, positions // size]
+        draft_tokens = None
+        if self.decoder.adapter is not None and drafting.any():
+            draft_tokens = torch.from_numpy(drafting).to(device, self.pool.dtype)[:, None]
+        return ForwardBatch(
+            token_ids=token_ids,
+            positions=positions,
+            kv_limits=kv_limits,
+            slots=pages * size + positions % size,
+            logit_rows=torch.from_numpy(np.concatenate(logit_rows)).to(device),
+            span_offsets=offsets,
+            span_rows=rows,
+            span_kv_ends=kv_ends,
+            draft_tokens=draft_tokens,
+        )
+
+    def _map_pages(self, plan: BatchPlan) -> None:
+        for span in plan.spans:
+            seq = span.seq
+            if seq.num_mapped < len(seq.pages):
+                self.pool.map_pages(seq.row, seq.num_mapped, seq.pages[seq.num_mapped :])
+                seq.num_mapped = len(seq.pages)
+
+    def _split(self, plan: BatchPlan, logits: torch.Tensor) -> list[torch.Tensor | None]:
+        groups: list[torch.Tensor | None] = []
+        at = 0
+        for group in plan.groups:
+            count = len(group.spans) * group.num_logits
+            rows = logits[at : at + count]
+            groups.append(rows.view(len(group.spans), group.num_logits, -1) if count else None)
+            at += count
+        return groups

@@ -1,0 +1,142 @@
+"""The engine process: `python -m engine.process ENDPOINT`, started by the API process as a plain subprocess.
+
+The first line of stdin is the EngineConfig as JSON. stdin then stays open for as long as the API process lives: its end
+of file means that the parent is gone, however it went, and the process leaves at once. One thread (the main one) does
+everything else: it takes messages between two passes, steps the engine, and sends what happened over a ZeroMQ PAIR
+socket. Nothing received is ever unpickled: messages are msgspec structs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import msgspec
+import zmq
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import EngineError, RequestError
+from engine.events import Finished, GenerationEvent, GenerationStats
+from engine.messages import (
+    AbortRequests,
+    AddRequests,
+    EngineFailed,
+    EngineReady,
+    EngineUpdate,
+    FromEngine,
+    Shutdown,
+    ToEngine,
+)
+from engine.request import Request
+
+log = logging.getLogger("lightcone.engine")
+
+IDLE_HEARTBEAT_SECONDS = 1.0
+
+
+class EngineProcess:
+    """Connects an Engine to the API process's socket."""
+
+    def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
+        self.engine = engine
+        self._socket = socket
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._stopping = False
+
+    def send(self, message: FromEngine) -> None:
+        """Queues a message; never blocks."""
+        self._socket.send(self._encoder.encode(message))
+
+    def serve(self) -> None:
+        """Runs until told to shut down."""
+        while not self._stopping:
+            events = self._receive(wait=not self.engine.has_work)
+            stepped, stats = self.engine.step()
+            self.send(EngineUpdate(events + stepped, stats))
+
+    def _receive(self, wait: bool) -> list[GenerationEvent]:
+        """Takes every message that is there, waiting up to a heartbeat for the first if there is nothing else to do."""
+        events: list[GenerationEvent] = []
+        timeout = int(IDLE_HEARTBEAT_SECONDS * 1000) if wait else 0
+        while self._socket.poll(timeout):
+            timeout = 0
+            message = self._decoder.decode(self._socket.recv())
+            match message:
+                case AddRequests(requests):
+                    for request in requests:
+                        events += self._add(request)
+                case AbortRequests(request_ids):
+                    for request_id in request_ids:
+                        events += self.engine.abort(request_id)
+                case Shutdown():
+                    self._stopping = True
+        return events
+
+    def _add(self, request: Request) -> list[GenerationEvent]:
+        try:
+            self.engine.add(request)
+        except RequestError as error:
+            # The API process checks requests at its door; this is the second lock on the same door.
+            return [Finished(request_id=request.request_id, reason="error", stats=GenerationStats(), error=str(error))]
+        except Exception:
+            log.exception("request %s could not be added", request.request_id)
+            return [
+                Finished(
+                    request_id=request.request_id, reason="error", stats=GenerationStats(),
+                    error="The engine failed to accept this request.",
+                )
+            ]  # fmt: skip
+        return []
+
+
+def leave_with_parent() -> None:
+    """Ends the process at once when stdin closes: the parent holds its other end for as long as it lives."""
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(4096):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+def main() -> int:
+    """Entry point. Exits 0 after Shutdown, 1 after a failure that it has reported in one line."""
+    # Ctrl-C reaches the whole terminal group; the API process decides what it means and tells us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
+    leave_with_parent()
+    context = zmq.Context()
+    socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+    socket.set_hwm(0)
+    socket.connect(sys.argv[1])
+    encoder = msgspec.msgpack.Encoder()
+    code = 0
+    try:
+        started = time.monotonic()
+        engine = Engine.load(config)
+        log.info("model loaded in %.1f s: %s", time.monotonic() - started, engine.info)
+        process = EngineProcess(engine, socket)
+        process.send(EngineReady(engine.info))
+        process.serve()
+    except EngineError as error:
+        socket.send(encoder.encode(EngineFailed(str(error))))
+        code = 1
+    except Exception as error:
+        log.exception("the engine process failed")
+        socket.send(encoder.encode(EngineFailed(f"the engine failed: {type(error).__name__}: {error}".splitlines()[0])))
+        code = 1
+    socket.close(linger=2000)
+    context.term()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What a client asks of the engine: one Request is one choice, already tokenised. A leaf: no torch.
+
+Requests cross the process boundary as msgspec messages, so every field is plain data. `n` choices, several prompts
+and text are the API process's business: it sends one Request a choice.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from engine.config import EngineInfo
+from engine.errors import RequestError
+
+Decoding = Literal["ar", "diffusion", "speculative", "auto"]
+
+MAX_SEED = 2**53
+"""Seeds are in [0, 2**53), so that JSON numbers carry them exactly."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How a token is chosen from logits. The defaults change nothing and sample at temperature 1."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0: off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    """The choice's seed: the noise is a pure function of (seed, absolute position, token id)."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
+    """End and stop tokens are banned while fewer tokens than this have been generated."""
+    logprobs: int | None = None
+    """None: no log-probabilities. k: those of the chosen token and of the k most likely ones."""
+
+
+class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tokens a pass refines, and when they settle."""
+
+    decoding: Decoding = "auto"
+    block_length: int = 32
+    threshold: float | None = 0.9
+    """Diffusion: unmask at this confidence or above. None: an even schedule over `max_denoising_steps`."""
+    max_denoising_steps: int | None = None
+    """Most denoising steps a block may take. None: the block's length."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One choice to generate."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    max_tokens: int
+    sampling: SamplingParams = SamplingParams()
+    decoding: DecodingParams = DecodingParams()
+    stop_token_ids: tuple[int, ...] = ()
+    """Ends the answer besides the model's own end tokens."""
+    ignore_eos: bool = False
+    """The model's own end tokens are ordinary tokens."""
+    priority: int = 0
+    """Lower is served first; equal priorities are served first come first."""
+    cache_salt: str = ""
+    """Prefix-cache entries are shared only between requests with equal salts."""
+    suffix_token_ids: list[int] | None = None
+    """Infill: the text after the gap. None: plain generation."""
+    include_drafts: bool = False
+    """Emit `DraftUpdated` events."""
+
+
+def check_request(request: Request, info: EngineInfo) -> None:
+    """The door: raises RequestError for whatever could never be served, naming the field. Cheap and allocation-free."""
+    prompt, sampling, decoding = request.prompt_token_ids, request.sampling, request.decoding
+    if not prompt:
+        raise RequestError("The prompt is empty: it must have at least one token.", "prompt")
+    _check_ids(prompt, "prompt", info)
+    if request.max_tokens < 1:
+        raise RequestError(f"max_tokens must be at least 1, not {request.max_tokens}.", "max_tokens")
+    suffix_length = len(request.suffix_token_ids or ())
+    total = len(prompt) + suffix_length + request.max_tokens
+    if total > info.max_model_len:
+        raise RequestError(
+            f"This model's maximum context length is {info.max_model_len} tokens. However, you requested "
+            f"{total} tokens ({len(prompt) + suffix_length} in the prompt, {request.max_tokens} in the completion). "
+            "Please reduce the prompt or max_tokens.",
+            "max_tokens" if len(prompt) < info.max_model_len else "prompt",
+            "context_length_exceeded",
+        )
+    if decoding.decoding not in info.decodings:
+        raise RequestError(
+            f"The model family {info.family} does not support decoding '{decoding.decoding}'. "
+            f"Valid values: {', '.join(info.decodings)}.",
+            "decoding",
+            "unsupported_parameter",
+        )
+    if not 2 <= decoding.block_length <= info.max_block_length:
+        raise RequestError(
+            f"block_length must be between 2 and {info.max_block_length}, not {decoding.block_length}.", "block_length"
+        )
+    if decoding.threshold is not None and not 0.0 < decoding.threshold <= 1.0:
+        raise RequestError(f"threshold must be greater than 0 and at most 1, not {decoding.threshold}.", "threshold")
+    if decoding.max_denoising_steps is not None and decoding.max_denoising_steps < 1:
+        raise RequestError(
+            f"max_denoising_steps must be at least 1, not {decoding.max_denoising_steps}.", "max_denoising_steps"
+        )
+    if not 0 <= sampling.seed < MAX_SEED:
+        raise RequestError(f"seed must be in [0, 2**53), not {sampling.seed}.", "seed")
+    if sampling.min_tokens > request.max_tokens:
+        raise RequestError(
+            f"min_tokens ({sampling.min_tokens}) must not be greater than max_tokens ({request.max_tokens}).",
+            "min_tokens",
+        )
+    for token in sampling.logit_bias:
+        if not 0 <= token < info.vocab_size:
+            raise RequestError(f"logit_bias names token id {token}, outside the vocabulary.", "logit_bias")
+    if request.suffix_token_ids is not None:
+        _check_infill(request, request.suffix_token_ids, info)
+
+
+def _check_ids(ids: list[int], param: str, info: EngineInfo) -> None:
+    if min(ids) < 0 or max(ids) >= info.vocab_size:
+        bad = next(token for token in ids if not 0 <= token < info.vocab_size)
+        raise RequestError(
+            f"Token id {bad} in {param} is outside the vocabulary [0, {info.vocab_size}).", param, "invalid_token_id"
+        )
+    for banned in info.banned_token_ids:
+        if banned in ids:
+            raise RequestError(
+                f"Token id {banned} in {param} is reserved (mask or padding) and cannot be sent.",
+                param,
+                "invalid_token_id",
+            )
+
+
+def _check_infill(request: Request, suffix: list[int], info: EngineInfo) -> None:
+    if info.max_infill_window == 0:
+        raise RequestError(f"The model family {info.family} cannot fill in before a suffix.", "suffix")
+    if request.decoding.decoding not in ("auto", "diffusion"):
+        raise RequestError(
+            f"suffix is filled in by diffusion: decoding must be unset, 'auto' or 'diffusion', "
+            f"not '{request.decoding.decoding}'.",
+            "suffix",
+        )
+    if suffix:
+        _check_ids(suffix, "suffix", info)
+    window = request.max_tokens + len(suffix)
+    if window > info.max_infill_window:
+        raise RequestError(
+            f"max_tokens plus suffix is {window} tokens; the server's limit for infill is {info.max_infill_window}.",
+            "suffix",
+        )

@@ -1,0 +1,187 @@
+"""From logits to tokens, vectorised over a step group: bans, bias, penalties, temperature, filters, noise, confidence.
+
+The order is the same in every decoding mode: banned ids, grammar, logit_bias, min_tokens, penalties, temperature,
+top_k, top_p, min_p, noise. Shapes: n spans of a group, r logit rows each, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.history import TokenHistory
+from engine.noise import gumbel_noise
+from engine.request import SamplingParams
+
+if TYPE_CHECKING:
+    from engine.sequence import Sequence
+
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy: logits divided by them leave float32's range."""
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(slots=True)
+class Chosen:
+    """What was chosen at every logit row of a group, on the device."""
+
+    token_ids: torch.Tensor
+    """[n, r] int64"""
+    finite: torch.Tensor
+    """[n] bool: the model's logits held no NaN and no infinity."""
+    logits: torch.Tensor
+    """[n, r, V]: after bans, bias and penalties, before temperature: the distribution confidence is taken from."""
+
+
+class Sampler:
+    """Applies requests' sampling parameters. Holds only what all requests share: banned ids and token histories."""
+
+    def __init__(self, banned_token_ids: tuple[int, ...], history: TokenHistory, device: torch.device) -> None:
+        self._banned = torch.tensor(banned_token_ids, dtype=torch.int64, device=device)
+        self._history = history
+        self._device = device
+
+    def choose(
+        self,
+        logits: torch.Tensor,
+        seqs: Rows[Sequence],
+        positions: torch.Tensor,
+        *,
+        drafts: torch.Tensor | None = None,
+        cumulative: bool = False,
+        min_tokens: Rows[int] | None = None,
+    ) -> Chosen:
+        """Chooses a token at every row.
+
+        logits: [n, r, V] raw; overwritten. positions: [n, r] int64, absolute positions of the tokens being chosen.
+        drafts: [n, r] int64, tokens of the open block that count as history, -1 where none; with `cumulative` row i
+        sees drafts[: i + 1] only (verification), else every row sees all of them (denoising).
+        min_tokens: overrides the requests' own (a policy that bans end tokens altogether).
+        """
+        finite = torch.isfinite(logits.sum(dim=-1)).all(dim=-1)
+        logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
+        self._apply_bias(logits, seqs)
+        self._apply_min_tokens(logits, seqs, positions, min_tokens)
+        self._apply_penalties(logits, seqs, drafts, cumulative)
+        token_ids = logits.argmax(dim=-1)
+        sampled = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
+        if sampled:
+            params = [seqs[i].request.sampling for i in sampled]
+            if len(sampled) == len(seqs):
+                token_ids = sample(logits, params, positions)
+            else:
+                index = torch.tensor(sampled, device=self._device)
+                token_ids[index] = sample(logits[index], params, positions[index])
+        return Chosen(token_ids, finite, logits)
+
+    def _apply_bias(self, logits: torch.Tensor, seqs: Rows[Sequence]) -> None:
+        entries = [
+            (i, token, bias) for i, seq in enumerate(seqs) for token, bias in seq.request.sampling.logit_bias.items()
+        ]
+        if entries:
+            rows, tokens, values = zip(*entries, strict=True)
+            bias = torch.tensor(values, dtype=logits.dtype, device=self._device)[:, None]
+            logits[torch.tensor(rows), :, torch.tensor(tokens)] += bias
+
+    def _apply_min_tokens(
+        self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor, override: Rows[int] | None
+    ) -> None:
+        minima = override if override is not None else [seq.request.sampling.min_tokens for seq in seqs]
+        entries = [
+            (i, token, seq.num_prompt + minimum)
+            for i, (seq, minimum) in enumerate(zip(seqs, minima, strict=True))
+            if minimum
+            for token in seq.end_token_ids
+        ]
+        if entries:
+            columns = torch.tensor(entries, dtype=torch.int64, device=self._device)
+            rows, tokens, limits = columns.unbind(dim=1)
+            banned = positions[rows] < limits[:, None]  # [entries, r]
+            logits[rows, :, tokens] = logits[rows, :, tokens].masked_fill(banned, NEGATIVE_INFINITY)
+
+    def _apply_penalties(
+        self, logits: torch.Tensor, seqs: Rows[Sequence], drafts: torch.Tensor | None, cumulative: bool
+    ) -> None:
+        penalised = [i for i, seq in enumerate(seqs) if has_penalties(seq.request.sampling)]
+        if not penalised:
+            return
+        index = torch.tensor(penalised, device=self._device)
+        subset = [seqs[i] for i in penalised]
+        generated, prompt = self._history.counts(subset)  # [k, V] each
+        counts = generated[:, None, :]
+        if drafts is not None:
+            counts = counts + _draft_counts(drafts[index], logits.shape[-1], cumulative)
+        params = torch.tensor(
+            [
+                (s.request.sampling.repetition_penalty, s.request.sampling.frequency_penalty,
+                 s.request.sampling.presence_penalty)
+                for s in subset
+            ],
+            dtype=logits.dtype, device=self._device,
+        )  # fmt: skip
+        repetition, frequency, presence = (column[:, None, None] for column in params.unbind(dim=1))
+        rows = logits[index]
+        seen = (counts > 0) | prompt[:, None, :]
+        rows = torch.where(seen, torch.where(rows > 0, rows / repetition, rows * repetition), rows)
+        rows = rows - counts.to(rows.dtype) * frequency - (counts > 0).to(rows.dtype) * presence
+        logits[index] = rows
+
+
+def has_penalties(params: SamplingParams) -> bool:
+    """Whether any penalty changes the logits."""
+    return params.presence_penalty != 0 or params.frequency_penalty != 0 or params.repetition_penalty != 1
+
+
+def sample(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor) -> torch.Tensor:
+    """Seeded sampling: argmax of filtered `logits / temperature` plus positional Gumbel noise.
+
+    logits: [n, r, V]; params: n, all with temperature above zero; positions: [n, r]. Returns [n, r] int64.
+    """
+    device = logits.device
+    table = torch.tensor([(p.temperature, p.top_p, p.min_p) for p in params], dtype=logits.dtype, device=device)
+    temperature, top_p, min_p = (column[:, None, None] for column in table.unbind(dim=1))
+    scores = logits / temperature
+    if any(p.top_k > 0 or p.top_p < 1 for p in params):
+        top_k = torch.tensor([p.top_k if p.top_k > 0 else logits.shape[-1] for p in params], device=device)
+        scores = filter_top(scores, top_k[:, None, None], top_p)
+    if any(p.min_p > 0 for p in params):
+        floor = scores.amax(dim=-1, keepdim=True) + torch.log(min_p)
+        scores = scores.masked_fill(scores < floor, NEGATIVE_INFINITY)
+    seeds = torch.tensor([p.seed for p in params], dtype=torch.int64, device=device)
+    return scores.add_(gumbel_noise(seeds, positions, logits.shape[-1])).argmax(dim=-1)
+
+
+def filter_top(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Keeps the `top_k` best and, of their renormalised distribution, the smallest set of mass `top_p`.
+
+    scores: [n, r, V]; top_k (int), top_p: [n, 1, 1]. Filtered scores are -inf. The best token always stays. Equal
+    scores are kept or dropped by token id, lower first, so that the result does not depend on the batch.
+    """
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(scores.shape[-1], device=scores.device)
+    ordered = ordered.masked_fill(rank >= top_k, NEGATIVE_INFINITY)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    # top_p = 1 must keep everything: rounding lets `before` reach 1 early.
+    dropped = (before >= top_p) & (top_p < 1) & (rank > 0)
+    ordered = ordered.masked_fill(dropped, NEGATIVE_INFINITY)
+    return torch.empty_like(scores).scatter_(-1, order, ordered)
+
+
+def log_probabilities(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Natural-log softmax probability of the given tokens. logits: [n, r, V]; token_ids: [n, r]. Returns [n, r]."""
+    chosen = logits.gather(-1, token_ids[..., None])[..., 0]
+    return chosen - logits.logsumexp(dim=-1)
+
+
+def _draft_counts(drafts: torch.Tensor, vocab_size: int, cumulative: bool) -> torch.Tensor:
+    """How often each token occurs among the visible drafts. drafts: [k, r], -1 for none. Returns [k, r or 1, V] int."""
+    k, r = drafts.shape
+    one_hot = torch.zeros(k, r, vocab_size, dtype=torch.int32, device=drafts.device)
+    one_hot.scatter_(-1, drafts.clamp(min=0)[..., None], (drafts >= 0).to(torch.int32)[..., None])
+    return (
+        one_hot.cumsum(dim=1, dtype=torch.int32) if cumulative else one_hot.sum(dim=1, keepdim=True, dtype=torch.int32)
+    )
