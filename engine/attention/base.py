@@ -18,6 +18,7 @@ class AttentionBackend(ABC):
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """Writes k and v of every query token to their slots, then attends.
 
-        q: [T, num_heads, head_dim], rotated; the 1/sqrt(head_dim) softmax scale is applied here; k, v: [T, num_kv_heads, head_dim].
+        q: [T, num_heads, head_dim], rotated; k, v: [T, num_kv_heads, head_dim]. The softmax scale 1/sqrt(head_dim) is
+        applied here.
         Returns [T, num_heads, head_dim]. Rows of one pass see each other's keys where their kv_limit allows.
         """

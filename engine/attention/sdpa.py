@@ -1,0 +1,183 @@
+"""The reference attention backend: any device, any float dtype, torch's scaled_dot_product_attention.
+
+A pass is cut into *segments*: spans with the same query length and similar contexts, attended in one call. For each one
+the pages are gathered into a scratch buffer, which is small enough to stay in a processor's cache, and read from there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from engine.attention.base import AttentionBackend
+from engine.batch import ForwardBatch
+from engine.kv_cache.pool import KVCachePool
+
+# Measured on a CPU with a 6-layer model of 2 KV heads of 32: a segment costs as much again as about this many
+# (query, padding key) pairs, where a key's gather counts as GATHER_COST queries.
+PADDING_BUDGET = 8192
+GATHER_COST = 4
+# Elements of K (and of V) gathered for one call: 2 MiB in float32. Larger ones fall out of the cache and were slower.
+SCRATCH_ELEMENTS = 1 << 19
+# Longer spans are attended in tiles of this many queries, so that a causal one does not compute what it cannot see.
+QUERY_TILE = 128
+
+
+@dataclass(slots=True, eq=False)
+class _Tile:
+    """Query rows attended in one call: q tokens of each of the segment's n spans."""
+
+    rows: slice | torch.Tensor
+    """Where the n * q query tokens lie in the batch, span by span."""
+    mask: torch.Tensor
+    """Added to the scores. [1, 1, q, kv] if n is 1, else [n, 1, q * group, kv]: 0 where visible, -inf elsewhere."""
+    keys: torch.Tensor
+    """[n, num_kv_heads, kv, head_dim], a view of the scratch; so is `values`."""
+    values: torch.Tensor
+
+
+@dataclass(slots=True, eq=False)
+class _Segment:
+    pages: torch.Tensor
+    """[n * pages_per_span] int64"""
+    key_pages: torch.Tensor
+    """[n * pages_per_span, page_size * num_kv_heads * head_dim], a view of the scratch; so is `value_pages`."""
+    value_pages: torch.Tensor
+    tiles: list[_Tile]
+
+
+class SdpaAttention(AttentionBackend):
+    """Gathers pages, then attends densely. The cost depends on the batch alone, never on the pool's size."""
+
+    def __init__(self, pool: KVCachePool, num_heads: int) -> None:
+        if num_heads % pool.num_kv_heads:
+            raise ValueError(f"{num_heads} query heads cannot share {pool.num_kv_heads} KV heads evenly")
+        self._pool = pool
+        self._group = num_heads // pool.num_kv_heads
+        self._page_elements = pool.page_size * pool.num_kv_heads * pool.head_dim
+        by_page = (pool.num_layers, pool.num_pages, self._page_elements)
+        self._layer_keys = pool.k.view(by_page).unbind(0)
+        self._layer_values = pool.v.view(by_page).unbind(0)
+        # Kept between passes: fresh memory of this size is mapped page by page, which costs more than the gather.
+        self._scratch = self._new_scratch(0)
+        self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
+        self._segments: list[_Segment] = []
+
+    def prepare(self, batch: ForwardBatch) -> None:
+        """Groups the pass's spans into segments and builds their gather indices and masks."""
+        groups = self._group_spans(batch)
+        largest = max(len(spans) * num_pages for spans, num_pages in groups) * self._page_elements
+        if self._scratch.shape[1] < largest:
+            self._scratch = self._new_scratch(largest)
+        self._slots = batch.slots
+        self._segments = [self._segment(batch, spans, num_pages) for spans, num_pages in groups]
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
+        """See AttentionBackend. All K and V are written before any is read, so spans of one sequence see each other."""
+        self._pool.write(layer, self._slots, k, v)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for segment in self._segments:
+            torch.index_select(self._layer_keys[layer], 0, segment.pages, out=segment.key_pages)
+            torch.index_select(self._layer_values[layer], 0, segment.pages, out=segment.value_pages)
+            for tile in segment.tiles:
+                out[tile.rows] = self._attend(q[tile.rows], tile)
+        return out
+
+    def _attend(self, q: torch.Tensor, tile: _Tile) -> torch.Tensor:
+        """q and the result: [n * q, num_heads, head_dim]. K and V are never expanded to the query heads."""
+        spans, kv_heads, _, head_dim = tile.keys.shape
+        grouped = q.view(spans, -1, kv_heads, self._group, head_dim)
+        if spans == 1:
+            # The heads of a group become the batch, with K and V broadcast over it: one mask row serves them all.
+            queries = grouped[0].permute(2, 1, 0, 3)
+            keys, values = (x.expand(self._group, -1, -1, -1) for x in (tile.keys, tile.values))
+            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=tile.mask)
+            return attended.permute(2, 1, 0, 3).reshape(q.shape)
+        # The heads of a group become further queries of their KV head.
+        queries = grouped.transpose(1, 2).reshape(spans, kv_heads, -1, head_dim)
+        attended = scaled_dot_product_attention(queries, tile.keys, tile.values, attn_mask=tile.mask)
+        return attended.view(spans, kv_heads, -1, self._group, head_dim).transpose(1, 2).reshape(q.shape)
+
+    def _group_spans(self, batch: ForwardBatch) -> list[tuple[list[int], int]]:
+        """Cuts the pass into segments: (indices of the spans, KV pages gathered for each)."""
+        by_length: defaultdict[int, list[int]] = defaultdict(list)
+        for span, (start, end) in enumerate(zip(batch.span_offsets, batch.span_offsets[1:], strict=False)):
+            by_length[end - start].append(span)
+        kv_ends, page_size = batch.span_kv_ends, self._pool.page_size
+        segments: list[tuple[list[int], int]] = []
+        for length, spans in by_length.items():
+            spans.sort(key=kv_ends.__getitem__, reverse=True)
+            current: list[int] = []
+            num_pages = most_spans = padding = 0
+            for span in spans:
+                padding += (num_pages * page_size - kv_ends[span]) * (length + GATHER_COST)
+                if not current or len(current) == most_spans or padding > PADDING_BUDGET:
+                    current, padding = [], 0
+                    num_pages = -(-kv_ends[span] // page_size)
+                    most_spans = self._most_spans(length, num_pages)
+                    segments.append((current, num_pages))
+                current.append(span)
+        return segments
+
+    def _most_spans(self, length: int, num_pages: int) -> int:
+        if length > QUERY_TILE:
+            return 1
+        return max(1, SCRATCH_ELEMENTS // (num_pages * self._page_elements))
+
+    def _segment(self, batch: ForwardBatch, spans: list[int], num_pages: int) -> _Segment:
+        pool, count = self._pool, len(spans)
+        spans.sort()
+        table_rows = torch.tensor([batch.span_rows[span] for span in spans], device=pool.device)
+        # Beyond a span's last page its table row is stale: repeat that page, which holds nobody else's KV.
+        last_pages = torch.tensor([(batch.span_kv_ends[span] - 1) // pool.page_size for span in spans])
+        columns = torch.minimum(torch.arange(num_pages), last_pages[:, None]).to(pool.device)
+        pages = pool.page_table[table_rows[:, None], columns].view(-1)
+        key_pages, value_pages = (
+            buffer[: pages.numel() * self._page_elements].view(pages.numel(), -1) for buffer in self._scratch
+        )
+        shape = (count, num_pages * pool.page_size, pool.num_kv_heads, pool.head_dim)
+        keys, values = (x.view(shape).transpose(1, 2) for x in (key_pages, value_pages))
+        start, end = batch.span_offsets[spans[0]], batch.span_offsets[spans[-1] + 1]
+        length = batch.span_offsets[spans[0] + 1] - start
+        if length > QUERY_TILE:
+            tiles = self._query_tiles(batch, start, end, keys, values)
+        elif end - start == count * length:
+            tiles = [self._tile(batch, slice(start, end), keys, values)]
+        else:
+            starts = torch.tensor([batch.span_offsets[span] for span in spans])
+            rows = (starts[:, None] + torch.arange(length)).view(-1).to(pool.device)
+            tiles = [self._tile(batch, rows, keys, values)]
+        return _Segment(pages, key_pages, value_pages, tiles)
+
+    def _query_tiles(
+        self, batch: ForwardBatch, start: int, end: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> list[_Tile]:
+        """Tiles of one long span, each with no more keys than its queries see."""
+        slices = [slice(first, min(first + QUERY_TILE, end)) for first in range(start, end, QUERY_TILE)]
+        limits = torch.stack([batch.kv_limits[rows].max() for rows in slices])
+        # Whole pages: kernels are quicker on even lengths.
+        lengths = [-(-limit // self._pool.page_size) * self._pool.page_size for limit in limits.tolist()]
+        return [
+            self._tile(batch, rows, keys[:, :, :length], values[:, :, :length])
+            for rows, length in zip(slices, lengths, strict=True)
+        ]
+
+    def _tile(self, batch: ForwardBatch, rows: slice | torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> _Tile:
+        count, _, kv_length, _ = keys.shape
+        limits = batch.kv_limits[rows].view(count, 1, -1, 1)
+        if bool((limits == limits[:, :, :1]).all()):
+            limits = limits[:, :, :1]
+        elif count > 1:
+            limits = limits.repeat_interleave(self._group, dim=2)
+        hidden = limits <= torch.arange(kv_length, device=limits.device)
+        mask = torch.zeros(hidden.shape, dtype=self._pool.dtype, device=limits.device)
+        return _Tile(rows, mask.masked_fill_(hidden, float("-inf")), keys, values)
+
+    def _new_scratch(self, elements: int) -> torch.Tensor:
+        """[2, elements]: gathered K and gathered V."""
+        # Not an inference tensor: one of those could be written in inference mode only, and this outlives the mode.
+        with torch.inference_mode(False):
+            return torch.empty((2, elements), dtype=self._pool.dtype, device=self._pool.device)

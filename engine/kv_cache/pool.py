@@ -1,0 +1,59 @@
+"""The KV cache's tensors: K and V of every page, and the page table the attention kernels read."""
+
+import torch
+
+
+class KVCachePool:
+    """Pages of K and V for all layers, allocated once. Which page belongs to whom is PageAllocator's business.
+
+    A *slot* is one KV position of the pool: slot = page * page_size + offset within the page.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        max_rows: int,
+        max_pages_per_row: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_layers = num_layers
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.dtype = dtype
+        self.device = device
+        shape = (num_layers, num_pages * page_size, num_kv_heads, head_dim)
+        # Zeros, not empty: attention reads slots not written yet and gives them weight 0, and 0 * NaN = NaN.
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        """[num_layers, num_pages * page_size, num_kv_heads, head_dim], contiguous; so is `v`."""
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.page_table = torch.zeros((max_rows, max_pages_per_row), dtype=torch.int64, device=device)
+        """[max_rows, max_pages_per_row] int64: the pages of each running sequence, by position. Entries past its last
+        page are stale."""
+
+    @staticmethod
+    def bytes_per_page(*, num_layers: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Bytes of K and V that one page takes over all layers."""
+        return 2 * num_layers * page_size * num_kv_heads * head_dim * dtype.itemsize
+
+    def map_pages(self, row: int, first: int, pages: list[int]) -> None:
+        """Sets page_table[row, first : first + len(pages)]."""
+        self.page_table[row, first : first + len(pages)] = torch.tensor(pages, dtype=torch.int64, device=self.device)
+
+    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Stores K and V of T tokens. slots: [T] int64, without repeats; k, v: [T, num_kv_heads, head_dim]."""
+        self.k[layer].index_copy_(0, slots, k)
+        self.v[layer].index_copy_(0, slots, v)
+
+    def clear(self, pages: list[int]) -> None:
+        """Zeroes pages in every layer, so that non-finite values in them cannot reach their next owner."""
+        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        for stored in (self.k, self.v):
+            stored.view(self.num_layers, self.num_pages, -1).index_fill_(1, index, 0)

@@ -1,0 +1,57 @@
+"""How many pages the KV pool gets, and the longest context it can promise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.kv_cache.pool import KVCachePool
+from engine.models.decoder import DecoderConfig
+
+CPU_POOL_BYTES = 2 * 1024**3
+"""Most memory an automatically sized pool takes on a CPU."""
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """Pages of the pool, and the longest prompt plus answer (tokens) that one sequence may have."""
+
+    num_pages: int
+    max_model_len: int
+
+
+def choose_pool_size(config: EngineConfig, shape: DecoderConfig, dtype: torch.dtype, device: torch.device) -> PoolSize:
+    """Sizes the pool from the configuration, or from free memory. Raises ConfigError if a promised length cannot fit.
+
+    On a GPU: what weights already took is gone from its free memory, and `1 - gpu_memory_utilization` of it all is left
+    for activations. On a CPU: enough for `max_running` sequences of the longest length, within two gigabytes.
+    """
+    if config.max_model_len is not None and config.max_model_len > shape.max_positions:
+        raise ConfigError(
+            f"max_model_len ({config.max_model_len}) is beyond what the model was made for ({shape.max_positions})."
+        )
+    wanted = config.max_model_len or shape.max_positions
+    page_bytes = KVCachePool.bytes_per_page(
+        num_layers=shape.num_layers, page_size=config.page_size, num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim, dtype=dtype,
+    )  # fmt: skip
+    if config.kv_cache_tokens is not None:
+        num_pages = config.kv_cache_tokens // config.page_size
+    elif device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        num_pages = int(free - (1 - config.gpu_memory_utilization) * total) // page_bytes
+    else:
+        per_sequence = -(-wanted // config.page_size)
+        num_pages = min(config.max_running * per_sequence, max(CPU_POOL_BYTES // page_bytes, per_sequence))
+    if num_pages < 1:
+        raise ConfigError("No memory is left for a single KV page: lower max_model_len or raise kv_cache_tokens.")
+    capacity = num_pages * config.page_size
+    if config.max_model_len is not None and capacity < config.max_model_len:
+        raise ConfigError(
+            f"The KV pool holds {capacity} tokens, fewer than max_model_len ({config.max_model_len}): "
+            "raise kv_cache_tokens or lower max_model_len."
+        )
+    return PoolSize(num_pages, min(wanted, capacity))

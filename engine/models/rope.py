@@ -1,0 +1,118 @@
+"""Rotary position embeddings as a table over positions, with YaRN and its relatives, and Llama-4 query scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from engine.errors import ModelLoadError
+
+REQUIRED_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+}
+"""The rope types whose frequencies do not depend on the text's length, and what each needs besides theta."""
+
+OPTIONAL_PARAMETERS = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryScaling:
+    """Llama-4 style: after RoPE the query at p is scaled by 1 + beta * ln(1 + floor(p / original_max_positions))."""
+
+    beta: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """`rope_parameters` of a published config.json."""
+
+    theta: float
+    kind: str = "default"
+    """A key of REQUIRED_PARAMETERS."""
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    query_scaling: QueryScaling | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in REQUIRED_PARAMETERS:
+            known = ", ".join(REQUIRED_PARAMETERS)
+            raise ModelLoadError(f"Rope type {self.kind!r} is not supported. Supported: {known}.")
+        missing = [name for name in REQUIRED_PARAMETERS[self.kind] if name not in self.parameters]
+        if missing:
+            raise ModelLoadError(f"Rope type {self.kind!r} needs {', '.join(missing)} in rope_parameters.")
+
+
+class Rotation(NamedTuple):
+    """What a pass needs of the table, for its T tokens."""
+
+    cos: torch.Tensor
+    """[T, 1, head_dim]"""
+    sin: torch.Tensor
+    """[T, 1, head_dim], the first half negated: rotated = x * cos + roll(x, head_dim / 2) * sin."""
+    query_scale: torch.Tensor | None
+    """[T, 1, 1]"""
+
+
+class RotaryTable:
+    """cos, sin and query scale of every position below `num_positions`.
+
+    A table rather than a computation per pass: a position's rotation is then the same bits in whatever company it is
+    computed. Angles are float32 in every dtype, as in the published implementations the weights were trained with.
+    """
+
+    def __init__(
+        self, config: RopeConfig, head_dim: int, num_positions: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        frequencies, factor = rope_frequencies(config, head_dim)
+        positions = torch.arange(num_positions, device=device)
+        angles = positions[:, None].float() * frequencies.to(device)  # [P, head_dim / 2]
+        cos, sin = angles.cos() * factor, angles.sin() * factor
+        rows = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), dim=1)
+        self.table = rows.to(dtype)  # [P, 2, head_dim]
+        self.query_scale: torch.Tensor | None = None
+        if (scaling := config.query_scaling) is not None:
+            periods = torch.floor(positions / scaling.original_max_positions)
+            scale = 1 + scaling.beta * torch.log(1 + periods)
+            self.query_scale = scale.to(dtype)[:, None, None]  # [P, 1, 1]
+
+    def rows(self, positions: torch.Tensor) -> Rotation:
+        """positions: [T] int64, each below `num_positions`."""
+        rows = self.table.index_select(0, positions)  # [T, 2, head_dim]
+        scale = None if self.query_scale is None else self.query_scale.index_select(0, positions)
+        return Rotation(rows[:, :1], rows[:, 1:], scale)
+
+
+def rope_frequencies(config: RopeConfig, head_dim: int) -> tuple[torch.Tensor, float]:
+    """Inverse frequencies [head_dim / 2] float32 and the attention factor that multiplies cos and sin.
+
+    Source: Su et al. 2021 (RoPE); the scaled variants are transformers' own functions, so that YaRN's many published
+    conventions are theirs and not a second reading of them.
+    """
+    if config.kind == "default":
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        return 1.0 / config.theta**exponents, 1.0
+    # Imported here: it costs a second, and a model with plain RoPE starts without it.
+    from transformers import PreTrainedConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    known = (*REQUIRED_PARAMETERS[config.kind], *OPTIONAL_PARAMETERS)
+    parameters = {name: value for name, value in config.parameters.items() if name in known}
+    settings = PreTrainedConfig.from_dict(
+        {
+            "rope_parameters": {"rope_type": config.kind, "rope_theta": config.theta, **parameters},
+            "head_dim": head_dim,
+            "hidden_size": head_dim,
+            "num_attention_heads": 1,
+            "max_position_embeddings": int(
+                parameters["factor"] * parameters.get("original_max_position_embeddings", 1)
+            ),
+        }
+    )
+    frequencies, factor = ROPE_INIT_FUNCTIONS[config.kind](settings, torch.device("cpu"))
+    return frequencies, float(factor)
