@@ -6,8 +6,8 @@ import time
 
 from engine.batch import BatchPlan, Phase, Span, StepGroup
 from engine.config import EngineConfig
-from engine.decoding.auto import CostTable
 from engine.decoding.base import DecodingPolicy
+from engine.decoding.width import CostTable
 from engine.model_runner import ModelRunner
 from engine.request import Request
 from engine.sequence import Sequence

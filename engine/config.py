@@ -42,7 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     calibration_seconds: float = 2.0
     """Time spent at start-up on measuring what passes cost, for `auto`. 0: a rough assumption instead."""
     threads: int | None = None
-    """torch intra-op threads on a CPU. None: torch's own default."""
+    """torch intra-op threads on a CPU. None: all cores but one, which the API process needs."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence as Rows
 
@@ -12,10 +13,10 @@ from engine.attention.sdpa import SdpaAttention
 from engine.batch import BatchPlan
 from engine.calibration import measure_costs
 from engine.config import EngineConfig, EngineInfo
-from engine.decoding.auto import AcceptanceEstimate, CostTable, WidthController
 from engine.decoding.base import StepOutcome, to_host
 from engine.decoding.prefill import Prefill
 from engine.decoding.registry import make_policies
+from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
 from engine.errors import ConfigError, RequestError
 from engine.events import GenerationEvent, StepStats
 from engine.history import TokenHistory
@@ -99,8 +100,8 @@ class Engine:
         """Loads the model that the configuration names. Raises ModelLoadError or ConfigError, one line each."""
         check_config(config)
         device = resolve_device(config.device)
-        if config.threads is not None and device.type == "cpu":
-            torch.set_num_threads(config.threads)
+        if device.type == "cpu":
+            torch.set_num_threads(config.threads or default_threads())
         model = load_model(
             model_directory(config.model),
             load_format=config.load_format,
@@ -111,7 +112,7 @@ class Engine:
         return cls(config, model, device)
 
     def add(self, request: Request) -> None:
-        """Queues a request; it joins before the next pass it fits into. Raises RequestError if it can never be served."""
+        """Queues a request; it joins before the next pass it fits into. RequestError if it can never be served."""
         check_request(request, self.info)
         name = "infill" if request.suffix_token_ids is not None else request.decoding.decoding
         ends = frozenset(request.stop_token_ids)
@@ -127,7 +128,7 @@ class Engine:
             raise RequestError(str(error.args[0]), "request_id") from None
 
     def abort(self, request_id: str) -> list[GenerationEvent]:
-        """Drops a request; its pages are free before the next pass. Returns its Finished event, if it was still there."""
+        """Drops a request; its pages are free before the next pass. Returns its Finished event, if it was there."""
         return self.scheduler.abort(request_id)
 
     @property
@@ -194,6 +195,12 @@ def decode(plan: BatchPlan, logits: Rows[torch.Tensor | None]) -> list[StepOutco
     return outcomes
 
 
+def default_threads() -> int:
+    """torch threads on a CPU: all cores but one, which the API process needs. A pass whose threads wait for a core that
+    another process holds is many times slower than one with a thread less."""
+    return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1
+
+
 def check_config(config: EngineConfig) -> None:
     """Raises ConfigError naming the field and what is valid."""
     size = config.page_size
@@ -210,7 +217,8 @@ def check_config(config: EngineConfig) -> None:
         needed = -(-widest * 4 // 3)
         raise ConfigError(
             f"max_batch_tokens ({config.max_batch_tokens}) cannot hold two blocks of max_block_length "
-            f"({config.max_block_length}) or one max_infill_window ({config.max_infill_window}): at least {needed} needed."
+            f"({config.max_block_length}) or one max_infill_window ({config.max_infill_window}): "
+            f"at least {needed} is needed."
         )
     if config.max_infill_window < 0:
         raise ConfigError(f"max_infill_window must be at least 0, not {config.max_infill_window}.")

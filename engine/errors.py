@@ -14,7 +14,7 @@ class ConfigError(EngineError):
 
 
 class RequestError(EngineError):
-    """A request that can never be served. `param` names the field at fault; `code` is the wire's machine-readable code."""
+    """A request that can never be served. `param` names the field at fault; `code` is machine-readable."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""What the engine says about its requests, and about itself. A leaf: no torch. All of it crosses the process boundary."""
+"""What the engine says about its requests and about itself. A leaf: no torch. It all crosses the process boundary."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probability of a committed token under the distribution that chose it, and of the most likely ones."""
+    """Natural-log probability of a committed token under the distribution that chose it, and of the likeliest ones."""
 
     token_id: int
     logprob: float

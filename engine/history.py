@@ -27,7 +27,7 @@ class TokenHistory:
         self._counted = [0] * max_rows
 
     def counts(self, seqs: Rows[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
-        """([k, V] int32 counts of settled generated tokens, [k, V] bool presence in the prompt) of running sequences."""
+        """([k, V] int32 counts of settled generated tokens, [k, V] bool presence in the prompt) of k running ones."""
         if self._generated is None or self._prompt is None:
             self._generated = torch.zeros(self._shape, dtype=torch.int32, device=self._device)
             self._prompt = torch.zeros(self._shape, dtype=torch.bool, device=self._device)

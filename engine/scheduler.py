@@ -64,7 +64,7 @@ class Scheduler:
         self._enqueue(seq)
 
     def abort(self, request_id: str) -> list[GenerationEvent]:
-        """Drops a request between two passes and frees its pages. Unknown ids are ignored: they may just have finished."""
+        """Drops a request between two passes and frees its pages. An unknown id is ignored: it may have just finished."""
         seq = self._sequences.get(request_id)
         if seq is None:
             return []

@@ -52,6 +52,10 @@ class Block:
         """Puts the causally chosen, already settled token at position 0."""
         self.token_ids[0], self.masked[0], self.num_settled, self.awaits_seed = token_id, False, 1, False
 
+    def truncate(self, length: int) -> None:
+        """Drops everything after the first `length` positions. A draft may be cut anywhere: verification is exact."""
+        del self.token_ids[length:], self.masked[length:], self.confidences[length:]
+
     def __len__(self) -> int:
         return len(self.token_ids)
 

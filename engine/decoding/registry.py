@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from engine.config import EngineConfig
-from engine.decoding.auto import Auto, WidthController
+from engine.decoding.auto import Auto
 from engine.decoding.autoregressive import Autoregressive
 from engine.decoding.base import DecodingPolicy
 from engine.decoding.diffusion import Diffusion
 from engine.decoding.infill import Infill
 from engine.decoding.self_speculation import SelfSpeculation
+from engine.decoding.width import WidthController
 from engine.models.spec import ModelSpec
 from engine.sampling import Sampler
 
@@ -28,7 +29,7 @@ def make_policies(
     policies: list[DecodingPolicy] = [
         Autoregressive(sampler, mask, device),
         Diffusion(sampler, mask, device, config.shared_commit),
-        SelfSpeculation(sampler, mask, device, shared),
+        SelfSpeculation(sampler, mask, device, controller, shared),
         Auto(sampler, mask, device, controller, shared),
     ]
     by_name = {policy.name: policy for policy in policies if policy.name in spec.decodings}

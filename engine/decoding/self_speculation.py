@@ -27,6 +27,7 @@ from engine.decoding.base import (
     same_rows,
     with_logprobs,
 )
+from engine.decoding.width import WidthController
 from engine.sampling import Sampler, log_probabilities
 from engine.sequence import Block, Sequence
 
@@ -37,9 +38,15 @@ class SelfSpeculation(DecodingPolicy):
     name = "speculative"
 
     def __init__(
-        self, sampler: Sampler, mask_token_id: int, device: torch.device, shared_verify_below: int = 0
+        self,
+        sampler: Sampler,
+        mask_token_id: int,
+        device: torch.device,
+        controller: WidthController,
+        shared_verify_below: int = 0,
     ) -> None:
         super().__init__(sampler, mask_token_id, device)
+        self.controller = controller
         self.shared_verify_below = shared_verify_below
 
     def width(self, seq: Sequence, num_running: int) -> int:
@@ -56,11 +63,14 @@ class SelfSpeculation(DecodingPolicy):
         block = seq.block
         if any(block.masked):
             return [canvas_span(seq, block, Phase.DRAFT, self.mask_token_id)]
+        block.truncate(self.controller.verify_length(seq, block, num_running))
         verify = Span(
             seq, Phase.VERIFY, block.start, list(block.token_ids), kv_limit=None, num_logits=len(block)
         )  # fmt: skip
+        if num_running > self.shared_verify_below:
+            return [verify]
         next_width = min(self.width(seq, num_running), seq.num_remaining - len(block))
-        if num_running > self.shared_verify_below or next_width < 2:
+        if next_width < 2 or not self.controller.draft_ahead(seq, block, next_width, num_running):
             return [verify]
         seq.next_block = Block.fresh(block.end, next_width, block.index + 1, awaits_seed=True)
         draft = canvas_span(seq, seq.next_block, Phase.DRAFT, self.mask_token_id)
@@ -78,7 +88,9 @@ class SelfSpeculation(DecodingPolicy):
         if span.phase is Phase.DRAFT:
             return draft_outcome(span, choices, i)
         if span.phase is Phase.VERIFY:
-            return verify_outcome(span, choices, i)
+            outcome = verify_outcome(span, choices, i)
+            self.controller.acceptance.observe(outcome.drafted, outcome.accepted or 0)
+            return outcome
         return next_token_outcome(span, choices, i)
 
 
@@ -86,18 +98,15 @@ def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> C
     """Fills every position of the canvases, with the noise that verification will use. logits: [n, r, V]."""
     seqs = [span.seq for span in group.spans]
     chosen = sampler.choose(logits, seqs, same_rows(group, logits.device))
-    choices = Choices(chosen.token_ids, chosen.finite)
-    if any(seq.request.include_drafts for seq in seqs):
-        choices.confidences = log_probabilities(chosen.logits, chosen.token_ids).exp()
-    return choices
+    confidences = log_probabilities(chosen.logits, chosen.token_ids).exp()
+    return Choices(chosen.token_ids, chosen.finite, confidences)
 
 
 def draft_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
     """Writes the draft into the block; nothing settles."""
     block = open_block(span)
     if block is not None:
-        drafted = choices["token_ids"][i]
-        confidences = choices["confidences"][i] if "confidences" in choices else [None] * len(block)
+        drafted, confidences = choices["token_ids"][i], choices["confidences"][i]
         for j, masked in enumerate(block.masked):
             if masked:
                 block.token_ids[j], block.masked[j], block.confidences[j] = drafted[j], False, confidences[j]
