@@ -1,0 +1,1 @@
+"""`lightcone bench`: measures the engine in process, without HTTP."""
