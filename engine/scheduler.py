@@ -64,7 +64,7 @@ class Scheduler:
         self._enqueue(seq)
 
     def abort(self, request_id: str) -> list[GenerationEvent]:
-        """Drops a request between two passes and frees its pages. An unknown id is ignored: it may have just finished."""
+        """Drops a request between two passes and frees its pages. Unknown ids are ignored: the request may be done."""
         seq = self._sequences.get(request_id)
         if seq is None:
             return []
@@ -105,7 +105,7 @@ class Scheduler:
         """Moves waiting sequences, best first, to prefill while rows and pages for all they hold so far are free."""
         while self._waiting and self._free_rows:
             seq = self._waiting[0][1]
-            if seq.request.request_id not in self._sequences:
+            if self._sequences.get(seq.request.request_id) is not seq:
                 heapq.heappop(self._waiting)  # aborted while it waited
                 continue
             if not self._admit_one(seq):
@@ -219,7 +219,7 @@ class Scheduler:
         _count_phases(plan, stats)
         for outcome in outcomes:
             seq = outcome.span.seq
-            if seq.request.request_id not in self._sequences:
+            if self._sequences.get(seq.request.request_id) is not seq:
                 continue  # an earlier span of this pass finished it
             finished = apply_outcome(outcome, events, stats)
             if finished:

@@ -33,7 +33,8 @@ class _Tile:
     rows: slice | torch.Tensor
     """Where the n * q query tokens lie in the batch, span by span."""
     mask: torch.Tensor
-    """Added to the scores. [1, 1, q, kv] if n is 1, else [n, 1, q * group, kv]: 0 where visible, -inf elsewhere."""
+    """Added to the scores: 0 where visible, -inf elsewhere. [n, 1, 1, kv] where all of a span's queries see the same;
+    else [1, 1, q, kv] if n is 1, [n, 1, q * group, kv] if not."""
     keys: torch.Tensor
     """[n, num_kv_heads, kv, head_dim], a view of the scratch; so is `values`."""
     values: torch.Tensor
@@ -169,6 +170,7 @@ class SdpaAttention(AttentionBackend):
         count, _, kv_length, _ = keys.shape
         limits = batch.kv_limits[rows].view(count, 1, -1, 1)
         if bool((limits == limits[:, :, :1]).all()):
+            # Canvases and single tokens: a mask row a span, broadcast, is quicker to build and to read.
             limits = limits[:, :, :1]
         elif count > 1:
             limits = limits.repeat_interleave(self._group, dim=2)

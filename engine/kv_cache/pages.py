@@ -125,19 +125,6 @@ class PageAllocator:
                 else:
                     self._cached[page] = None
 
-    def forget(self, pages: Iterable[int]) -> None:
-        """Unregisters pages whose KV proved bad: they are never matched again. References to them stay valid.
-
-        Later pages of the same chain were computed from these: name them too, or a good replacement of the forgotten
-        page would lead matches on to them.
-        """
-        for page in pages:
-            if self._hash_of[page] is not None:
-                self._unregister(page)
-                if self._references[page] == 0:
-                    del self._cached[page]
-                    self._free.append(page)
-
     def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
         """Raises IntegrityError unless the books agree with `owners`, the page lists of everyone who holds pages.
 
