@@ -99,7 +99,8 @@ def leave_with_parent() -> None:
     """Ends the process at once when stdin closes: the parent holds its other end for as long as it lives."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(4096):
+        # Not through sys.stdin: a thread inside its lock would make the interpreter's own exit fail.
+        while os.read(0, 4096):
             pass
         os._exit(0)
 

@@ -84,7 +84,7 @@ def convert_tokenizer_config(source: dict[str, Any], tokens: dict[int, str]) -> 
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": source["max_position_embeddings"],
         "clean_up_tokenization_spaces": False,
-        "add_bos_token": False,
+        "add_bos_token": True,
         "bos_token": tokens[source["bos_token_id"]],
         "eos_token": tokens[source["eos_token_id"]],
         "pad_token": tokens[source["pad_token_id"]],

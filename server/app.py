@@ -1,0 +1,66 @@
+"""The application: routes, error handling, the gate in front, and the engine behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.errors import RequestError
+from server import docs
+from server.auth import Keys
+from server.client import EngineClient
+from server.config import Config
+from server.errors import ApiError, handle_error
+from server.gate import Gate
+from server.routes import generation, info, tokens
+from server.service import Service
+from server.stream import ClientGone
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+    service: Service = app.state.service
+    service.start()
+    try:
+        yield
+    finally:
+        await service.close()
+
+
+async def _client_gone(request: Request, exc: Exception) -> Response:
+    """Nobody reads this answer; 499 is what proxies log for it."""
+    return Response(status_code=499)
+
+
+def create_app(config: Config | None = None, engine: EngineClient | None = None) -> FastAPI:
+    """The ASGI application. `engine` is for tests; by default the configured engine process is started."""
+    config = config or Config()
+    engine = engine or EngineClient(
+        stall_timeout=config.server.engine_stall_timeout, start_timeout=config.server.engine_start_timeout
+    )
+    service = Service(config, engine)
+    app = FastAPI(
+        title="Lightcone",
+        version=info.VERSION,
+        summary="OpenAI-compatible inference for diffusion language models",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.state.created = int(time.time())
+    for module in (generation, info, tokens, docs):
+        app.include_router(module.router)
+    app.add_exception_handler(ClientGone, _client_gone)
+    for kind in (ApiError, RequestError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, handle_error)
+    app.add_middleware(Gate, service=service, keys=Keys.from_config(config.server))
+    return app

@@ -1,0 +1,207 @@
+"""The server's configuration: command-line flags over LIGHTCONE_* variables over a TOML file over defaults."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+
+ENV_PREFIX = "LIGHTCONE_"
+NOT_OPTIONS = frozenset({"LIGHTCONE_CONFIG", "LIGHTCONE_URL"})
+"""Variables with another meaning: the configuration file, and the server that `lightcone generate` speaks to."""
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API process needs to know. Durations are in seconds. The engine's own part is `EngineConfig`."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_name: str | None = None
+    """Name clients use in `model`. None: the model as given, or its directory's name."""
+    api_keys: tuple[str, ...] = ()
+    """Accepted bearer keys, comma-separated in flags and variables. None given: no authentication."""
+    api_key_file: str | None = None
+    """File with one accepted key a line, added to `api_keys`."""
+    public_metrics: bool = False
+    """/metrics needs no key."""
+    max_queued_requests: int = 1024
+    """Choices that may wait beyond those that run; more are answered 429."""
+    max_queued_tokens: int = 1_000_000
+    """Prompt tokens that may wait in requests the engine has not begun; more are answered 429."""
+    max_choices: int = 128
+    """Most choices of one request: prompts times `n`."""
+    max_body_bytes: int = 4 * 1024 * 1024
+    max_connections: int = 4096
+    """More connections are answered 503 and closed."""
+    body_timeout: float = 30.0
+    """Longest a request's body may take to arrive."""
+    header_timeout: float = 30.0
+    """Longest a fresh connection may take to send a request's headers."""
+    keep_alive: float = 90.0
+    """Idle time after which a connection is closed; longer than proxies pool theirs."""
+    request_timeout: float = 600.0
+    """Longest a request may take, queueing included."""
+    stream_stall_timeout: float = 60.0
+    """A reader that takes nothing for this long is dropped."""
+    sse_keepalive: float = 0.0
+    """Interval of comments in a silent stream; 0: none, as some clients fail on them."""
+    drain_delay: float = 0.0
+    """After SIGTERM: time during which new work is still served, so that a load balancer can notice first."""
+    drain_timeout: float = 60.0
+    """After the drain delay: longest wait for what is in flight."""
+    engine_stall_timeout: float = 120.0
+    """An engine that is silent for this long is restarted. The first pass of a size may compile kernels."""
+    engine_start_timeout: float = 1800.0
+    """Longest a model may take to load."""
+    log_level: typing.Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(msgspec.Struct, frozen=True):
+    """Everything `lightcone serve` runs with."""
+
+    server: ServerConfig = ServerConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+SECTIONS: dict[str, type[msgspec.Struct]] = {"server": ServerConfig, "engine": EngineConfig}
+
+
+def option_types() -> dict[str, tuple[str, Any, Any]]:
+    """Every option: name -> (section, type, default). Names are unique across the sections."""
+    options: dict[str, tuple[str, Any, Any]] = {}
+    for section, struct in SECTIONS.items():
+        hints = typing.get_type_hints(struct)
+        for info in msgspec.structs.fields(struct):
+            options[info.name] = (section, hints[info.name], info.default)
+    return options
+
+
+def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, file: str | None = None) -> Config:
+    """Merges the sources; raises ConfigError with one line that names the key, where it stands and what is valid."""
+    options = option_types()
+    values: dict[str, Any] = {}
+    if file is not None:
+        values |= _read_file(Path(file), options)
+    values |= _read_environ(os.environ if environ is None else environ, options)
+    for name, raw in flags.items():
+        values[name] = _convert(raw, options[name][1], f"--{name.replace('_', '-')}", lax=isinstance(raw, str))
+    parts = {
+        section: struct(**{name: value for name, value in values.items() if options[name][0] == section})
+        for section, struct in SECTIONS.items()
+    }
+    config = Config(**parts)  # type: ignore[arg-type]
+    _check(config)
+    return config
+
+
+def _read_file(path: Path, options: Mapping[str, tuple[str, Any, Any]]) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"cannot read the configuration file {path}: {exc.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not valid TOML: {exc}") from None
+    values: dict[str, Any] = {}
+    for section, table in document.items():
+        if section not in SECTIONS or not isinstance(table, dict):
+            raise ConfigError(f"{path}: unknown section [{section}]; valid sections: {', '.join(SECTIONS)}")
+        for key, raw in table.items():
+            valid = [name for name, option in options.items() if option[0] == section]
+            if key not in valid:
+                raise ConfigError(f"{path}: unknown key '{key}' in [{section}]{_nearest(key, valid)}")
+            values[key] = _convert(raw, options[key][1], f"{path}: '{key}' in [{section}]", lax=False)
+    return values
+
+
+def _is_service_link(variable: str, raw: str) -> bool:
+    """Kubernetes sets LIGHTCONE_PORT=tcp://... and its kin in every pod beside a Service named `lightcone`."""
+    return raw.startswith(("tcp://", "udp://")) or re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_", variable) is not None
+
+
+def _read_environ(environ: Mapping[str, str], options: Mapping[str, tuple[str, Any, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, raw in environ.items():
+        if not variable.startswith(ENV_PREFIX) or variable in NOT_OPTIONS or _is_service_link(variable, raw):
+            continue
+        name = variable[len(ENV_PREFIX) :].lower()
+        if name == "api_key":  # what clients on the same machine read, too
+            name = "api_keys"
+        if name not in options:
+            near = difflib.get_close_matches(name, options, 1)
+            hint = f"; did you mean {ENV_PREFIX}{near[0].upper()}?" if near else ""
+            raise ConfigError(f"unknown environment variable {variable}{hint}")
+        values[name] = _convert(raw, options[name][1], variable, lax=True)
+    return values
+
+
+def _convert(raw: Any, kind: Any, where: str, *, lax: bool) -> Any:
+    """`lax`: the value is text from a flag or a variable; lists are comma-separated there."""
+    value = raw
+    if lax and typing.get_origin(kind) is tuple:
+        value = [part.strip() for part in str(raw).split(",") if part.strip()]
+        if not value:  # an empty secret must not switch authentication off
+            raise ConfigError(f"{where} is set but holds nothing")
+    try:
+        return msgspec.convert(value, kind, strict=not lax)
+    except msgspec.ValidationError as exc:
+        shown = "(not shown)" if "api_key" in where.lower().replace("-", "_") else repr(raw)
+        raise ConfigError(f"{where}: {shown} is not valid: {str(exc)[:1].lower()}{str(exc)[1:]}") from None
+
+
+def _nearest(key: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(key, valid, 1)
+    return f"; did you mean '{near[0]}'?" if near else f"; valid keys: {', '.join(valid)}"
+
+
+_POSITIVE = (
+    "max_choices", "max_body_bytes", "max_connections", "body_timeout", "header_timeout", "keep_alive",
+    "request_timeout",
+    "stream_stall_timeout", "engine_stall_timeout", "engine_start_timeout", "max_running", "max_batch_tokens",
+    "max_model_len", "max_block_length", "page_size", "kv_cache_tokens", "threads",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "max_queued_requests", "max_queued_tokens", "sse_keepalive", "drain_delay", "drain_timeout",
+    "max_infill_window", "shared_verify_below", "calibration_seconds",
+)  # fmt: skip
+
+
+def _check(config: Config) -> None:
+    values = msgspec.structs.asdict(config.server) | msgspec.structs.asdict(config.engine)
+    for name in _POSITIVE:
+        if values[name] is not None and not values[name] > 0:
+            raise ConfigError(f"{name} must be greater than 0, not {values[name]}")
+    for name in _NOT_NEGATIVE:
+        if not values[name] >= 0:
+            raise ConfigError(f"{name} must not be negative, not {values[name]}")
+    if not 0 <= config.server.port <= 65535:
+        raise ConfigError(f"port must be between 0 and 65535, not {config.server.port}")
+    if not 0 < config.engine.gpu_memory_utilization <= 1:
+        raise ConfigError(
+            f"gpu_memory_utilization must be greater than 0 and at most 1, not {config.engine.gpu_memory_utilization}"
+        )
+
+
+def describe(config: Config) -> str:
+    """The effective configuration as TOML, secrets left out: what `--print-config` prints."""
+    lines: list[str] = []
+    for section in SECTIONS:
+        lines.append(f"[{section}]")
+        for name, value in msgspec.structs.asdict(getattr(config, section)).items():
+            if name == "api_keys":
+                lines.append(f"# api_keys: {len(value)} set")
+            elif value is None:
+                lines.append(f"# {name}: not set")
+            else:
+                lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
+        lines.append("")
+    return "\n".join(lines).rstrip()

@@ -1,0 +1,58 @@
+"""Where a model's files are: the packaged one, a directory, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import engine
+from engine.errors import ModelLoadError
+
+BUILTIN = "builtin"
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
+"""What is ever fetched: weights in the one format that runs no code, configuration, templates."""
+
+
+def default_name(model: str) -> str:
+    """The name a model is served by when none is configured."""
+    if model == BUILTIN or _is_repository(model):
+        return model
+    return Path(model).resolve().name or model
+
+
+def resolve_model(model: str) -> Path:
+    """The directory of the model's files, fetched if need be. Blocking. Raises ModelLoadError with one line."""
+    if model == BUILTIN:
+        return Path(engine.__file__).parent / "builtin"
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise ModelLoadError(f"{model} is a file; a model is a directory in a published layout")
+    if not _is_repository(model):
+        raise ModelLoadError(f"no such model directory: {model} (nor is it '{BUILTIN}' or shaped like org/name)")
+    return _fetch(model)
+
+
+def _is_repository(model: str) -> bool:
+    return not Path(model).exists() and _REPOSITORY.fullmatch(model) is not None
+
+
+def _fetch(repository: str) -> Path:
+    # Slow to import, and only needed here.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=_PATTERNS))
+    except GatedRepoError:
+        reason = "access to it must be granted first (and HF_TOKEN set)"
+    except RepositoryNotFoundError:
+        reason = "there is no such repository, or it is private and HF_TOKEN is not set"
+    except LocalEntryNotFoundError:
+        reason = "the hub cannot be reached and there is no copy in the local cache"
+    except Exception as exc:  # the hub's client raises a wide family; to an operator the rest is one thing
+        reason = " ".join(str(exc).split())[:200] or type(exc).__name__
+    raise ModelLoadError(f"cannot fetch {repository} from the Hugging Face hub: {reason}")

@@ -1,0 +1,95 @@
+"""Completions and chats."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.body import read_json
+from server.errors import ApiError, Unavailable
+from server.forms import FORMS
+from server.generation import Generation
+from server.jobs import Job, chat_job, completion_job
+from server.journal import Journal
+from server.routes.common import json_response, service_of, takes
+from server.schema import ChatRequest, CompletionRequest, parse_generation
+from server.served import ServedModel
+from server.service import Service
+from server.stream import ClientGone, EventStream, chunks, until_gone
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/completions", tags=["generation"], summary="Continue a prompt", openapi_extra=takes(CompletionRequest)
+)
+async def completions(request: Request) -> Response:
+    """OpenAI's completions."""
+    service = service_of(request)
+    model = service.require_model()
+    data = await read_json(request, service.config.server)
+    params = parse_generation(CompletionRequest, "completions", data)
+    job = await completion_job(params, model, service.config.server.max_choices)
+    return await _run(job, model, service, request)
+
+
+@router.post(
+    "/v1/chat/completions", tags=["generation"], summary="Answer a conversation", openapi_extra=takes(ChatRequest)
+)
+async def chat_completions(request: Request) -> Response:
+    """OpenAI's chat completions."""
+    service = service_of(request)
+    model = service.require_model()
+    data = await read_json(request, service.config.server)
+    params = parse_generation(ChatRequest, "chat", data)
+    job = await chat_job(params, model, service.config.server.max_choices)
+    return await _run(job, model, service, request)
+
+
+async def _run(job: Job, model: ServedModel, service: Service, request: Request) -> Response:
+    service.admit(job)
+    request.state.admitted = True  # from here on the journal tells what became of it
+    generation = Generation(service.engine, job, model.tokenizer)
+    journal = Journal(generation, service.metrics, request.state.request_id)
+    if job.stream:
+        return _stream(generation, model, service, journal)
+    try:
+        return await until_gone(_answer(generation, model, service, journal), request.receive)
+    except ClientGone as exc:
+        journal.end(499, exc)
+        raise
+    except ApiError as exc:
+        journal.end(exc.status, exc)
+        raise
+
+
+def _timeout(service: Service) -> ApiError:
+    seconds = service.config.server.request_timeout
+    return Unavailable(f"The request was not finished within {seconds:g} s.", "request_timeout")
+
+
+async def _answer(generation: Generation, model: ServedModel, service: Service, journal: Journal) -> Response:
+    form = FORMS[generation.job.endpoint](generation.job, model.tokenizer)
+    try:
+        async with asyncio.timeout(service.config.server.request_timeout), generation:
+            tokens = await generation.finish()
+    except TimeoutError:
+        raise _timeout(service) from None
+    journal.end(200, None)
+    return json_response(form.answer(generation, tokens))
+
+
+def _stream(generation: Generation, model: ServedModel, service: Service, journal: Journal) -> Response:
+    form = FORMS[generation.job.endpoint](generation.job, model.tokenizer)
+    deadline = generation.started + service.config.server.request_timeout
+    options = service.config.server
+    return EventStream(
+        chunks(generation, form, deadline, lambda: _timeout(service)),
+        on_end=journal.end,
+        on_chunk=journal.chunk,
+        stall_timeout=options.stream_stall_timeout,
+        keepalive=options.sse_keepalive,
+    )

@@ -1,0 +1,123 @@
+"""`lightcone serve`: the listener, the signals, and the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from engine.errors import ConfigError
+from server import logs
+from server.app import create_app
+from server.config import Config, ServerConfig
+from server.protocol import http_protocol
+from server.service import Service
+
+logger = logging.getLogger("lightcone.server")
+
+CONNECTION_TIMEOUT = 5.0
+"""Longest wait for connections to close once everything has been answered."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but the first signal drains with the listener open, and the second one leaves at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """In place of uvicorn's handlers, which close the listener at once and raise the signal again at the end."""
+        loop = asyncio.get_running_loop()
+        watch = loop.create_task(self._watch())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+            watch.cancel()
+
+    def _on_signal(self, number: int) -> None:
+        if self._drain is None:
+            self._drain = asyncio.get_running_loop().create_task(self._leave())
+            return
+        self._service.engine.kill()
+        os._exit(128 + number)
+
+    async def _leave(self) -> None:
+        await self._service.drain()
+        self.should_exit = True
+
+    async def _watch(self) -> None:
+        """A service that cannot go on ends the server."""
+        await self._service.ended.wait()
+        self.should_exit = True
+
+
+def listen(config: ServerConfig) -> socket.socket:
+    """Binds the address. Raises ConfigError with one line."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+        listener.listen(2048)
+    except OSError as exc:
+        listener.close()
+        raise ConfigError(f"cannot listen on {config.host} port {config.port}: {exc.strerror or exc}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def run(config: Config) -> int:
+    """Serves until told to stop. Returns the exit status. Raises ConfigError before anything is served."""
+    logs.set_up(config.server.log_level)
+    listener = listen(config.server)
+    try:
+        return asyncio.run(_serve(config, listener))
+    except KeyboardInterrupt:  # between two signals' handlers being ours
+        return 130
+    finally:
+        listener.close()
+
+
+async def _serve(config: Config, listener: socket.socket) -> int:
+    app = create_app(config)
+    service: Service = app.state.service
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logger.info("listening on http://%s:%d", shown, port, extra={"fields": {"model": service.name, "port": port}})
+    await _server(app, config.server, service).serve(sockets=[listener])
+    if service.fatal is not None:
+        print(f"lightcone: error: {service.fatal}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _server(app: FastAPI, config: ServerConfig, service: Service) -> Server:
+    options = uvicorn.Config(
+        app,
+        http=http_protocol(config.header_timeout, config.max_connections),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(config.keep_alive),
+        timeout_graceful_shutdown=int(CONNECTION_TIMEOUT),
+    )
+    return Server(options, service)

@@ -1,0 +1,35 @@
+"""A tokenizer for a model that has none: `load_format = "dummy"` measures a size from its config.json alone.
+
+Text is encoded byte by byte, and every id decodes to some text, so that random weights still stream visibly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.config import EngineInfo
+
+TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
+
+
+def stand_in_tokenizer(info: EngineInfo, alphabet: list[str]) -> dict[str, Any]:
+    """A tokenizer.json with one piece for every id. `alphabet`: the 256 characters of byte-level BPE."""
+    control = {info.mask_token_id, *info.banned_token_ids, *info.end_token_ids}
+    if info.bos_token_id is not None:
+        control.add(info.bos_token_id)
+    vocab = {f"<|{token}|>": token for token in sorted(control)}
+    free = (token for token in range(info.vocab_size) if token not in control)
+    vocab |= dict(zip(alphabet, free, strict=False))
+    vocab |= {f"\u0120w{token}": token for token in free}  # U+0120 is a space in byte-level BPE
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token, "content": f"<|{token}|>", **flags} for token in sorted(control)],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    }

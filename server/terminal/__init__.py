@@ -1,0 +1,1 @@
+"""`lightcone generate`: a completion in the terminal, over HTTP like any other client."""
