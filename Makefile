@@ -6,7 +6,7 @@ PORT   ?= 8000
 ARGS   ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: install serve test lint format clean
+.PHONY: install serve test test-ops lint format clean
 
 install: $(STAMP)
 
@@ -22,6 +22,10 @@ serve: install
 # Two workers: the suite starts real server processes, each of which pins its own torch threads.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# Two replicas behind HAProxy, watched by Prometheus. Skips what is not installed (Debian: haproxy, prometheus).
+test-ops: install
+	$(BIN)/python -m pytest -m ops -rs tests/ops $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
