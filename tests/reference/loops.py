@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.reference.sampling import Choice, Sampling, choose
+from tests.reference.sampling import GREEDY, Choice, Sampling, choose
 from tests.reference.transformer import ReferenceModel
 
 
@@ -22,7 +22,7 @@ class Task:
 
     prompt: list[int]
     max_tokens: int = 24
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     block_length: int = 8
     threshold: float | None = 0.9
     max_denoising_steps: int | None = None
@@ -73,7 +73,7 @@ class Run:
         banned = set(self.model.banned_ids)
         if not end or position < len(self.task.prompt) + self.task.sampling.min_tokens:
             banned |= self.end_ids
-        choice = choose(
+        return choose(
             logits,
             self.task.sampling,
             position,
@@ -81,7 +81,6 @@ class Run:
             prompt=self.task.prompt,
             generated=[*self.answer, *unsettled],
         )
-        return choice
 
     def record(self, margin: float) -> None:
         self.margins.append((len(self.answer), margin))

@@ -50,7 +50,8 @@ def _mix_words(x: np.ndarray, inject: int = 0) -> np.ndarray:
     word = np.uint64(WORD)
     x = ((x ^ x >> np.uint64(16)) * np.uint64(0x21F0AAAD)) & word ^ np.uint64(inject)
     x = ((x ^ x >> np.uint64(15)) * np.uint64(0xD35A2D97)) & word
-    return x ^ x >> np.uint64(15)
+    mixed: np.ndarray = x ^ x >> np.uint64(15)
+    return mixed
 
 
 @lru_cache(maxsize=4)

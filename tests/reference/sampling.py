@@ -32,6 +32,9 @@ class Sampling:
     logprobs: int | None = None
 
 
+GREEDY = Sampling()
+
+
 @dataclass(frozen=True)
 class Choice:
     """One chosen token."""

@@ -34,10 +34,11 @@ class ReferenceModel:
             **shape, rope_parameters=values["rope_parameters"], sliding_window=None, pad_token_id=None
         )
         # Plain RoPE has no query scaling; the module reads its parameters all the same.
-        config.rope_parameters.setdefault("llama_4_scaling_beta", 0.0)
-        config.rope_parameters.setdefault("original_max_position_embeddings", 1)
+        neutral = {"llama_4_scaling_beta": 0.0, "original_max_position_embeddings": 1}
+        config.rope_parameters = neutral | values["rope_parameters"]
         config._attn_implementation = "sdpa"
-        self.model = Ministral3ForCausalLM(config).to(dtype).eval()
+        self.model = Ministral3ForCausalLM(config).eval()
+        self.model.to(dtype=dtype)
         tensors = {_module_name(name): tensor for name, tensor in load_file(directory / "model.safetensors").items()}
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         tied = ["lm_head.weight"] if values["tie_word_embeddings"] else []
@@ -84,7 +85,11 @@ class ReferenceModel:
     def _logits(self, ids: list[int], mask: torch.Tensor | None) -> np.ndarray:
         positions = torch.arange(self.num_cached, self.num_cached + len(ids))[None]
         output = self.model(
-            torch.tensor([ids]), attention_mask=mask, position_ids=positions, past_key_values=self._cache, use_cache=True
+            torch.tensor([ids]),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
         )
         rows: np.ndarray = output.logits[0].double().numpy()
         return rows

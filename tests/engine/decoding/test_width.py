@@ -1,0 +1,68 @@
+"""How wide to speculate. If one fails, answers stay right but a server drafts where it does not pay, or never."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.decoding.width import EXPLORE_EVERY, AcceptanceEstimate, CostTable, WidthController
+
+# A device that waits for memory up to 64 tokens in a pass, and then pays by the token.
+WIDTHS, BATCHES = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16, 32, 64)
+ROOFLINE = CostTable(WIDTHS, BATCHES, tuple(tuple(max(64.0, float(w * b)) for b in BATCHES) for w in WIDTHS))
+
+
+def test_a_table_says_what_was_measured_and_is_linear_between() -> None:
+    table = CostTable((1, 4), (1, 2, 8), ((1.0, 2.0, 5.0), (3.0, 4.0)))
+    assert [table.lookup(1, batch) for batch in (1, 2, 8)] == [1.0, 2.0, 5.0]
+    assert table.lookup(1, 5) == pytest.approx(3.5)
+    assert table.lookup(1, 10) == pytest.approx(6.0)
+    assert table.lookup(4, 8) == pytest.approx(10.0)  # a row that ended early goes on as it ended
+    assert table.lookup(2, 1) == pytest.approx(1.0 + 2.0 / 3)
+
+
+def test_noisy_measurements_never_make_a_pass_free() -> None:
+    """A falling line, extended far enough, would be negative and win every comparison."""
+    table = CostTable((1, 2), (1, 2), ((2.0, 1.0), (2.0, 0.5)))
+    assert table.lookup(1, 64) > 0
+    assert table.lookup(2, 64) > 0
+
+
+def test_an_estimate_converges_to_what_is_observed() -> None:
+    estimate = AcceptanceEstimate(16)
+    for _ in range(400):
+        estimate.observe(15, 3)
+    assert estimate.survival[:3] == pytest.approx([1.0] * 3, abs=1e-3)
+    assert estimate.survival[3:] == pytest.approx([0.0] * 12, abs=1e-3)
+    assert estimate.tokens_per_round(8) == pytest.approx(4.0, abs=0.01)
+
+
+def test_a_wholly_accepted_draft_says_nothing_about_longer_ones() -> None:
+    estimate = AcceptanceEstimate(8)
+    before = list(estimate.survival)
+    estimate.observe(3, 3)
+    assert estimate.survival[3:] == before[3:]
+    assert estimate.survival[:3] > before[:3]
+
+
+def test_blocks_are_wide_when_the_device_is_idle_and_narrow_when_it_is_busy() -> None:
+    controller = WidthController(ROOFLINE, AcceptanceEstimate(32, prior=0.9))
+    widths = [controller.draft_width(running, 32) for running in (1, 4, 16, 64)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] == 32
+    assert widths[-1] == 1
+
+
+def test_bad_drafts_lead_to_plain_decoding_which_still_tries_now_and_then() -> None:
+    """Else a server that once saw bad drafts would never speculate again."""
+    controller = WidthController(ROOFLINE, AcceptanceEstimate(32))
+    for _ in range(200):
+        controller.acceptance.observe(31, 0)
+    widths = [controller.draft_width(1, 32) for _ in range(4 * EXPLORE_EVERY)]
+    assert widths.count(1) == 4 * (EXPLORE_EVERY - 1)
+    assert max(widths) > 1
+
+
+def test_a_limit_below_the_narrowest_measured_width_is_plain_decoding() -> None:
+    controller = WidthController(CostTable((1, 8), (1,), ((1.0,), (1.0,))), AcceptanceEstimate(32))
+    assert controller.draft_width(1, 4) == 1
+    assert controller.draft_width(1, 8) == 8

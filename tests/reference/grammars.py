@@ -1,0 +1,124 @@
+"""What a grammar is tested with: a tokenizer of 88 entries for the tiny checkpoint, and grammars with their checks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.grammar import CompiledGrammar, GrammarState, GrammarVocabulary
+from engine.grammar_compiler import compile_grammar, load_vocabulary
+from engine.request import Grammar
+from engine.sequence import Sequence
+from tests.engine.driving import ask
+from tests.reference.checkpoints import EOS, MASK, write_checkpoint
+
+SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|end|>", "<|mask|>")
+TEXTS = [*'{}[]":, \n\\.-+', *"0123456789", *"abcdefghijklmnopqrstuvwxyz", *"ABCDEXYZ"]
+TEXTS += ['{"', '":', '": ', '",', ' "', "tr", "ue", "fal", "se", "null", "ab", "ba", "aba", "12", "00", "  ", "yes"]
+TEXTS += ["no", "item", "ount", "co", '"}', "]}", "}]"]
+SPELLING = {" ": "Ġ", "\n": "Ċ"}
+"""Byte-level BPE's names of the bytes that are not their own."""
+MODEL_VOCABULARY = 96
+"""Ids of the tiny checkpoint; the last few have no text."""
+TOKENS = [*SPECIALS, *TEXTS]
+
+
+def write_tokenizer(path: Path) -> None:
+    """A tokenizer.json of byte-level BPE with the entries of TOKENS. It has no merges: tests encode by id."""
+    vocab = {"".join(SPELLING.get(char, char) for char in text): i for i, text in enumerate(TOKENS)}
+    added = [
+        {"id": i, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False}
+        for i, text in enumerate(SPECIALS)
+    ]  # fmt: skip
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "fuse_unk": False,
+        "end_of_word_suffix": None, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": [],
+    }  # fmt: skip
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model,
+    }  # fmt: skip
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+def write_text_checkpoint(directory: Path, **options: Any) -> Path:
+    """The tiny random checkpoint, with a tokenizer."""
+    write_checkpoint(directory, vocab_size=MODEL_VOCABULARY, **options)
+    write_tokenizer(directory / "tokenizer.json")
+    return directory
+
+
+def text_of(token_ids: list[int]) -> str:
+    """The text of generated tokens, which hold no control token."""
+    return "".join(TOKENS[token] for token in token_ids)
+
+
+def schema(value: Any) -> Grammar:
+    return Grammar(kind="json_schema", source=json.dumps(value))
+
+
+def regex(expression: str) -> Grammar:
+    return Grammar(kind="regex", source=expression)
+
+
+def choice(*choices: str) -> Grammar:
+    return Grammar(kind="choice", source=json.dumps(choices))
+
+
+def vocabulary(directory: Path, end_token_ids: tuple[int, ...] = (EOS,)) -> GrammarVocabulary:
+    return load_vocabulary(directory / "tokenizer.json", MODEL_VOCABULARY, end_token_ids, MASK)
+
+
+def compiled(directory: Path, grammar: Grammar) -> CompiledGrammar:
+    return compile_grammar(vocabulary(directory), grammar)
+
+
+def follower(compiled_grammar: CompiledGrammar, tokens: list[int], **fields: Any) -> Sequence:
+    """A sequence that has generated `tokens` under a grammar. Its policy is never asked."""
+    request = ask("r", [7, 8], max_tokens=200, **fields)
+    ends = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else {EOS})
+    seq = Sequence(request, None, ends, 0)  # type: ignore[arg-type]
+    seq.token_ids += tokens
+    seq.grammar = GrammarState(compiled_grammar)
+    return seq
+
+
+def allowed(mask: np.ndarray) -> set[int]:
+    """Ids whose bits are set. mask: [bytes]."""
+    return set(np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist())
+
+
+def is_person(text: str) -> bool:
+    value = json.loads(text)
+    return (
+        set(value) == {"co", "ab"}
+        and type(value["co"]) is int
+        and 0 <= value["co"] <= 99
+        and value["ab"] in (["yes"], ["no"], ["yes", "no"], ["no", "yes"], ["no", "no"], ["yes", "yes"])
+    )
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "co": {"type": "integer", "minimum": 0, "maximum": 99},
+        "ab": {"type": "array", "items": {"enum": ["yes", "no"]}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["co", "ab"],
+    "additionalProperties": False,
+}
+
+GRAMMARS: dict[str, tuple[Grammar, Callable[[str], bool]]] = {
+    "schema": (schema(PERSON), is_person),
+    "object": (Grammar(kind="json_object"), lambda text: isinstance(json.loads(text), dict)),
+    "regex": (regex(r"[ab]{6}(12|00)*\.[a-c]?"), lambda text: bool(re.fullmatch(r"[ab]{6}(12|00)*\.[a-c]?", text))),
+    "choice": (choice("yes", "no", "abab", "ab"), lambda text: text in ("yes", "no", "abab", "ab")),
+}
+"""By name: the grammar, and an independent check of a complete text."""
