@@ -59,5 +59,5 @@ def builtin() -> Pair:
 def make_pair(name: str, directory: Path, dtype: str) -> Pair:
     """One checkpoint. The pool is small: the books are checked after every pass, page by page."""
     make = engine_maker(directory, dtype)
-    engine = make(kv_cache_tokens=512, shared_verify_below=0)
+    engine = make(kv_cache_tokens=512, shared_verify_below=0, shared_commit=False)
     return Pair(name, make, engine, ReferenceModel(directory, getattr(torch, dtype)))
