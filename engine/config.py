@@ -11,7 +11,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine process is started with. Lengths and capacities are in tokens unless the name says otherwise."""
 
     model: str = "builtin"
-    """A directory in a published layout, or `builtin`."""
+    """A directory in a published layout, or `builtin`; to `lightcone serve` also a repository on a hub (org/name)."""
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy`: random weights for a config.json alone, to measure any size without a checkpoint."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
@@ -38,8 +38,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """KV of prompts stays for later requests that begin alike; see also `cache_salt` of a request."""
     shared_commit: bool = True
     """Diffusion: the commit pass of a finished block carries the first denoising step of the next one. A different
-    schedule (that step sees a mask where the seed would stand), so it changes answers: configuration, never load. On the
-    built-in model it is as often right and takes up to a third fewer passes."""
+    schedule (that step sees a mask where the seed would stand), so it changes answers: configuration, never load. On
+    the built-in model it is as often right and takes up to a third fewer passes."""
     shared_verify_below: int = 3
     """Speculation: with at most this many running sequences a verifying pass also drafts the next block. Never
     changes an answer."""

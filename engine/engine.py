@@ -17,8 +17,12 @@ from engine.decoding.base import StepOutcome, to_host
 from engine.decoding.prefill import Prefill
 from engine.decoding.registry import make_policies
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
+from engine.device_speed import measure_device_speed
 from engine.errors import ConfigError, RequestError
 from engine.events import GenerationEvent, StepStats
+from engine.grammar import GrammarVocabulary
+from engine.grammar_compiler import GrammarCompiler, load_vocabulary
+from engine.grammar_queue import GrammarQueue
 from engine.history import TokenHistory
 from engine.kv_cache.pages import PageAllocator
 from engine.kv_cache.pool import KVCachePool
@@ -26,7 +30,9 @@ from engine.kv_cache.sizing import choose_pool_size
 from engine.model_runner import ModelRunner
 from engine.models.files import model_directory
 from engine.models.loader import DTYPES, LoadedModel, load_model, resolve_device
+from engine.progress import finish_event
 from engine.request import Request, check_request
+from engine.roofline import DeviceSpeed, PassShape, WorkCounter
 from engine.sampling import Sampler
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
@@ -46,6 +52,11 @@ class Engine:
         spec, shape = model.spec, model.config
         dtype = model.decoder.dtype
         size = choose_pool_size(config, shape, dtype, device)
+        adapter = model.decoder.adapter
+        self._work = WorkCounter(shape, dtype.itemsize, adapter.rank if adapter else 0)
+        speed = DeviceSpeed(0.0, 0.0)
+        if config.calibration_seconds:
+            speed = measure_device_speed(device, dtype, self._work.weight_bytes)
         self.info = EngineInfo(
             family=spec.family,
             vocab_size=shape.vocab_size,
@@ -64,6 +75,8 @@ class Engine:
             dtype=str(dtype).removeprefix("torch."),
             device=str(device),
             num_parameters=model.decoder.num_parameters,
+            device_bandwidth=speed.bandwidth,
+            device_rate=speed.rate,
         )
         pool = KVCachePool(
             num_layers=shape.num_layers,
@@ -89,6 +102,7 @@ class Engine:
         self.policies = make_policies(config, spec, self.sampler, device, self.controller)
         self._end_token_ids = frozenset(spec.end_token_ids)
         self._arrivals = 0
+        self._compiling = GrammarQueue(GrammarCompiler(self._load_vocabulary))
 
     def _measure_costs(self, config: EngineConfig, wanted: bool) -> CostTable:
         if not wanted or not config.calibration_seconds:
@@ -112,8 +126,12 @@ class Engine:
         return cls(config, model, device)
 
     def add(self, request: Request) -> None:
-        """Queues a request; it joins before the next pass it fits into. RequestError if it can never be served."""
+        """Queues a request; it joins before the next pass it fits into. RequestError if it can never be served.
+
+        One with a grammar queues once that has been compiled, beside the passes; if that fails it ends with an error.
+        """
         check_request(request, self.info)
+        self._compiling.check_id(request.request_id)
         name = "infill" if request.suffix_token_ids is not None else request.decoding.decoding
         ends = frozenset(request.stop_token_ids)
         if not request.ignore_eos:
@@ -122,34 +140,64 @@ class Engine:
         self._arrivals += 1
         seq.stats.prompt_tokens = seq.num_prompt
         seq.policy.begin(seq)
+        if request.grammar is not None:
+            self._compiling.add(seq, request.grammar)
+        else:
+            self._queue(seq)
+
+    def _queue(self, seq: Sequence) -> None:
         try:
             self.scheduler.add(seq)
         except KeyError as error:
             raise RequestError(str(error.args[0]), "request_id") from None
 
+    def _queue_compiled(self) -> list[GenerationEvent]:
+        """Queues the sequences whose grammars are ready; says which never will be."""
+        ready, events = self._compiling.take(idle=not self.scheduler.has_work)
+        for seq in ready:
+            try:
+                self._queue(seq)
+            except RequestError as error:
+                events.append(finish_event(seq, "error", error=str(error)))
+        return events
+
+    def _load_vocabulary(self) -> GrammarVocabulary:
+        path = model_directory(self.config.model) / "tokenizer.json"
+        return load_vocabulary(path, self.info.vocab_size, self.info.end_token_ids, self.info.mask_token_id)
+
     def abort(self, request_id: str) -> list[GenerationEvent]:
         """Drops a request; its pages are free before the next pass. Returns its Finished event, if it was there."""
-        return self.scheduler.abort(request_id)
+        return self._compiling.abort(request_id) or self.scheduler.abort(request_id)
 
     @property
     def has_work(self) -> bool:
         """Whether any request is waiting or running."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._compiling)
 
     def step(self) -> tuple[list[GenerationEvent], StepStats]:
         """One pass. Returns what happened to requests, and the pass's figures. Does nothing when nothing can run."""
         started = time.monotonic()
+        unusable = self._queue_compiled()
         plan = self.scheduler.schedule()
+        self._clear_poisoned()  # of aborted and preempted requests: their pages may have new owners already
         forward_seconds = 0.0
         outcomes: list[StepOutcome] = []
         if plan.groups:
             outcomes, forward_seconds = self._run(plan)
         events, stats = self.scheduler.commit(plan, outcomes)
+        stats.bytes, stats.operations = self._work.count(PassShape.of(plan)).total
+        self._clear_poisoned()
+        for outcome in outcomes:
+            seq = outcome.span.seq
+            if outcome.exhausted and self.scheduler.abort(seq.request.request_id):
+                events.append(finish_event(seq, "stop"))
+        stats.duration, stats.forward_duration = time.monotonic() - started, forward_seconds
+        return unusable + events, stats
+
+    def _clear_poisoned(self) -> None:
         if self.scheduler.poisoned_pages:
             self.runner.pool.clear(self.scheduler.poisoned_pages)
             self.scheduler.poisoned_pages = []
-        stats.duration, stats.forward_duration = time.monotonic() - started, forward_seconds
-        return events, stats
 
     def _run(self, plan: BatchPlan) -> tuple[list[StepOutcome], float]:
         """Runs a plan; if that fails, each of its sequences alone, so that an error ends only the request at fault."""

@@ -81,9 +81,10 @@ class StepStats(msgspec.Struct, kw_only=True):
     running: int
     waiting: int
     free_pages: int
+    """Pages that can be had right now, the cached ones included."""
     num_pages: int
     cached_pages: int = 0
-    """Pages that hold reusable prefixes and belong to no running sequence."""
+    """Of the free pages, those that hold reusable prefixes."""
     sequences: int = 0
     tokens: int = 0
     duration: float = 0.0
@@ -92,6 +93,10 @@ class StepStats(msgspec.Struct, kw_only=True):
     """Seconds of the model's forward alone."""
     phases: dict[str, int] = {}
     """Sequences of the pass by phase."""
+    bytes: int = 0
+    """That the pass has to move at least, and"""
+    operations: int = 0
+    """floating-point operations that it has to do (engine.roofline)."""
     shared: int = 0
     """Sequences that had two spans in this pass."""
     preemptions: int = 0

@@ -38,36 +38,43 @@ class ModelRunner:
 
     def pack(self, plan: BatchPlan) -> ForwardBatch:
         """The plan as tensors on the device, in one transfer."""
-        total = plan.num_tokens
-        packed = np.empty((4, total), dtype=np.int64)  # token ids, positions, kv limits, page-table rows
-        offsets, rows, kv_ends, logit_rows = [0], [], [], []
-        drafting = np.zeros(total, dtype=bool)
-        at = 0
+        # Python lists over spans, numpy over tokens: a numpy call a span would cost more than the whole of this.
+        ids: list[int] = []
+        offsets, kv_ends, rows, lengths = [0], [], [], []
+        shifts, limits, logit_shifts, logit_counts, drafting = [], [], [], [], []
+        num_rows = 0
         for span in plan.spans:
-            end = at + len(span.token_ids)
-            packed[0, at:end] = span.token_ids
-            packed[1, at:end] = np.arange(span.start, span.end)
-            packed[2, at:end] = packed[1, at:end] + 1 if span.kv_limit is None else span.kv_limit
-            packed[3, at:end] = span.seq.row
-            drafting[at:end] = span.phase is Phase.DRAFT
-            logit_rows.append(np.arange(at + span.logit_start, at + span.logit_start + span.num_logits))
+            at = offsets[-1]
+            ids += span.token_ids
+            offsets.append(len(ids))
+            lengths.append(len(ids) - at)
+            shifts.append(span.start - at)
+            limits.append(span.kv_limit or 0)
             rows.append(span.seq.row)
             kv_ends.append(span.kv_end)
-            offsets.append(end)
-            at = end
+            drafting.append(span.phase is Phase.DRAFT)
+            logit_shifts.append(at + span.logit_start - num_rows)
+            logit_counts.append(span.num_logits)
+            num_rows += span.num_logits
+        # token ids, positions, kv limits, page-table rows
+        packed = np.array((shifts, shifts, limits, rows), dtype=np.int64).repeat(lengths, axis=1)
+        packed[0] = ids
+        packed[1] += np.arange(len(ids))
+        np.maximum(packed[2], packed[1] + 1, out=packed[2])  # causal spans; no token of any other sees less than itself
+        logit_rows = np.array(logit_shifts, dtype=np.int64).repeat(logit_counts) + np.arange(num_rows)
         device = self.device
         token_ids, positions, kv_limits, token_rows = torch.from_numpy(packed).to(device).unbind(0)
         size = self.pool.page_size
         pages = self.pool.page_table[token_rows, positions // size]
         draft_tokens = None
-        if self.decoder.adapter is not None and drafting.any():
-            draft_tokens = torch.from_numpy(drafting).to(device, self.pool.dtype)[:, None]
+        if self.decoder.adapter is not None and any(drafting):
+            draft_tokens = torch.from_numpy(np.repeat(drafting, lengths)).to(device, self.pool.dtype)[:, None]
         return ForwardBatch(
             token_ids=token_ids,
             positions=positions,
             kv_limits=kv_limits,
             slots=pages * size + positions % size,
-            logit_rows=torch.from_numpy(np.concatenate(logit_rows)).to(device),
+            logit_rows=torch.from_numpy(logit_rows).to(device),
             span_offsets=offsets,
             span_rows=rows,
             span_kv_ends=kv_ends,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from engine.batch import Phase
+from engine.batch import BatchPlan, Phase
 from engine.decoding.base import StepOutcome
 from engine.events import DraftUpdated, Finished, FinishReason, GenerationEvent, StepStats, TokensCommitted
 from engine.sequence import Sequence
@@ -93,3 +93,15 @@ def _report_draft(seq: Sequence, events: list[GenerationEvent]) -> None:
             length=len(block),
         )
     )
+
+
+def count_plan(plan: BatchPlan, stats: StepStats) -> None:
+    """Counts the sequences, tokens and phases of a pass."""
+    seqs: set[Sequence] = set()
+    spans = 0
+    for group in plan.groups:
+        stats.phases[group.phase] = stats.phases.get(group.phase, 0) + len(group.spans)
+        stats.tokens += sum(len(span.token_ids) for span in group.spans)
+        seqs.update(span.seq for span in group.spans)
+        spans += len(group.spans)
+    stats.sequences, stats.shared = len(seqs), spans - len(seqs)

@@ -16,6 +16,22 @@ Decoding = Literal["ar", "diffusion", "speculative", "auto"]
 MAX_SEED = 2**53
 """Seeds are in [0, 2**53), so that JSON numbers carry them exactly."""
 
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
+
+MAX_SCHEMA_BYTES = 64 * 1024
+"""Longest JSON schema, and longest list of choices, in bytes of UTF-8."""
+MAX_REGEX_LENGTH = 4096
+"""Longest regular expression, in characters."""
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer must look like, as text: the engine's compiler gives it a meaning."""
+
+    kind: GrammarKind
+    source: str = ""
+    """`json_schema`: the schema, as JSON. `regex`: the expression the whole answer must match. `choice`: the possible
+    answers, as a JSON list of strings. `json_object`: empty."""
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How a token is chosen from logits. The defaults change nothing and sample at temperature 1."""
@@ -69,6 +85,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Infill: the text after the gap. None: plain generation."""
     include_drafts: bool = False
     """Emit `DraftUpdated` events."""
+    grammar: Grammar | None = None
+    """Only text of this grammar is generated. None: any text."""
 
 
 def check_request(request: Request, info: EngineInfo) -> None:
@@ -118,6 +136,8 @@ def check_request(request: Request, info: EngineInfo) -> None:
             raise RequestError(f"logit_bias names token id {token}, outside the vocabulary.", "logit_bias")
     if request.suffix_token_ids is not None:
         _check_infill(request, request.suffix_token_ids, info)
+    if request.grammar is not None:
+        _check_grammar(request.grammar, request, info)
 
 
 def _check_ids(ids: list[int], param: str, info: EngineInfo) -> None:
@@ -152,3 +172,28 @@ def _check_infill(request: Request, suffix: list[int], info: EngineInfo) -> None
             f"max_tokens plus suffix is {window} tokens; the server's limit for infill is {info.max_infill_window}.",
             "suffix",
         )
+
+
+def _check_grammar(grammar: Grammar, request: Request, info: EngineInfo) -> None:
+    """Mode and size alone: whether the grammar means anything is the compiler's business."""
+    if request.suffix_token_ids is not None:
+        raise RequestError("A suffix is filled in by diffusion, which cannot follow a grammar.", "suffix")
+    if request.decoding.decoding == "diffusion":
+        exact = [decoding for decoding in info.decodings if decoding != "diffusion"]
+        raise RequestError(
+            f"Decoding 'diffusion' cannot follow a grammar. Use one of: {', '.join(exact)}."
+            if exact
+            else f"The model family {info.family} decodes by diffusion alone, which cannot follow a grammar.",
+            "decoding",
+            "unsupported_parameter",
+        )
+    check_grammar_size(grammar)
+
+
+def check_grammar_size(grammar: Grammar) -> None:
+    """Raises RequestError for a grammar too long to be looked at. Cheap."""
+    if grammar.kind == "regex":
+        if not 1 <= len(grammar.source) <= MAX_REGEX_LENGTH:
+            raise RequestError(f"A regular expression must have 1 to {MAX_REGEX_LENGTH} characters.", "grammar")
+    elif len(grammar.source) > MAX_SCHEMA_BYTES or len(grammar.source.encode(errors="replace")) > MAX_SCHEMA_BYTES:
+        raise RequestError(f"A JSON schema or list of choices must not exceed {MAX_SCHEMA_BYTES} bytes.", "grammar")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.grammar import token_masks
 from engine.history import TokenHistory
 from engine.noise import gumbel_noise
 from engine.request import SamplingParams
@@ -29,11 +30,12 @@ class Chosen:
     """What was chosen at every logit row of a group, on the device."""
 
     token_ids: torch.Tensor
-    """[n, r] int64"""
+    """[n, r] int64; -1 where a grammar leaves nothing to choose."""
     finite: torch.Tensor
     """[n] bool: the model's logits held no NaN and no infinity."""
     logits: torch.Tensor
-    """[n, r, V]: after bans, bias and penalties, before temperature: the distribution confidence is taken from."""
+    """[n, r, V]: after bans, grammar, bias and penalties, before temperature: the distribution confidence is taken
+    from."""
 
 
 class Sampler:
@@ -41,6 +43,7 @@ class Sampler:
 
     def __init__(self, banned_token_ids: tuple[int, ...], history: TokenHistory, device: torch.device) -> None:
         self._banned = torch.tensor(banned_token_ids, dtype=torch.int64, device=device)
+        self._bits = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
         self._history = history
         self._device = device
 
@@ -53,6 +56,7 @@ class Sampler:
         drafts: torch.Tensor | None = None,
         cumulative: bool = False,
         min_tokens: Rows[int] | None = None,
+        walks: Rows[Rows[int]] | None = None,
     ) -> Chosen:
         """Chooses a token at every row.
 
@@ -60,9 +64,14 @@ class Sampler:
         drafts: [n, r] int64, tokens of the open block that count as history, -1 where none; with `cumulative` row i
         sees drafts[: i + 1] only (verification), else every row sees all of them (denoising).
         min_tokens: overrides the requests' own (a policy that bans end tokens altogether).
+        walks: for each span the r - 1 tokens its rows walk over; row i is bound by the grammar's state after the first
+        i of them. None: grammars do not bind (the result is a draft).
         """
         finite = torch.isfinite(logits.sum(dim=-1)).all(dim=-1)
         logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
+        bound = [] if walks is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
+        if bound and walks is not None:
+            self._apply_grammars(logits, bound, [seqs[i] for i in bound], [walks[i] for i in bound])
         self._apply_bias(logits, seqs)
         self._apply_min_tokens(logits, seqs, positions, min_tokens)
         self._apply_penalties(logits, seqs, drafts, cumulative)
@@ -75,7 +84,39 @@ class Sampler:
             else:
                 index = torch.tensor(sampled, device=self._device)
                 token_ids[index] = sample(logits[index], params, positions[index])
+        if bound:
+            scores = logits.gather(-1, token_ids[..., None])[..., 0]
+            token_ids = token_ids.masked_fill(scores == NEGATIVE_INFINITY, -1)
         return Chosen(token_ids, finite, logits)
+
+    def rank(
+        self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens that `choose` would choose at each row, were the better ones refused.
+
+        logits: [n, r, V] of a Chosen; positions: [n, r]. Returns ([n, r, count] int64 ids, best first, and their
+        natural-log probabilities); count is at most V.
+        """
+        scores = logits
+        sampled = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
+        if sampled:
+            index = torch.tensor(sampled, device=self._device)
+            params = [seqs[i].request.sampling for i in sampled]
+            scores = logits.index_copy(0, index, noisy_scores(logits[index], params, positions[index]).to(logits.dtype))
+        ids = scores.topk(min(count, logits.shape[-1]), dim=-1).indices
+        return ids, logits.gather(-1, ids) - logits.logsumexp(dim=-1, keepdim=True)
+
+    def _apply_grammars(
+        self, logits: torch.Tensor, index: list[int], seqs: Rows[Sequence], walks: Rows[Rows[int]]
+    ) -> None:
+        """Only the spans at `index` have a grammar; seqs and walks are theirs alone."""
+        packed = torch.from_numpy(token_masks(seqs, walks, logits.shape[1])).to(self._device)  # [k, r, bytes]
+        refused = (packed[..., None] & self._bits == 0).flatten(-2)[..., : logits.shape[-1]]
+        if len(index) == logits.shape[0]:
+            logits.masked_fill_(refused, NEGATIVE_INFINITY)
+        else:
+            where = torch.tensor(index, device=self._device)
+            logits[where] = logits[where].masked_fill(refused, NEGATIVE_INFINITY)
 
     def _apply_bias(self, logits: torch.Tensor, seqs: Rows[Sequence]) -> None:
         entries = [
@@ -136,9 +177,14 @@ def has_penalties(params: SamplingParams) -> bool:
 
 
 def sample(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor) -> torch.Tensor:
-    """Seeded sampling: argmax of filtered `logits / temperature` plus positional Gumbel noise.
+    """Seeded sampling: the argmax of `noisy_scores`. Returns [n, r] int64."""
+    return noisy_scores(logits, params, positions).argmax(dim=-1)
 
-    logits: [n, r, V]; params: n, all with temperature above zero; positions: [n, r]. Returns [n, r] int64.
+
+def noisy_scores(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor) -> torch.Tensor:
+    """Filtered `logits / temperature` plus positional Gumbel noise.
+
+    logits: [n, r, V]; params: n, all with temperature above zero; positions: [n, r]. Returns [n, r, V].
     """
     device = logits.device
     table = torch.tensor([(p.temperature, p.top_p, p.min_p) for p in params], dtype=logits.dtype, device=device)
@@ -151,7 +197,7 @@ def sample(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.
         floor = scores.amax(dim=-1, keepdim=True) + torch.log(min_p)
         scores = scores.masked_fill(scores < floor, NEGATIVE_INFINITY)
     seeds = torch.tensor([p.seed for p in params], dtype=torch.int64, device=device)
-    return scores.add_(gumbel_noise(seeds, positions, logits.shape[-1])).argmax(dim=-1)
+    return scores.add_(gumbel_noise(seeds, positions, logits.shape[-1]))
 
 
 def filter_top(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

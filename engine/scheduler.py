@@ -20,7 +20,7 @@ from engine.decoding.prefill import Prefill, needs_seed, prefill_target
 from engine.errors import OutOfPages
 from engine.events import GenerationEvent, StepStats
 from engine.kv_cache.pages import PageAllocator
-from engine.progress import apply_outcome, finish_event
+from engine.progress import apply_outcome, count_plan, finish_event
 from engine.sequence import Sequence
 
 PREFILL_SHARE = 4
@@ -52,7 +52,7 @@ class Scheduler:
         """The waiting sequence that did not fit, and the spare pages there were: no use trying again with no more."""
         self._preemptions = 0
         self.poisoned_pages: list[int] = []
-        """Private pages of sequences whose pass went wrong: to be zeroed before anybody reuses them."""
+        """Pages that may hold non-finite values: to be zeroed before the next pass, whoever owns them by then."""
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -68,6 +68,7 @@ class Scheduler:
         seq = self._sequences.get(request_id)
         if seq is None:
             return []
+        self._distrust(seq)
         self._finish(seq)
         return [finish_event(seq, "abort")]
 
@@ -204,6 +205,7 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         """Takes all pages away. What has settled, and the open block, stay: the answer does not change."""
+        self._distrust(seq)
         self._release(seq)
         seq.next_block = None
         seq.stats.preemptions += 1
@@ -216,17 +218,20 @@ class Scheduler:
         """Applies the outcomes of a pass, in the order of its spans; frees what finished; says what happened."""
         events: list[GenerationEvent] = []
         stats = StepStats(running=0, waiting=0, free_pages=0, num_pages=self.allocator.num_pages)
-        _count_phases(plan, stats)
+        count_plan(plan, stats)
         for outcome in outcomes:
             seq = outcome.span.seq
             if self._sequences.get(seq.request.request_id) is not seq:
                 continue  # an earlier span of this pass finished it
             finished = apply_outcome(outcome, events, stats)
             if finished:
-                if not outcome.finite or outcome.error is not None:
-                    self.poisoned_pages += seq.pages[seq.num_registered :]
+                seq.unverified = not outcome.finite or outcome.error is not None
+                if not seq.unverified:
+                    self._register(outcome)
+                self._distrust(seq)
                 self._finish(seq)
                 continue
+            seq.unverified = not outcome.span.num_logits
             self._after_step(outcome)
         stats.running, stats.waiting = self.num_running, self.num_waiting
         stats.free_pages, stats.cached_pages = self.allocator.num_free, self.allocator.num_cached
@@ -238,20 +243,26 @@ class Scheduler:
         if outcome.span.phase is Phase.PREFILL and seq.num_cached >= prefill_target(seq):
             del self._prefilling[seq]
             self._decoding[seq] = None
-        if outcome.span.num_logits and outcome.num_cached is not None:
-            self._register(seq)
+        self._register(outcome)
         if outcome.accepted is not None and seq.block is None:
             self._crop(seq)
 
-    def _register(self, seq: Sequence) -> None:
+    def _register(self, outcome: StepOutcome) -> None:
         """Offers newly full pages to the prefix cache. Only after finite logits: a poisoned page is never shared."""
-        full = seq.num_cached // self.config.page_size
-        if full <= seq.num_registered or not self.config.prefix_caching:
+        seq = outcome.span.seq
+        # A verification may have cached tokens beyond the end token that the answer was cut at.
+        full = min(seq.num_cached, len(seq.token_ids)) // self.config.page_size
+        if not outcome.span.num_logits or full <= seq.num_registered or not self.config.prefix_caching:
             return
         self.allocator.extend_hashes(seq.page_hashes, seq.token_ids, seq.request.cache_salt, full)
         for i in range(seq.num_registered, full):
             self.allocator.register(seq.pages[i], seq.page_hashes[i])
         seq.num_registered = full
+
+    def _distrust(self, seq: Sequence) -> None:
+        """Marks the private pages of a sequence that leaves before finite logits have vouched for them."""
+        if seq.unverified:
+            self.poisoned_pages += seq.pages[seq.num_registered :]
 
     def _crop(self, seq: Sequence) -> None:
         """After a rejection: gives back pages that the next canvas cannot reach."""
@@ -281,6 +292,7 @@ class Scheduler:
         self.allocator.release(seq.pages)
         self._free_rows.append(seq.row)
         seq.pages, seq.row, seq.num_cached, seq.num_mapped, seq.num_registered = [], -1, 0, 0, 0
+        seq.unverified = False
 
     def _pages_for(self, positions: int) -> int:
         return -(-positions // self.config.page_size)
@@ -301,14 +313,3 @@ def _without_optional(seq: Sequence, spans: list[Span]) -> list[Span]:
         seq.next_block = None
         return spans[:-1]
     return spans
-
-
-def _count_phases(plan: BatchPlan, stats: StepStats) -> None:
-    seqs: set[Sequence] = set()
-    spans = 0
-    for group in plan.groups:
-        stats.phases[group.phase] = stats.phases.get(group.phase, 0) + len(group.spans)
-        stats.tokens += sum(len(span.token_ids) for span in group.spans)
-        seqs.update(span.seq for span in group.spans)
-        spans += len(group.spans)
-    stats.sequences, stats.shared = len(seqs), spans - len(seqs)

@@ -14,6 +14,7 @@ from engine.request import Request
 
 if TYPE_CHECKING:
     from engine.decoding.base import DecodingPolicy
+    from engine.grammar import GrammarState
 
 
 @dataclass(slots=True)
@@ -39,6 +40,9 @@ class Block:
     """Probability of each token when it was chosen; None while masked, or for a token chosen causally."""
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
     """By position in the canvas, kept from the step that chose the token until it settles."""
+    candidates: tuple[list[list[int]], list[list[float]]] | None = None
+    """Of a fresh draft under a grammar, until it has been fitted to it: by position the likeliest tokens, best first,
+    and their log-probabilities."""
 
     @classmethod
     def fresh(cls, start: int, length: int, index: int, seed: int | None = None, *, awaits_seed: bool = False) -> Block:
@@ -90,11 +94,15 @@ class Sequence:
     """Leading pages the device's page table already knows."""
     num_registered: int = 0
     """Leading pages already offered to the prefix cache."""
+    unverified: bool = False
+    """KV has been written since the last finite logits: nobody knows yet whether it is finite."""
     block: Block | None = None
     next_block: Block | None = None
     """The canvas a shared pass refines beside `block`; it takes its place when the pass commits `block`."""
     row: int = -1
     """Row of the device's page table while running, else -1."""
+    grammar: GrammarState | None = None
+    """Where the answer stands in the grammar it must follow; None where it may be anything."""
     stats: GenerationStats = field(default_factory=GenerationStats)
     received_at: float = 0.0
     admitted: bool = False

@@ -24,7 +24,7 @@ class Choices:
     """A step group's decisions on the device; n spans, r logit rows, k alternatives. Fields a policy lacks are None."""
 
     token_ids: torch.Tensor
-    """[n, r] int64"""
+    """[n, r] int64; -1 where a grammar leaves nothing to choose."""
     finite: torch.Tensor
     """[n] bool"""
     confidences: torch.Tensor | None = None
@@ -36,7 +36,7 @@ class Choices:
     logprobs: torch.Tensor | None = None
     """[n, r]: natural-log probability of each chosen token."""
     top_ids: torch.Tensor | None = None
-    """[n, r, k] int64"""
+    """[n, r, k] int64: the likeliest tokens; of a draft under a grammar, what else it might have been."""
     top_logprobs: torch.Tensor | None = None
     """[n, r, k]"""
 
@@ -64,6 +64,8 @@ class StepOutcome:
     """Of them, those accepted; None outside verification."""
     closed_block_steps: int | None = None
     """Denoising steps of the block this step closed, if it closed one."""
+    exhausted: bool = False
+    """The answer is a whole text of its grammar and nothing may follow, not even an end token: it ends here."""
 
 
 class DecodingPolicy(ABC):
@@ -131,7 +133,7 @@ def with_logprobs(choices: Choices, chosen: Chosen, group: StepGroup) -> Choices
     wanted = [span.seq.request.sampling.logprobs for span in group.spans]
     if all(count is None for count in wanted):
         return choices
-    choices.logprobs = log_probabilities(chosen.logits, chosen.token_ids)
+    choices.logprobs = log_probabilities(chosen.logits, chosen.token_ids.clamp(min=0))
     most = max(count or 0 for count in wanted)
     if most:
         top, choices.top_ids = chosen.logits.topk(min(most, chosen.logits.shape[-1]), dim=-1)
@@ -154,12 +156,14 @@ def read_logprob(seq: Sequence, choices: HostChoices, i: int, row: int) -> Token
 def next_token_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
     """One causal choice a span: AR decoding, the seed after a prefill, the seed after a commit."""
     positions = next_token_rows(group, logits.device)
-    chosen = sampler.choose(logits, [span.seq for span in group.spans], positions)
+    chosen = sampler.choose(logits, [span.seq for span in group.spans], positions, walks=[[]] * len(group.spans))
     return with_logprobs(Choices(chosen.token_ids, chosen.finite), chosen, group)
 
 
 def next_token_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
     """The outcome of `next_token_choices`: the span is cached and one more token has settled."""
+    if choices["token_ids"][i][0] < 0:
+        return exhausted_outcome(span, choices["finite"][i])
     logprob = read_logprob(span.seq, choices, i, 0)
     return StepOutcome(
         span,
@@ -168,6 +172,16 @@ def next_token_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
         num_cached=span.end,
         finite=choices["finite"][i],
     )
+
+
+def exhausted_outcome(span: Span, finite: bool) -> StepOutcome:
+    """No token may follow what has settled. That ends the answer: well if it is a whole text of its grammar."""
+    state = span.seq.grammar
+    if state is None:
+        raise RuntimeError("only a grammar can leave nothing to choose")
+    if state.is_complete(span.seq):
+        return StepOutcome(span, finite=finite, exhausted=True)
+    return StepOutcome(span, finite=finite, error=state.obstacle if finite else None)
 
 
 def to_host(choices: list[Choices | None]) -> list[HostChoices]:

@@ -9,6 +9,8 @@ accepted; its position 0 is still a mask, which the bonus token then replaces.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from engine.batch import Phase, Span, StepGroup
@@ -19,6 +21,7 @@ from engine.decoding.base import (
     HostChoices,
     StepOutcome,
     canvas_span,
+    exhausted_outcome,
     next_token_choices,
     next_token_outcome,
     next_token_rows,
@@ -27,9 +30,12 @@ from engine.decoding.base import (
     same_rows,
     with_logprobs,
 )
-from engine.decoding.width import WidthController
+from engine.decoding.width import VERIFY_STEP, WidthController
 from engine.sampling import Sampler, log_probabilities
 from engine.sequence import Block, Sequence
+
+CANDIDATES = 32
+"""Tokens looked at, best first, where a grammar refuses a drafted one."""
 
 
 class SelfSpeculation(DecodingPolicy):
@@ -63,6 +69,7 @@ class SelfSpeculation(DecodingPolicy):
         block = seq.block
         if any(block.masked):
             return [canvas_span(seq, block, Phase.DRAFT, self.mask_token_id)]
+        fit_draft(seq, block)
         block.truncate(self.controller.verify_length(seq, block, num_running))
         verify = Span(
             seq, Phase.VERIFY, block.start, list(block.token_ids), kv_limit=None, num_logits=len(block)
@@ -97,9 +104,18 @@ class SelfSpeculation(DecodingPolicy):
 def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
     """Fills every position of the canvases, with the noise that verification will use. logits: [n, r, V]."""
     seqs = [span.seq for span in group.spans]
-    chosen = sampler.choose(logits, seqs, same_rows(group, logits.device))
+    positions = same_rows(group, logits.device)
+    chosen = sampler.choose(logits, seqs, positions)
     confidences = log_probabilities(chosen.logits, chosen.token_ids).exp()
-    return Choices(chosen.token_ids, chosen.finite, confidences)
+    choices = Choices(chosen.token_ids, chosen.finite, confidences)
+    bound = [i for i, seq in enumerate(seqs) if seq.grammar is not None]
+    if bound:
+        index = torch.tensor(bound, device=logits.device)
+        ids, logprobs = sampler.rank(chosen.logits[index], [seqs[i] for i in bound], positions[index], CANDIDATES)
+        shape = (*positions.shape, ids.shape[-1])
+        choices.top_ids = ids.new_zeros(shape).index_copy(0, index, ids)
+        choices.top_logprobs = logprobs.new_zeros(shape).index_copy(0, index, logprobs)
+    return choices
 
 
 def draft_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
@@ -111,7 +127,39 @@ def draft_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
             if masked:
                 block.token_ids[j], block.masked[j], block.confidences[j] = drafted[j], False, confidences[j]
         block.steps += 1
+        if span.seq.grammar is not None:
+            block.candidates = (choices["top_ids"][i], choices["top_logprobs"][i])
+            if not span.rides:  # else the seed has not settled yet: `plan` does it
+                fit_draft(span.seq, block)
     return StepOutcome(span, finite=choices["finite"][i])
+
+
+def fit_draft(seq: Sequence, block: Block) -> None:
+    """Makes a fresh draft a text of the sequence's grammar, as far as its candidates allow. Done once a draft.
+
+    A matter of speed alone: what the grammar refuses is refused again in verification.
+    """
+    if seq.grammar is None or block.candidates is None:
+        return
+    (ids, logprobs), block.candidates = block.candidates, None
+    fitted = seq.grammar.fit(seq, block.token_ids[1:], ids[1:])
+    for j, token in enumerate(fitted, 1):
+        if token != block.token_ids[j]:
+            block.token_ids[j], block.confidences[j] = token, _share(ids[j], logprobs[j], token)
+    # Nothing behind the first misfit can be accepted. Lengths stay multiples, so that sequences share step groups.
+    block.truncate(-(-(len(fitted) + 1) // VERIFY_STEP) * VERIFY_STEP)
+    for j in range(len(fitted) + 1, len(block)):
+        block.confidences[j] = 0.0
+
+
+def _share(candidates: list[int], logprobs: list[float], token: int) -> float:
+    """Probability of a candidate once those before it are out; 1 for a token that is none of them: it was forced."""
+    left = 1.0
+    for candidate, logprob in zip(candidates, logprobs, strict=True):
+        if candidate == token:
+            return min(1.0, math.exp(logprob) / max(left, 1e-9))
+        left -= math.exp(logprob)
+    return 1.0
 
 
 def verify_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
@@ -121,7 +169,8 @@ def verify_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> 
     history[:, 0] = -1  # the seed has settled: the sequence's own history holds it
     seqs = [span.seq for span in group.spans]
     positions = next_token_rows(group, logits.device)
-    chosen = sampler.choose(logits, seqs, positions, drafts=history, cumulative=True)
+    walks = [span.token_ids[1:] for span in group.spans]
+    chosen = sampler.choose(logits, seqs, positions, drafts=history, cumulative=True, walks=walks)
     matches = drafts[:, 1:] == chosen.token_ids[:, :-1]
     accepted = matches.to(torch.int64).cumprod(dim=1).sum(dim=1)
     return with_logprobs(Choices(chosen.token_ids, chosen.finite, accepted=accepted), chosen, group)
@@ -134,6 +183,12 @@ def verify_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
     whole = accepted == len(span.token_ids) - 1
     steps = seq.block.steps if seq.block is not None else 0
     tokens = choices["token_ids"][i][: accepted + 1]
+    if tokens[-1] < 0:  # the grammar leaves nothing to choose there: the last accepted draft becomes the bonus token
+        if not accepted:
+            seq.block = seq.next_block = None
+            return exhausted_outcome(span, choices["finite"][i])
+        tokens.pop()
+        accepted, whole = accepted - 1, False
     logprobs = [read_logprob(seq, choices, i, row) for row in range(accepted + 1)]
     seq.block, seq.next_block = (seq.next_block if whole else None), None
     if seq.block is not None:

@@ -1,0 +1,224 @@
+"""Structured output while it is generated: which tokens a grammar allows next, with drafts and after rejections.
+
+A GrammarState follows one sequence. It is advanced lazily from the sequence's settled tokens, so preemption, prefix
+caching and the order of steps cannot break it. Drafts are walked over and rolled back: a row's mask depends on the
+tokens before it alone, so verification chooses what plain decoding would choose.
+
+No torch here: masks are numpy arrays, one bit a token. The grammar library is llguidance: it parses lazily (no start-up
+cost to speak of), rolls back, and checks and masks along a draft without the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from functools import cache
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from engine.sequence import Sequence
+
+MAX_THREADS = 8
+"""Threads that compute masks: a mask takes some ten microseconds, so a few keep up with any batch."""
+
+INLINE_ROWS = 32
+"""Masks that are computed without waking other threads."""
+FORCED_CHOICES = 64
+"""So few allowed tokens are taken for spellings of one forced text."""
+
+NO_TOKEN_FITS = "No token of this model's vocabulary can continue the answer within the grammar."
+TOO_COMPLEX = "The grammar became too complex for this answer to be continued."
+
+
+@dataclass(frozen=True)
+class GrammarVocabulary:
+    """The model's vocabulary as the grammar library sees it: bytes of text, control tokens, end tokens."""
+
+    tokenizer: LLTokenizer
+    end_token_ids: frozenset[int]
+    """Ids that the library takes for the end of the text; never empty."""
+
+    def text_length(self, token: int) -> int:
+        """Bytes of a token's text, white space not counted."""
+        return len(b"".join(self.tokenizer.decode_bytes([token]).split()))
+
+    @property
+    def num_words(self) -> int:
+        """32-bit words of a mask. Bits beyond the tokenizer's ids, and of ids without text, are never set."""
+        return -(-self.tokenizer.vocab_size // 32)
+
+
+@dataclass(frozen=True)
+class CompiledGrammar:
+    """A grammar ready to be followed by any number of sequences. Its matcher stays at the start."""
+
+    vocabulary: GrammarVocabulary
+    matcher: LLMatcher
+
+
+class GrammarState:
+    """Where one sequence stands in its grammar."""
+
+    def __init__(self, compiled: CompiledGrammar) -> None:
+        self._compiled = compiled
+        self._matcher = compiled.matcher.deep_copy()
+        self._consumed = 0
+        self.obstacle = NO_TOKEN_FITS
+        """Why the answer cannot be continued, once it cannot."""
+
+    @property
+    def vocabulary(self) -> GrammarVocabulary:
+        return self._compiled.vocabulary
+
+    def follow(self, seq: Sequence) -> LLMatcher:
+        """The matcher after all settled tokens of the sequence. A walk that went wrong is forgotten first."""
+        if self._matcher.is_error():
+            self._matcher, self._consumed = self._compiled.matcher.deep_copy(), 0
+        new = seq.token_ids[seq.num_prompt + self._consumed :]
+        if new:
+            self._matcher.consume_tokens(new)
+            self._consumed += len(new)
+        return self._matcher
+
+    def is_complete(self, seq: Sequence) -> bool:
+        """Whether what has settled is a whole text of the grammar."""
+        matcher = self.follow(seq)
+        return not matcher.is_error() and matcher.is_accepting()
+
+    def fit(self, seq: Sequence, drafts: list[int], candidates: list[list[int]]) -> list[int]:
+        """The drafts after the settled tokens, each that the grammar refuses replaced by its first allowed candidate.
+
+        candidates: for each draft, other tokens in order of preference. The result ends early behind an end token, and
+        where no candidate is allowed.
+        """
+        matcher = self.follow(seq)
+        ends = seq.end_token_ids | self.vocabulary.end_token_ids
+        fitted: list[int] = []
+        consumed = 0
+        while len(fitted) < len(drafts):
+            text = list(takewhile(lambda token: token not in ends, drafts[len(fitted) :]))
+            count = matcher.try_consume_tokens(text) if text else 0
+            fitted += text[:count]
+            consumed += count
+            if len(fitted) == len(drafts):
+                break
+            token = self._first_allowed(matcher, [drafts[len(fitted)], *candidates[len(fitted)]], seq.end_token_ids)
+            if token is None:
+                break
+            fitted.append(token)
+            if token in ends:
+                break
+            consumed += 1
+        if consumed:
+            matcher.rollback(consumed)
+        return fitted
+
+    def _first_allowed(self, matcher: LLMatcher, tokens: list[int], ends: frozenset[int]) -> int | None:
+        """The first token that may stand next. It has been consumed, unless it ends the text."""
+        for token in tokens:
+            if token in ends:
+                if matcher.is_accepting():
+                    return token
+            elif token not in self.vocabulary.end_token_ids and matcher.try_consume_tokens([token]):
+                return token
+        if matcher.is_error():
+            return None
+        if matcher.is_stopped():
+            return min(ends, default=None)
+        return self._forced(matcher, ends)
+
+    def _forced(self, matcher: LLMatcher, ends: frozenset[int]) -> int | None:
+        """Where the text is all but forced, the allowed token with most of it; it has been consumed."""
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        if matcher.is_error():
+            return None
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if len(allowed) > FORCED_CHOICES:
+            return None
+        text = [token for token in allowed.tolist() if token not in ends | self.vocabulary.end_token_ids]
+        token = max(text, key=self.vocabulary.text_length, default=None)
+        return token if token is not None and matcher.try_consume_tokens([token]) else None
+
+
+def token_masks(seqs: Rows[Sequence], drafts: Rows[Rows[int]], num_rows: int) -> NDArray[np.uint8]:
+    """The tokens that each of k sequences' grammars allow at `num_rows` consecutive rows.
+
+    Row 0 follows the sequence's settled tokens, row i also the first i drafts (there are num_rows - 1 of them).
+    Returns [k, num_rows, bytes], bit j % 8 of byte j // 8 for token id j. Rows behind a draft that its grammar refuses
+    hold ones: that draft is never accepted. Zeros stand where the library gave up: nothing may be chosen there.
+    """
+    states = [_state(seq) for seq in seqs]
+    matchers = [state.follow(seq) for state, seq in zip(states, seqs, strict=True)]
+    masks = np.full((len(seqs), num_rows, states[0].vocabulary.num_words), 0xFFFFFFFF, dtype=np.uint32)
+    _fill(matchers, drafts, masks)
+    for state, seq, matcher, mask in zip(states, seqs, matchers, masks, strict=True):
+        if matcher.is_error():
+            _fill_first(state, seq, mask)
+        _place_end_tokens(mask, state.vocabulary.end_token_ids, seq.end_token_ids)
+    return masks.view(np.uint8)
+
+
+def _state(seq: Sequence) -> GrammarState:
+    if seq.grammar is None:
+        raise ValueError(f"request {seq.request.request_id} has no grammar")
+    return seq.grammar
+
+
+def _fill(matchers: list[LLMatcher], drafts: Rows[Rows[int]], masks: NDArray[np.uint32]) -> None:
+    """Has the library write the masks, in parallel over the matchers; their states do not change."""
+    count, num_rows, words = masks.shape
+    if any(len(walk) != num_rows - 1 for walk in drafts):
+        raise ValueError(f"{num_rows} rows follow {num_rows - 1} drafts")
+    executor, threads = _executor()
+    where = (masks.ctypes.data, words * 4, count * num_rows)
+    # A list of one is filled by this very thread, which is quicker than to wake others for little.
+    step = 1 if threads == 1 or count * num_rows <= INLINE_ROWS else count
+    for start in range(0, count, step):
+        some = range(start, min(start + step, count))
+        if num_rows == 1:
+            executor.unsafe_compute_mask_ptr([(matchers[i], i) for i in some], *where)
+        else:
+            walks = [(matchers[i], i * num_rows, list(drafts[i])) for i in some]
+            executor.unsafe_compute_mask_ptr_with_draft_token(walks, *where)
+
+
+def _fill_first(state: GrammarState, seq: Sequence, mask: NDArray[np.uint32]) -> None:
+    """After the library gave up somewhere along the drafts: row 0 alone, from a fresh walk. mask: [rows, words].
+
+    With zeros in every other row exactly one token settles, and the next pass stands where plain decoding would.
+    """
+    matcher = state.follow(seq)
+    mask[:] = 0
+    _fill([matcher], [[]], mask[None, :1])
+    if matcher.is_error():
+        mask[:] = 0
+        if not matcher.get_error().startswith("NoExtension"):
+            state.obstacle = TOO_COMPLEX
+
+
+def _place_end_tokens(mask: NDArray[np.uint32], known: frozenset[int], wanted: frozenset[int]) -> None:
+    """Allows the request's own end tokens exactly where the text may end. mask: [rows, words]; known: the library's."""
+    if known == wanted:
+        return
+    end = min(known)
+    may_end = (mask[:, end >> 5] >> np.uint32(end & 31)) & np.uint32(1)
+    for token in known | wanted:
+        word, bit = token >> 5, np.uint32(token & 31)
+        mask[:, word] &= ~(np.uint32(1) << bit)
+        if token in wanted:
+            mask[:, word] |= may_end << bit
+
+
+@cache
+def _executor() -> tuple[LLExecutor, int]:
+    """The threads that compute masks, shared by all engines of the process, and how many they are. Not more than half
+    the cores: on a CPU the model's own threads need the rest."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, min(MAX_THREADS, cores // 2))
+    return LLExecutor(threads), threads
