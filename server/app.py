@@ -9,16 +9,17 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.errors import RequestError
-from server import docs
+from server import docs, openapi
 from server.auth import Keys
 from server.client import EngineClient
 from server.config import Config
-from server.errors import ApiError, handle_error
-from server.gate import Gate
+from server.errors import ApiError, handle_error, record_refusal
+from server.gate import Gate, RequestIds
 from server.routes import generation, info, tokens
 from server.service import Service
 from server.stream import ClientGone
@@ -36,6 +37,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
 
 async def _client_gone(request: Request, exc: Exception) -> Response:
     """Nobody reads this answer; 499 is what proxies log for it."""
+    record_refusal(request, 499, "client_gone")
     return Response(status_code=499)
 
 
@@ -56,6 +58,7 @@ def create_app(config: Config | None = None, engine: EngineClient | None = None)
         redirect_slashes=False,
     )
     app.state.service = service
+    openapi.install(app)
     app.state.created = int(time.time())
     for module in (generation, info, tokens, docs):
         app.include_router(module.router)
@@ -63,4 +66,13 @@ def create_app(config: Config | None = None, engine: EngineClient | None = None)
     for kind in (ApiError, RequestError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle_error)
     app.add_middleware(Gate, service=service, keys=Keys.from_config(config.server))
+    if config.server.cors_origins:  # outside of the gate: a browser's preflight carries no key, and must read a 401
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.server.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", "x-should-retry"],
+        )
+    app.add_middleware(RequestIds)
     return app

@@ -35,6 +35,9 @@ class Keys:
             if not found:
                 raise ConfigError(f"api_key_file {config.api_key_file} holds no key")
             keys += found
+        for number, key in enumerate(keys, 1):
+            if not (key.isascii() and key.isprintable()) or " " in key:
+                raise ConfigError(f"API key {number} of {len(keys)} holds a character that no header can carry")
         return cls(keys, OPEN_PATHS | {"/metrics"} if config.public_metrics else OPEN_PATHS)
 
     def check(self, path: str, authorization: str | None) -> None:

@@ -24,6 +24,8 @@ FAILURE_WINDOW = 300.0
 """Seconds: so many failures within this time and the server gives up."""
 BACKOFF = 0.5
 """Seconds before the first restart; doubled for each further one within the window."""
+DRAIN_RATE_WINDOW = 30.0
+"""Seconds: what ended before tells nothing about the queue of now."""
 
 
 class EngineState(StrEnum):
@@ -123,9 +125,9 @@ class EngineClient:
 
     def drain_rate(self) -> float:
         """Choices that ended per second, lately."""
-        if len(self._finished) < 2:
-            return 0.0
-        return len(self._finished) / max(time.monotonic() - self._finished[0], 1e-3)
+        now = time.monotonic()
+        lately = [moment for moment in self._finished if moment > now - DRAIN_RATE_WINDOW]
+        return len(lately) / max(now - lately[0], 1e-3) if len(lately) > 1 else 0.0
 
     def submit(self, requests: list[Request], sink: EventSink) -> None:
         """Hands requests to the engine. Their events go to the sink until each has finished or been aborted."""
@@ -227,6 +229,7 @@ class EngineClient:
         self.on_ready(False)
         self._record(reason)
         self.fail_all(EngineFailure("The engine failed while it worked on this request.", None, "engine_failed"))
+        process.kill()  # a stuck one would not hear a goodbye
         await process.close()
         self._process = None
 

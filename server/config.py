@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -25,7 +26,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the API process needs to know. Durations are in seconds. The engine's own part is `EngineConfig`."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; `0.0.0.0` or `::` for every one of the machine."""
     port: int = 8000
+    """0: any free one; the log says which."""
     served_model_name: str | None = None
     """Name clients use in `model`. None: the model as given, or its directory's name."""
     api_keys: tuple[str, ...] = ()
@@ -34,6 +37,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """File with one accepted key a line, added to `api_keys`."""
     public_metrics: bool = False
     """/metrics needs no key."""
+    tls_cert: str | None = None
+    """PEM file of the certificate chain; with `tls_key` the server speaks HTTPS alone."""
+    tls_key: str | None = None
+    """PEM file of the certificate's private key."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins, such as https://app.example, whose pages may read answers; `*`: any. None given: no CORS headers."""
     max_queued_requests: int = 1024
     """Choices that may wait beyond those that run; more are answered 429."""
     max_queued_tokens: int = 1_000_000
@@ -41,6 +50,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_choices: int = 128
     """Most choices of one request: prompts times `n`."""
     max_body_bytes: int = 4 * 1024 * 1024
+    """A longer request body is answered 413."""
     max_connections: int = 4096
     """More connections are answered 503 and closed."""
     body_timeout: float = 30.0
@@ -64,6 +74,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     engine_start_timeout: float = 1800.0
     """Longest a model may take to load."""
     log_level: typing.Literal["debug", "info", "warning", "error"] = "info"
+    """From `warning` on, requests are not logged."""
+    log_text: bool = False
+    """Prompts and answers go into the log, too."""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -89,29 +102,40 @@ def option_types() -> dict[str, tuple[str, Any, Any]]:
 def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, file: str | None = None) -> Config:
     """Merges the sources; raises ConfigError with one line that names the key, where it stands and what is valid."""
     options = option_types()
-    values: dict[str, Any] = {}
+    given = _Given()
     if file is not None:
-        values |= _read_file(Path(file), options)
-    values |= _read_environ(os.environ if environ is None else environ, options)
+        _read_file(Path(file), options, given)
+    _read_environ(os.environ if environ is None else environ, options, given)
     for name, raw in flags.items():
-        values[name] = _convert(raw, options[name][1], f"--{name.replace('_', '-')}", lax=isinstance(raw, str))
+        given.take(name, raw, options[name][1], f"--{name.replace('_', '-')}", lax=isinstance(raw, str))
     parts = {
-        section: struct(**{name: value for name, value in values.items() if options[name][0] == section})
+        section: struct(**{name: value for name, value in given.values.items() if options[name][0] == section})
         for section, struct in SECTIONS.items()
     }
     config = Config(**parts)  # type: ignore[arg-type]
-    _check(config)
+    _check(config, given.places)
     return config
 
 
-def _read_file(path: Path, options: Mapping[str, tuple[str, Any, Any]]) -> dict[str, Any]:
+class _Given:
+    """What the sources gave so far, and where each value stands; a later source wins."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.places: dict[str, str] = {}
+
+    def take(self, name: str, raw: Any, kind: Any, where: str, *, lax: bool) -> None:
+        self.values[name] = _convert(raw, kind, where, lax=lax)
+        self.places[name] = where
+
+
+def _read_file(path: Path, options: Mapping[str, tuple[str, Any, Any]], given: _Given) -> None:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError(f"cannot read the configuration file {path}: {exc.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} is not valid TOML: {exc}") from None
-    values: dict[str, Any] = {}
     for section, table in document.items():
         if section not in SECTIONS or not isinstance(table, dict):
             raise ConfigError(f"{path}: unknown section [{section}]; valid sections: {', '.join(SECTIONS)}")
@@ -119,8 +143,7 @@ def _read_file(path: Path, options: Mapping[str, tuple[str, Any, Any]]) -> dict[
             valid = [name for name, option in options.items() if option[0] == section]
             if key not in valid:
                 raise ConfigError(f"{path}: unknown key '{key}' in [{section}]{_nearest(key, valid)}")
-            values[key] = _convert(raw, options[key][1], f"{path}: '{key}' in [{section}]", lax=False)
-    return values
+            given.take(key, raw, options[key][1], f"{path}: '{key}' in [{section}]", lax=False)
 
 
 def _is_service_link(variable: str, raw: str) -> bool:
@@ -128,8 +151,7 @@ def _is_service_link(variable: str, raw: str) -> bool:
     return raw.startswith(("tcp://", "udp://")) or re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_", variable) is not None
 
 
-def _read_environ(environ: Mapping[str, str], options: Mapping[str, tuple[str, Any, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _read_environ(environ: Mapping[str, str], options: Mapping[str, tuple[str, Any, Any]], given: _Given) -> None:
     for variable, raw in environ.items():
         if not variable.startswith(ENV_PREFIX) or variable in NOT_OPTIONS or _is_service_link(variable, raw):
             continue
@@ -140,8 +162,7 @@ def _read_environ(environ: Mapping[str, str], options: Mapping[str, tuple[str, A
             near = difflib.get_close_matches(name, options, 1)
             hint = f"; did you mean {ENV_PREFIX}{near[0].upper()}?" if near else ""
             raise ConfigError(f"unknown environment variable {variable}{hint}")
-        values[name] = _convert(raw, options[name][1], variable, lax=True)
-    return values
+        given.take(name, raw, options[name][1], variable, lax=True)
 
 
 def _convert(raw: Any, kind: Any, where: str, *, lax: bool) -> Any:
@@ -155,7 +176,10 @@ def _convert(raw: Any, kind: Any, where: str, *, lax: bool) -> Any:
         return msgspec.convert(value, kind, strict=not lax)
     except msgspec.ValidationError as exc:
         shown = "(not shown)" if "api_key" in where.lower().replace("-", "_") else repr(raw)
-        raise ConfigError(f"{where}: {shown} is not valid: {str(exc)[:1].lower()}{str(exc)[1:]}") from None
+        reason = f"{str(exc)[:1].lower()}{str(exc)[1:]}"
+        if typing.get_origin(kind) is typing.Literal:
+            reason = f"valid values: {', '.join(typing.get_args(kind))}"
+        raise ConfigError(f"{where}: {shown} is not valid: {reason}") from None
 
 
 def _nearest(key: str, valid: list[str]) -> str:
@@ -175,20 +199,29 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, places: Mapping[str, str]) -> None:
+    """Raises ConfigError for a value out of range, or for one that makes no sense without another."""
     values = msgspec.structs.asdict(config.server) | msgspec.structs.asdict(config.engine)
-    for name in _POSITIVE:
-        if values[name] is not None and not values[name] > 0:
-            raise ConfigError(f"{name} must be greater than 0, not {values[name]}")
-    for name in _NOT_NEGATIVE:
-        if not values[name] >= 0:
-            raise ConfigError(f"{name} must not be negative, not {values[name]}")
+    for name, value in values.items():
+        if isinstance(value, int | float) and not math.isfinite(value):
+            raise _out_of_range(name, "a finite number", value, places)
+        if name in _POSITIVE and value is not None and not value > 0:
+            raise _out_of_range(name, "greater than 0", value, places)
+        if name in _NOT_NEGATIVE and not value >= 0:
+            raise _out_of_range(name, "at least 0", value, places)
     if not 0 <= config.server.port <= 65535:
-        raise ConfigError(f"port must be between 0 and 65535, not {config.server.port}")
+        raise _out_of_range("port", "between 0 and 65535", config.server.port, places)
     if not 0 < config.engine.gpu_memory_utilization <= 1:
-        raise ConfigError(
-            f"gpu_memory_utilization must be greater than 0 and at most 1, not {config.engine.gpu_memory_utilization}"
-        )
+        share = config.engine.gpu_memory_utilization
+        raise _out_of_range("gpu_memory_utilization", "greater than 0 and at most 1", share, places)
+    if (config.server.tls_cert is None) is not (config.server.tls_key is None):
+        one, other = ("tls_cert", "tls_key") if config.server.tls_key is None else ("tls_key", "tls_cert")
+        raise ConfigError(f"{places.get(one, one)} needs {other}, too: HTTPS takes both")
+
+
+def _out_of_range(name: str, valid: str, value: object, places: Mapping[str, str]) -> ConfigError:
+    place = f" ({places[name]})" if name in places else ""
+    return ConfigError(f"{name} must be {valid}, not {value}{place}")
 
 
 def describe(config: Config) -> str:

@@ -27,7 +27,7 @@ async def page(request: Request) -> HTMLResponse:
     """The routes and the fields of their requests."""
     document = request.app.openapi()
     routes = [
-        _route(path, method, operation)
+        _route(path, method, operation, document["components"]["schemas"])
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     ]
@@ -40,13 +40,31 @@ async def page(request: Request) -> HTMLResponse:
     )
 
 
-def _route(path: str, method: str, operation: dict[str, Any]) -> str:
+def _route(path: str, method: str, operation: dict[str, Any], components: dict[str, Any]) -> str:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    tables = "".join(f"<h4>{name}</h4>{_fields(components[name])}" for name in _objects(body, components))
     return (
         f"<details><summary><span class='method {escape(method)}'>{escape(method.upper())}</span> "
         f"<code>{escape(path)}</code> {escape(operation.get('summary', ''))}</summary>"
-        f"<p>{escape(operation.get('description', ''))}</p>{_fields(body) if body else ''}</details>"
+        f"<p>{escape(operation.get('description', ''))}</p>{tables}</details>"
     )
+
+
+def _objects(schema: Any, components: dict[str, Any]) -> list[str]:
+    """Names of the objects a request is made of, the outermost first."""
+    found: list[str] = []
+    waiting = [schema]
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, dict):
+            name = str(node.get("$ref", "")).rpartition("/")[2]
+            if name and name not in found:
+                found.append(name)
+                waiting.append(components[name])
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+    return found
 
 
 def _fields(schema: dict[str, Any]) -> str:

@@ -18,6 +18,8 @@ import zmq.asyncio
 from engine.config import EngineConfig, EngineInfo
 from engine.messages import EngineFailed, EngineReady, FromEngine, Shutdown, ToEngine
 
+_ROOT = str(Path(__file__).resolve().parent.parent)
+
 STOP_TIMEOUT = 5.0
 """Seconds between asking an engine to leave and killing it."""
 
@@ -33,13 +35,15 @@ class EngineProcess:
     """
 
     def __init__(self, argv: list[str] | None = None) -> None:
-        self._argv = argv or [sys.executable, "-m", "engine.process"]
+        # -P: never the `engine` package that may lie in the current directory, but the one beside this package.
+        self._argv = argv or [sys.executable, "-P", "-m", "engine.process"]
         self._directory: Path | None = None
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._exit: asyncio.Task[int] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._listening = False
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
@@ -56,6 +60,7 @@ class EngineProcess:
         self._process = await asyncio.create_subprocess_exec(
             *self._argv,
             endpoint,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])},
             stdin=asyncio.subprocess.PIPE,
             stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else asyncio.subprocess.DEVNULL,
             start_new_session=True,
@@ -65,6 +70,7 @@ class EngineProcess:
             self._process.stdin.write(msgspec.json.encode(config) + b"\n")
         message = await self.receive()
         if isinstance(message, EngineReady):
+            self._listening = True
             return message.info
         if isinstance(message, EngineFailed):
             raise EngineProcessError(message.message)
@@ -106,7 +112,8 @@ class EngineProcess:
             self.send(Shutdown())
             if process.stdin is not None:
                 process.stdin.close()
-            await asyncio.wait({self._exit}, timeout=STOP_TIMEOUT)
+            if self._listening:  # before that it has nothing to lose, and hears nothing
+                await asyncio.wait({self._exit}, timeout=STOP_TIMEOUT)
             self._kill(process)
             await self._exit
         socket, self._socket = self._socket, None

@@ -127,17 +127,19 @@ def from_request_error(error: RequestError) -> BadRequest:
 
 def _from_http_exception(exc: HTTPException, request: Request) -> ApiError:
     if exc.status_code == 404:
-        return NotFound(f"Unknown request URL: {request.method} {_shown(request.url.path)}.", None, "unknown_url")
+        return NotFound(f"Unknown request URL: {request.method} {_shown(request)}.", None, "unknown_url")
     if exc.status_code == 405:
-        message = f"Not allowed to {request.method} on {_shown(request.url.path)}."
+        message = f"Not allowed to {request.method} on {_shown(request)}."
         return MethodNotAllowed(message, None, "method_not_allowed", dict(exc.headers or {}))
     error = BadRequest(str(exc.detail)) if exc.status_code < 500 else ApiError("The server had an error.")
     error.status = exc.status_code
     return error
 
 
-def _shown(path: str) -> str:
-    """A path as it may be repeated to the client: short, printable."""
+def _shown(request: Request) -> str:
+    """The path as it may be repeated to the client: short, printable. Not of `request.url`, which the Host header can
+    bend."""
+    path = request.scope["path"]
     printable = "".join(char if char.isprintable() else "?" for char in path)
     return printable if len(printable) <= 200 else printable[:200] + "..."
 
@@ -162,12 +164,17 @@ def error_response(error: ApiError) -> Response:
 async def handle_error(request: Request, exc: Exception) -> Response:
     """The exception handler of the application: every failure before the first byte ends here, counted and logged."""
     error = to_api_error(exc, request)
-    code = error.code or "unknown"
-    if not getattr(request.state, "admitted", False):
-        request.app.state.service.metrics.record_rejection(code)
-        fields = {
-            "request_id": request.state.request_id, "method": request.method, "path": _shown(request.url.path),
-            "status": error.status, "code": code,
-        }  # fmt: skip
-        logger.info("refused", extra={"fields": fields})
+    record_refusal(request, error.status, error.code or "unknown")
     return error_response(error)
+
+
+def record_refusal(request: Request, status: int, code: str) -> None:
+    """Counts and logs a request that no work was done for. Of one that was let in, the journal tells."""
+    if getattr(request.state, "admitted", False):
+        return
+    request.app.state.service.metrics.record_rejection(code)
+    fields = {
+        "request_id": request.state.request_id, "method": request.method, "path": _shown(request),
+        "status": status, "code": code,
+    }  # fmt: skip
+    logger.info("refused", extra={"fields": fields})

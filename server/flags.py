@@ -7,23 +7,38 @@ import ast
 import inspect
 import types
 import typing
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from server.config import ENV_PREFIX, SECTIONS, option_types
 
 
+class OptionDoc(NamedTuple):
+    """What there is to say about one option."""
+
+    name: str
+    kind: Any
+    default: Any
+    text: str
+
+
+def documented_options() -> dict[str, list[OptionDoc]]:
+    """Every option by section, in the order of the configuration's fields."""
+    options: dict[str, list[OptionDoc]] = {section: [] for section in SECTIONS}
+    texts = {section: _field_docs(struct) for section, struct in SECTIONS.items()}
+    for name, (section, kind, default) in option_types().items():
+        options[section].append(OptionDoc(name, kind, default, texts[section].get(name, "")))
+    return options
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """One flag for each option: `max_running` is `--max-running`. Values are converted with the configuration."""
-    helps = {name: text for struct in SECTIONS.values() for name, text in _field_docs(struct).items()}
-    for section in SECTIONS:
+    for section, options in documented_options().items():
         group = parser.add_argument_group(f"{section} options", f"each also as {ENV_PREFIX}NAME or in [{section}]")
-        for name, (owner, kind, default) in option_types().items():
-            if owner != section:
-                continue
+        for name, kind, default, doc in options:
             shown = "" if default in (None, ()) else f" (default: {default})"
-            text = (helps.get(name, "") + shown).strip().replace("%", "%%") or None
+            text = (doc + shown).strip().replace("%", "%%") or None
             flag = f"--{name.replace('_', '-')}"
             if kind is bool:
                 action = argparse.BooleanOptionalAction

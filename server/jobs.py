@@ -224,7 +224,7 @@ class _Builder:
             stops=tuple(params.stop),
             end_token_ids=ends,
             seed=self.seed,
-            decoding=self.decoding.decoding,
+            decoding="diffusion" if self.suffix is not None else self.decoding.decoding,
             logprobs=self.logprobs,
             stream=params.stream,
             include_usage=options.include_usage,

@@ -19,6 +19,8 @@ _LATENCY = (
 )  # fmt: skip
 """Seconds, from a GPU's pass to a CPU's long answer."""
 _COUNTS = tuple(2.0**exponent for exponent in range(18))
+_MEMORY = 0.99
+"""Weight of the passes before the latest one in `speed_of_light_ratio`."""
 _PER_PASS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # series nobody reads
@@ -37,6 +39,8 @@ class Metrics:
         self._gauges()
         self._counters()
         self._histograms()
+        self._speed: tuple[float, float] | None = None  # bytes and operations a second
+        self._possible = self._taken = 0.0  # seconds of lately run passes
 
     def _gauge(self, name: str, text: str) -> Gauge:
         gauge = Gauge(f"lightcone_{name}", text, ["model"], registry=self._registry)
@@ -63,10 +67,14 @@ class Metrics:
             "lightcone_cache_config_info", "Shape of the KV pool", ["model", "page_size", "num_pages"],
             registry=self._registry,
         )  # fmt: skip
-        self.engine_up.set(0)
+        self._speed_of_light = self._gauge(
+            "speed_of_light_ratio", "Least possible time of lately run passes over the time they took; 0: not measured"
+        )
 
     def _counters(self) -> None:
-        self.prompt_tokens_total = self._counter("prompt_tokens", "Prompt tokens of finished choices")
+        self.prompt_tokens_total = self._counter(
+            "prompt_tokens", "Prompt tokens of ended choices, counted for each choice"
+        )
         self.prompt_cached_total = self._counter("prompt_tokens_cached", "Prompt tokens found in the prefix cache")
         self.generation_tokens_total = self._counter("generation_tokens", "Tokens generated")
         self.passes_total = self._counter("passes", "Sequences passed through the model, by phase", ("phase",))
@@ -101,15 +109,23 @@ class Metrics:
     def set_engine(self, info: EngineInfo) -> None:
         """The engine is loaded, or loaded again."""
         self.engine_up.set(1)
+        known = info.device_bandwidth > 0 and info.device_rate > 0
+        self._speed = (info.device_bandwidth, info.device_rate) if known else None
         self._cache_info.clear()
         self._cache_info.labels(self._model, str(info.page_size), str(info.num_pages)).set(1)
+
+    def engine_lost(self) -> None:
+        """What ran and waited has been told so; nothing is left of it."""
+        for gauge in (
+            self.engine_up, self.running, self.waiting, self.kv_usage, self.step_sequences, self.step_tokens,
+        ):  # fmt: skip
+            gauge.set(0)
 
     def record_step(self, stats: StepStats) -> None:
         """One update of the engine."""
         self.running.set(stats.running)
         self.waiting.set(stats.waiting)
-        in_use = stats.num_pages - stats.free_pages - stats.cached_pages
-        self.kv_usage.set(max(in_use, 0) / max(stats.num_pages, 1))
+        self.kv_usage.set(1 - stats.free_pages / stats.num_pages if stats.num_pages else 0)
         self.step_sequences.set(stats.sequences)
         self.step_tokens.set(stats.tokens)
         for phase, count in stats.phases.items():
@@ -117,6 +133,7 @@ class Metrics:
         if stats.phases:
             leading = max(stats.phases, key=lambda phase: stats.phases[phase])
             self.step_duration.labels(self._model, leading).observe(stats.duration)
+            self._compare_with_light(stats)
         self.denoising_steps_total.inc(stats.phases.get("denoise", 0) + stats.phases.get("draft", 0))
         self.draft_tokens_total.inc(stats.draft_tokens)
         self.accepted_total.inc(sum(stats.accepted_draft_lengths))
@@ -126,6 +143,16 @@ class Metrics:
             self.block_steps.observe(steps)
         for length in stats.accepted_draft_lengths:
             self.accepted_length.observe(length)
+
+    def _compare_with_light(self, stats: StepStats) -> None:
+        """The roofline's share of the time, over about the last hundred passes; engine.roofline says what counts."""
+        if self._speed is None:
+            return
+        bandwidth, rate = self._speed
+        possible = max(stats.bytes / bandwidth, stats.operations / rate)
+        self._possible = _MEMORY * self._possible + possible
+        self._taken = _MEMORY * self._taken + stats.duration
+        self._speed_of_light.set(self._possible / max(self._taken, 1e-9))
 
     def record_choice(self, stats: GenerationStats, prompt_tokens: int) -> None:
         """One choice that ran to some end."""
@@ -141,6 +168,18 @@ class Metrics:
     def record_request(self, endpoint: str, status: int, finish_reason: str, decoding: str) -> None:
         """One HTTP generation request that was let in."""
         self.requests_total.labels(self._model, endpoint, str(status), finish_reason, decoding).inc()
+
+    def record_times(
+        self, total: float, first_text: float | None, first_draft: float | None, completion_tokens: int
+    ) -> None:
+        """Seconds of one HTTP generation request, from its arrival."""
+        self.latency.observe(total)
+        if first_text is not None:
+            self.first_text.observe(first_text)
+            if completion_tokens > 1:
+                self.per_token.observe((total - first_text) / (completion_tokens - 1))
+        if first_draft is not None:
+            self.first_draft.observe(first_draft)
 
     def record_rejection(self, reason: str) -> None:
         """One request refused at the door."""

@@ -87,6 +87,9 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "reasoning_effort": Unsupported(("none",), _CHAT),
     "verbosity": Unsupported(("medium",), _CHAT),
     "web_search_options": Unsupported((), _CHAT),
+    "prompt_cache_options": Unsupported((), _CHAT),
+    "prompt_cache_retention": Unsupported((), _CHAT),
+    "moderation": Unsupported((), _CHAT),
 }
 
 DECODING_FIELDS: dict[str, tuple[str, ...]] = {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,13 +21,15 @@ from engine.errors import ConfigError
 from server import logs
 from server.app import create_app
 from server.config import Config, ServerConfig
-from server.protocol import http_protocol
+from server.protocol import ConnectionLimits, http_protocol
 from server.service import Service
 
 logger = logging.getLogger("lightcone.server")
 
 CONNECTION_TIMEOUT = 5.0
 """Longest wait for connections to close once everything has been answered."""
+SPARE_FILES = 256
+"""File descriptors for everything but connections."""
 
 
 class Server(uvicorn.Server):
@@ -98,18 +103,39 @@ async def _serve(config: Config, listener: socket.socket) -> int:
     service: Service = app.state.service
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    logger.info("listening on http://%s:%d", shown, port, extra={"fields": {"model": service.name, "port": port}})
-    await _server(app, config.server, service).serve(sockets=[listener])
+    scheme = "https" if config.server.tls_cert else "http"
+    logger.info("listening on %s://%s:%d", scheme, shown, port, extra={"fields": {"model": service.name, "port": port}})
+    server = _server(app, config.server, service)
+    _raise_file_limit(config.server.max_connections + SPARE_FILES)
+    settling = asyncio.create_task(_settle(service))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        settling.cancel()
     if service.fatal is not None:
         print(f"lightcone: error: {service.fatal}", file=sys.stderr)
         return 1
     return 0
 
 
+async def _settle(service: Service) -> None:
+    """Once loaded, what is there stays: the garbage collector need not look through it while requests wait."""
+    await service.loaded.wait()
+    gc.collect()
+    gc.freeze()
+
+
 def _server(app: FastAPI, config: ServerConfig, service: Service) -> Server:
+    """Raises ConfigError where the certificate cannot be used."""
+    limits = ConnectionLimits(
+        header_timeout=config.header_timeout,
+        write_timeout=config.stream_stall_timeout,
+        max_connections=config.max_connections,
+        on_refused=service.record_refused,
+    )
     options = uvicorn.Config(
         app,
-        http=http_protocol(config.header_timeout, config.max_connections),
+        http=http_protocol(limits),
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -117,7 +143,26 @@ def _server(app: FastAPI, config: ServerConfig, service: Service) -> Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=int(config.keep_alive),
+        timeout_keep_alive=math.ceil(config.keep_alive),
         timeout_graceful_shutdown=int(CONNECTION_TIMEOUT),
+        ssl_certfile=config.tls_cert,
+        ssl_keyfile=config.tls_key,
+        ssl_keyfile_password="",  # a locked key is an error, not a question on the terminal
     )
+    try:
+        options.load()
+    except OSError as exc:  # ssl.SSLError is one
+        reason = exc.strerror or exc
+        raise ConfigError(f"cannot use tls_cert {config.tls_cert} with tls_key {config.tls_key}: {reason}") from None
     return Server(options, service)
+
+
+def _raise_file_limit(wanted: int) -> None:
+    """Every connection is a file: out of them, a server accepts nobody, probes included."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        logger.warning("max_connections needs %d open files, but this process may have only %d", wanted, most)

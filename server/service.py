@@ -20,7 +20,7 @@ from engine.events import StepStats
 from server.client import EngineClient, EngineState
 from server.config import Config
 from server.engine_process import EngineProcessError
-from server.errors import Overloaded, Unavailable
+from server.errors import ApiError, Overloaded, Unavailable
 from server.jobs import Job
 from server.metrics import Metrics
 from server.models import default_name, resolve_model
@@ -142,6 +142,12 @@ class Service:
             if not self._active:
                 self._idle.set()
 
+    def record_refused(self, error: ApiError, request_id: str) -> None:
+        """A connection was turned away before there was a request."""
+        self.metrics.record_rejection(error.code or "unknown")
+        fields = {"request_id": request_id, "status": error.status, "code": error.code}
+        logger.info("refused", extra={"fields": fields})
+
     # -- what requests ask --------------------------------------------------------------------------------------
 
     @property
@@ -166,20 +172,27 @@ class Service:
             raise Unavailable("The model is still loading; try again shortly.", "model_loading")
         return self.model
 
-    def admit(self, job: Job) -> None:
-        """Raises Unavailable or Overloaded when the job cannot be taken now."""
+    def check_queue(self, choices: int = 1) -> None:
+        """Raises Unavailable or Overloaded when so many choices cannot be taken now. Cheap: a full server asks this
+        before it reads a request."""
         if self.engine.state is not EngineState.RUNNING:
             raise Unavailable("The engine is restarting; try again shortly.", "engine_unavailable")
-        options, engine = self.config.server, self.engine
-        queued = engine.in_flight + len(job.choices) - self.config.engine.max_running
-        over = queued - options.max_queued_requests
-        if over > 0 and engine.in_flight:  # an idle server takes any request that its door let through
+        over = self._queued(choices) - self.config.server.max_queued_requests
+        if over > 0 and self.engine.in_flight:  # an idle server takes any request that its door let through
             raise Overloaded("Too many requests are waiting; try again shortly.", self._retry_after(over))
+
+    def admit(self, job: Job) -> None:
+        """Raises Unavailable or Overloaded when the job cannot be taken now."""
+        self.check_queue(len(job.choices))
+        waiting = self.engine.waiting_tokens
         tokens = sum(len(request.prompt_token_ids) for request in job.requests)
-        if engine.waiting_tokens and engine.waiting_tokens + tokens > options.max_queued_tokens:
-            raise Overloaded(
-                "Too many prompt tokens are waiting; try again shortly.", self._retry_after(max(queued, 1))
-            )
+        if waiting and waiting + tokens > self.config.server.max_queued_tokens:
+            excess = max(self._queued(len(job.choices)), 1)
+            raise Overloaded("Too many prompt tokens are waiting; try again shortly.", self._retry_after(excess))
+
+    def _queued(self, choices: int) -> int:
+        """Choices that would wait, were so many taken."""
+        return self.engine.in_flight + choices - self.config.engine.max_running
 
     def _retry_after(self, excess: int) -> int:
         """Seconds until as many places are free, at the rate at which choices lately ended."""
@@ -190,8 +203,9 @@ class Service:
         self.metrics.record_step(stats)
 
     def _on_ready(self, up: bool) -> None:
-        self.metrics.engine_up.set(1 if up else 0)
         if up and self.engine.info is not None:
             self.metrics.set_engine(self.engine.info)
+        else:
+            self.metrics.engine_lost()
         self.metrics.restarts_total.inc(self.engine.restarts - self._restarts)
         self._restarts = self.engine.restarts

@@ -37,11 +37,16 @@ def event(payload: dict[str, Any]) -> bytes:
 
 
 async def chunks(
-    generation: Generation, form: Form, deadline: float, expired: Callable[[], ApiError]
+    generation: Generation,
+    form: Form,
+    *,
+    deadline: float,
+    expired: Callable[[], ApiError],
+    on_chunk: Callable[[], None],
 ) -> AsyncGenerator[bytes, None]:
     """The whole stream, [DONE] included. Raises ApiError where the generation fails or its deadline passes.
 
-    `deadline`: on the clock of `time.monotonic`.
+    `deadline`: on the clock of `time.monotonic`. `on_chunk`: called before each chunk of text or drafts.
     """
     job = generation.job
 
@@ -62,6 +67,7 @@ async def chunks(
                 raise expired() from None
             if not deltas:
                 break
+            on_chunk()
             yield b"".join(finished(write(generation.choices[delta.index], delta)) for delta in deltas)
     if job.diffusing:
         yield finished(form.closing())
@@ -100,13 +106,12 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         *,
         on_end: Callable[[int, Exception | None], None],
-        on_chunk: Callable[[], None],
         stall_timeout: float,
         keepalive: float,
     ) -> None:
         super().__init__(status_code=200, headers=HEADERS)
         del self.headers["content-length"]
-        self._events, self._on_end, self._on_chunk = events, on_end, on_chunk
+        self._events, self._on_end = events, on_end
         self._stall_timeout, self._keepalive = stall_timeout, keepalive
         self._started = False
 
@@ -124,6 +129,9 @@ class EventStream(Response):
                 await self._send(send, event(exc.body()), more=False)
         except (ClientGone, TimeoutError) as exc:
             failure, status = exc, 499
+        except asyncio.CancelledError:
+            failure, status = ClientGone(), 499
+            raise
         except Exception as exc:
             logger.exception("a stream failed")
             failure, status = exc, 500
@@ -150,7 +158,6 @@ class EventStream(Response):
                     except StopAsyncIteration:
                         break
                     pending = None
-                    self._on_chunk()
                     await self._send(send, data)
             finally:
                 if pending is not None:

@@ -17,6 +17,7 @@ MAX_DEPTH = 32
 
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _encoder = msgspec.json.Encoder()
+_LINE_ENDS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
 
 
 class InvalidJson(ValueError):
@@ -24,8 +25,12 @@ class InvalidJson(ValueError):
 
 
 def encode_json(value: object) -> bytes:
-    """Compact UTF-8 JSON."""
-    return _encoder.encode(value)
+    """Compact UTF-8 JSON on one line, also for readers that take Unicode's other line ends for one."""
+    data = _encoder.encode(value)
+    for raw, escaped in _LINE_ENDS:
+        if raw in data:
+            data = data.replace(raw, escaped)
+    return data
 
 
 def decode_json(body: bytes) -> Any:

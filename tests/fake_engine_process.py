@@ -1,6 +1,6 @@
 """An engine process without a model, for tests of the bridge to it: `python fake_engine_process.py MODE ENDPOINT`.
 
-It speaks the engine's protocol and misbehaves as its mode says.
+It speaks the engine's protocol and misbehaves as its mode says; `steady` only takes its time, `mute` never answers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import msgspec
 import zmq
@@ -17,7 +18,7 @@ from engine.config import EngineConfig
 from engine.events import GenerationEvent, StepStats
 from engine.messages import AbortRequests, AddRequests, EngineFailed, EngineReady, EngineUpdate, FromEngine, ToEngine
 from engine.request import Request
-from tests.fakes import INFO, saying
+from tests.fakes import INFO, TEXT, saying
 
 IDLE = StepStats(running=0, waiting=0, free_pages=64, num_pages=64)
 
@@ -30,6 +31,7 @@ class Fake:
         self.socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.PAIR)
         self.socket.connect(endpoint)
         self.aborted: list[str] = []
+        self.speaking: dict[str, Iterator[GenerationEvent]] = {}
 
     def send(self, message: FromEngine) -> None:
         self.socket.send(msgspec.msgpack.encode(message))
@@ -46,13 +48,17 @@ class Fake:
         self.send(EngineReady(INFO))
         decoder = msgspec.msgpack.Decoder(ToEngine)
         while True:
-            if self.socket.poll(100):
+            if self.speaking:
+                self.speak()
+            if self.socket.poll(10 if self.speaking else 100):
                 message = decoder.decode(self.socket.recv())
                 if isinstance(message, AddRequests):
                     for request in message.requests:
                         self.answer(request)
                 elif isinstance(message, AbortRequests):
                     self.aborted += message.request_ids
+                    for request_id in message.request_ids:
+                        self.speaking.pop(request_id, None)
                 else:
                     return 0
             elif self.mode != "silent":
@@ -61,6 +67,11 @@ class Fake:
     def answer(self, request: Request) -> None:
         if request.cache_salt == "what was aborted?":
             self.say(request, " ".join(self.aborted))
+            return
+        if self.mode == "mute":
+            return
+        if self.mode == "steady":
+            self.speaking[request.request_id] = iter(saying(TEXT * 20, chunk=1)(request))
             return
         events: list[GenerationEvent] = list(saying()(request))
         if self.mode in ("crash", "stall", "garbage") or request.cache_salt == "crash":
@@ -74,6 +85,18 @@ class Fake:
             os._exit(9)
         for event in events[: 1 if self.mode == "slow" else None]:
             self.send(EngineUpdate([event], IDLE))
+
+    def speak(self) -> None:
+        """The next token of everybody: about a hundred a second."""
+        events: list[GenerationEvent] = []
+        for request_id, script in list(self.speaking.items()):
+            event = next(script, None)
+            if event is None:
+                del self.speaking[request_id]
+            else:
+                events.append(event)
+        running = len(self.speaking)
+        self.send(EngineUpdate(events, StepStats(running=running, waiting=0, free_pages=64 - running, num_pages=64)))
 
     def say(self, request: Request, text: str) -> None:
         self.send(EngineUpdate(list(saying(text)(msgspec.structs.replace(request, max_tokens=200))), IDLE))

@@ -30,6 +30,7 @@ async def completions(request: Request) -> Response:
     """OpenAI's completions."""
     service = service_of(request)
     model = service.require_model()
+    service.check_queue()
     data = await read_json(request, service.config.server)
     params = parse_generation(CompletionRequest, "completions", data)
     job = await completion_job(params, model, service.config.server.max_choices)
@@ -43,6 +44,7 @@ async def chat_completions(request: Request) -> Response:
     """OpenAI's chat completions."""
     service = service_of(request)
     model = service.require_model()
+    service.check_queue()
     data = await read_json(request, service.config.server)
     params = parse_generation(ChatRequest, "chat", data)
     job = await chat_job(params, model, service.config.server.max_choices)
@@ -53,16 +55,14 @@ async def _run(job: Job, model: ServedModel, service: Service, request: Request)
     service.admit(job)
     request.state.admitted = True  # from here on the journal tells what became of it
     generation = Generation(service.engine, job, model.tokenizer)
-    journal = Journal(generation, service.metrics, request.state.request_id)
+    text_by = model.tokenizer if service.config.server.log_text else None
+    journal = Journal(generation, service.metrics, request.state.request_id, text_by)
     if job.stream:
         return _stream(generation, model, service, journal)
     try:
         return await until_gone(_answer(generation, model, service, journal), request.receive)
-    except ClientGone as exc:
-        journal.end(499, exc)
-        raise
-    except ApiError as exc:
-        journal.end(exc.status, exc)
+    except Exception as exc:
+        journal.end(499 if isinstance(exc, ClientGone) else exc.status if isinstance(exc, ApiError) else 500, exc)
         raise
 
 
@@ -87,9 +87,8 @@ def _stream(generation: Generation, model: ServedModel, service: Service, journa
     deadline = generation.started + service.config.server.request_timeout
     options = service.config.server
     return EventStream(
-        chunks(generation, form, deadline, lambda: _timeout(service)),
+        chunks(generation, form, deadline=deadline, expired=lambda: _timeout(service), on_chunk=journal.chunk),
         on_end=journal.end,
-        on_chunk=journal.chunk,
         stall_timeout=options.stream_stall_timeout,
         keepalive=options.sse_keepalive,
     )

@@ -122,8 +122,6 @@ async def chunks(client: httpx.AsyncClient, prompt: Prompt, *, drafts: bool) -> 
                 if "error" in chunk:
                     raise GenerateError(str(chunk["error"].get("message", chunk["error"])))
                 yield chunk
-    except httpx.InvalidURL as exc:
-        raise GenerateError(f"not a URL: {exc}") from None
     except httpx.UnsupportedProtocol:
         raise GenerateError("the URL must begin with http:// or https://") from None
     except httpx.ConnectError as exc:

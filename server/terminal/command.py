@@ -46,20 +46,27 @@ async def _generate(arguments: argparse.Namespace) -> None:
     url = arguments.url or os.environ.get("LIGHTCONE_URL")
     key = arguments.api_key or os.environ.get("LIGHTCONE_API_KEY")
     async with AsyncExitStack() as stack:
+        own = url is None
         if url is None:
             with Console(stderr=True).status("starting the built-in model", spinner="dots"):
                 url = await stack.enter_async_context(local_server())
-        client = httpx.AsyncClient(
-            base_url=url.rstrip("/").removesuffix("/v1"),
-            headers={"Authorization": f"Bearer {key}"} if key else None,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-            trust_env=arguments.url is not None,
-        )
-        await stack.enter_async_context(client)
+        client = await stack.enter_async_context(_client(url, key, proxies=not own))
         if arguments.watch and sys.stdout.isatty():
             await _watch(client, prompt, arguments.delay)
         else:
             await _stream(client, prompt)
+
+
+def _client(url: str, key: str | None, *, proxies: bool) -> httpx.AsyncClient:
+    try:
+        return httpx.AsyncClient(
+            base_url=url.rstrip("/").removesuffix("/v1"),
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
+            trust_env=proxies,
+        )
+    except httpx.InvalidURL as exc:
+        raise GenerateError(f"not a URL: {exc}") from None
 
 
 def _prompt(arguments: argparse.Namespace) -> Prompt:

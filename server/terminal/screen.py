@@ -74,17 +74,15 @@ def _tokens(answer: Answer) -> list[str]:
 
 
 def summary(answer: Answer, seconds: float, *, cut: bool) -> str:
-    """One line about what the answer took. `cut`: it could have gone on."""
-    parts = _tokens(answer)
-    diffusion = answer.usage.get("diffusion")
-    if diffusion:
-        parts += [_plural(diffusion["passes"], "pass"), f"{diffusion['tokens_per_pass']:.2f} tokens per pass"]
-    parts.append(f"{seconds:.2f} s")
-    if diffusion:
-        parts += [str(diffusion["decoding"]), f"seed {diffusion['seed']}"]
+    """What the answer took, and below it how to get it again. `cut`: it could have gone on."""
+    costs, origin = _tokens(answer), []
+    if diffusion := answer.usage.get("diffusion"):
+        costs += [_plural(diffusion["passes"], "pass"), f"{diffusion['tokens_per_pass']:.2f} tokens per pass"]
+        origin += [str(diffusion["decoding"]), f"seed {diffusion['seed']}"]
+    costs.append(f"{seconds:.2f} s")
     if cut:
-        parts.append("cut at max tokens")
-    return " · ".join(parts)
+        origin.append("cut at max tokens")
+    return " · ".join(costs) + ("\n" + " · ".join(origin) if origin else "")
 
 
 def status(answer: Answer) -> Text:

@@ -104,6 +104,17 @@ async def test_an_abort_reaches_the_engine_and_silences_the_request() -> None:
         assert len(sink.events) == 1
 
 
+async def test_the_drain_rate_forgets_quiet_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first clients of a busy morning would be told to come back in a minute."""
+    client = EngineClient()
+    now = 1000.0
+    monkeypatch.setattr("server.client.time.monotonic", lambda: now)
+    client._finished.extend([1.0, 2.0, 3.0])
+    assert client.drain_rate() == 0.0
+    client._finished.extend([998.0, 999.0])
+    assert client.drain_rate() == 1.0
+
+
 @pytest.mark.parametrize(
     ("mode", "why"), [("exit", "exit status 3"), ("fail", "the weights are damaged"), ("hang", "did not load within")]
 )

@@ -12,6 +12,8 @@ from tests.server.conftest import Api, ApiFactory
 
 pytestmark = pytest.mark.anyio
 
+BOS = 1
+
 
 async def test_the_answer_has_openais_shape(api: Api) -> None:
     """SDKs parse every field of it."""
@@ -73,7 +75,7 @@ async def test_a_null_threshold_asks_for_an_even_schedule(api: Api) -> None:
 async def test_a_prompt_may_have_any_of_openais_forms(api: Api, prompt: Any) -> None:
     response = await api.complete(prompt=prompt)
     assert response.status_code == 200
-    expected = encode("Hi") if "Hi" in prompt else [72, 73]
+    expected = [BOS, *encode("Hi")] if "Hi" in prompt else [72, 73]
     assert api.engine.requests[0].prompt_token_ids == expected
 
 
@@ -81,8 +83,8 @@ async def test_batches_and_n_number_their_choices_prompt_by_prompt(api: Api) -> 
     answer = (await api.complete(prompt=["a", "bb"], n=3, seed=11)).json()
     assert [choice["index"] for choice in answer["choices"]] == list(range(6))
     prompts = [request.prompt_token_ids for request in api.engine.requests]
-    assert prompts == [encode("a")] * 3 + [encode("bb")] * 3
-    assert answer["usage"]["prompt_tokens"] == len(encode("a")) + len(encode("bb"))
+    assert prompts == [[BOS, *encode("a")]] * 3 + [[BOS, *encode("bb")]] * 3
+    assert answer["usage"]["prompt_tokens"] == len(prompts[0]) + len(prompts[3])
     assert answer["usage"]["completion_tokens"] == 6 * 16
 
 

@@ -134,7 +134,7 @@ def test_infill_fills_exactly_the_gap(client: OpenAI) -> None:
 
 
 def test_logit_bias_and_min_tokens_do_something(client: OpenAI) -> None:
-    comma = httpx.post(str(client.base_url).replace("/v1/", "/tokenize"), json={"prompt": ","}).json()["tokens"][0]
+    comma = httpx.post(str(client.base_url).replace("/v1/", "/tokenize"), json={"prompt": ","}).json()["tokens"][-1]
     answer = client.chat.completions.create(
         model="builtin", messages=QUESTION, temperature=0, logit_bias={str(comma): 100}, max_tokens=8
     )

@@ -41,8 +41,7 @@ def refused(response: httpx.Response, param: str | None) -> dict[str, Any]:
         ("priority", 1.5), ("cache_salt", ""), ("cache_salt", "x" * 300), ("decoding", "magic"), ("block_length", 1),
         ("block_length", 65), ("ignore_eos", 1), ("suffix", 5), ("diffusing", "x"), ("model", 5), ("prompt", 5),
         ("prompt", {}), ("prompt", []), ("prompt", [[]]), ("prompt", ["a", 1]), ("prompt", [1.5]), ("prompt", [True]),
-        ("prompt", [-1]), ("prompt", [1643]), ("prompt", [5]), ("prompt", [7, 0]), ("prompt", [10**30]), ("prompt", ""),
-        ("prompt", ["x", ""]),
+        ("prompt", [-1]), ("prompt", [1643]), ("prompt", [5]), ("prompt", [7, 0]), ("prompt", [10**30]),
     ],
 )  # fmt: skip
 async def test_values_out_of_bounds_are_refused_by_name(api: Api, field: str, value: Any) -> None:
@@ -151,6 +150,20 @@ async def test_too_long_a_request_says_the_numbers_and_is_never_cut(api: Api) ->
 async def test_text_that_cannot_fit_is_refused_before_it_is_encoded(api: Api) -> None:
     error = refused(await api.complete(prompt="x" * 1_000_000), "prompt")
     assert error["code"] == "context_length_exceeded"
+
+
+async def test_an_empty_prompt_is_the_token_that_begins_a_text_or_refused(serve: Any) -> None:
+    """There is nothing to continue where a model has no such token."""
+    import msgspec
+
+    from tests.fakes import INFO, FakeEngine
+
+    async with serve() as api:
+        assert (await api.complete(prompt="")).json()["usage"]["prompt_tokens"] == 1
+    async with serve(FakeEngine(info=msgspec.structs.replace(INFO, bos_token_id=None))) as api:
+        refused(await api.complete(prompt=""), "prompt")
+        refused(await api.complete(prompt=["x", ""]), "prompt")
+        assert not api.engine.requests
 
 
 async def test_missing_fields_are_named(api: Api) -> None:

@@ -1,0 +1,287 @@
+"""`lightcone generate` as people run it: in a terminal, in a pipe, against a server or with none at all."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from server.terminal.command import main
+from tests.clients.conftest import KEY, MODES, QUESTION, ROOT, STORY, TALE, ask, plain_environment
+
+COMMAND = (sys.executable, "-m", "server", "generate")
+MASK = "\u2592"
+
+
+def environment(url: str | None, **more: str) -> dict[str, str]:
+    server = {} if url is None else {"LIGHTCONE_URL": url, "LIGHTCONE_API_KEY": KEY}
+    return {**plain_environment(), "PYTHONPATH": str(ROOT), **server, **more}
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process, its output not a terminal's."""
+    monkeypatch.setenv("LIGHTCONE_URL", url)
+    monkeypatch.setenv("LIGHTCONE_API_KEY", KEY)
+
+    def run(*arguments: str, stdin: str = "") -> Result:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            status = main(arguments)
+        except SystemExit as exc:  # argparse
+            status = int(str(exc.code))
+        return Result(status, *capfd.readouterr())
+
+    return run
+
+
+class Terminal:
+    """The command in a terminal of its own."""
+
+    def __init__(self, url: str | None, *arguments: str, size: tuple[int, int] = (24, 80)) -> None:
+        self.master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, size)
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env=environment(url, TERM="xterm-256color", COLORTERM="truecolor"),
+        )  # fmt: skip
+        os.close(slave)
+        self.output = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def read(self, until: str | None = None, seconds: float = 60) -> str:
+        """Everything written so far: to the end of the command, or until some text has appeared."""
+        deadline = time.monotonic() + seconds
+        while until is None or until not in self.output:
+            assert time.monotonic() < deadline, self.output
+            if not select.select([self.master], [], [], 0.05)[0]:
+                continue
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not data:
+                break
+            self.output += self._decoder.decode(data)
+        return self.output
+
+    def close(self) -> int:
+        """The exit status, once everything has been read."""
+        return self.process.wait(20)
+
+
+@contextmanager
+def terminal(url: str | None, *arguments: str, size: tuple[int, int] = (24, 80)) -> Iterator[Terminal]:
+    running = Terminal(url, *arguments, size=size)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+        os.close(running.master)
+
+
+def plain(output: str) -> str:
+    """What a terminal would show last, near enough: escapes taken out."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output).replace("\r\n", "\n")
+
+
+def own_servers() -> dict[int, str]:
+    """Servers that `generate` started, and their engines: process ids and command lines."""
+    found: dict[int, tuple[int, str]] = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # gone in the meantime
+            continue
+        found[int(directory.name)] = (parent, line)
+    servers = {number for number, (_, line) in found.items() if "server.terminal.local" in line}
+    return {number: line for number, (parent, line) in found.items() if number in servers or parent in servers}
+
+
+def await_end_of(processes: dict[int, str]) -> None:
+    deadline = time.monotonic() + 10
+    while left := processes.items() & alive(processes).items():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def alive(processes: dict[int, str]) -> dict[int, str]:
+    lines = {}
+    for number in processes:
+        with contextlib.suppress(OSError):
+            lines[number] = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return lines
+
+
+def api_text(http: httpx.Client, **body: object) -> str:
+    messages = [{"role": "user", "content": QUESTION}]
+    text: str = ask(http, {"messages": messages, "temperature": 0, **body}).json()["choices"][0]["message"]["content"]
+    return text
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_a_pipe_it_is_the_text_and_nothing_else(http: httpx.Client, run: Run, mode: str) -> None:
+    """Watching or not: what a script reads has no colours, no drafts and no statistics in it."""
+    for watch in ([], ["--watch"]):
+        done = run(QUESTION, "--decoding", mode, "--temperature", "0", *watch)
+        assert done == (0, api_text(http, decoding=mode) + "\n", "")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_watching_shows_the_text_resolve_and_what_it_cost(http: httpx.Client, url: str, mode: str) -> None:
+    text = api_text(http, decoding=mode)
+    with terminal(url, QUESTION, "--decoding", mode, "--temperature", "0", "--watch", "--delay", "0.01") as running:
+        output = plain(running.read())
+        assert running.close() == 0
+    assert " ".join(text.split()) in " ".join(output.rpartition("draft")[2].split())
+    costs, origin = output.strip().split("\n")[-2:]
+    assert re.fullmatch(r"\d+ tokens · \d+ passes · \d+\.\d\d tokens per pass · \d+\.\d\d s", costs), costs
+    assert re.fullmatch(rf"{mode} · seed \d+", origin), origin
+    assert (MASK in output) == (mode == "diffusion")
+    assert ("\x1b[3;38;2;" in running.output) == (mode != "ar"), "drafts are in the colour of their confidence"
+    assert running.output.count("\x1b[?25h") == running.output.count("\x1b[?25l"), "the cursor comes back"
+
+
+def test_seed_and_sampling_flags_reach_the_server(http: httpx.Client, run: Run) -> None:
+    flags = ["--raw", "--temperature", "1", "--seed", "7", "--max-tokens", "12", "--decoding", "diffusion",
+             "--threshold", "0.6", "--block-length", "8"]  # fmt: skip
+    body = {"prompt": STORY, "temperature": 1, "seed": 7, "max_tokens": 12, "decoding": "diffusion", "threshold": 0.6,
+            "block_length": 8}  # fmt: skip
+    expected = ask(http, body).json()["choices"][0]["text"]
+    assert run(STORY, *flags).out == expected + "\n"
+    assert run("-", *flags, stdin=STORY).out == expected + "\n"
+
+
+def test_a_suffix_is_shown_with_the_gap_between(url: str) -> None:
+    with terminal(
+        url, "Once upon a time", "--suffix", " the end of 猫 and 🦉.", "--max-tokens", "8", "--watch"
+    ) as running:
+        output = plain(running.read())
+        assert running.close() == 0
+    lines = output.strip().split("\n")
+    assert lines[-2].startswith("8 tokens · ")
+    assert "cut" not in lines[-1], "a gap is filled to its end, not cut off"
+    shown = "".join(lines[-5:-2])
+    assert "Once upon a time" in shown
+    assert "the end of 猫 and 🦉." in shown
+
+
+def test_a_small_terminal_shows_the_end_and_leaves_the_whole(http: httpx.Client, url: str) -> None:
+    text = api_text(http, decoding="diffusion")
+    flags = ["--decoding", "diffusion", "--temperature", "0", "--watch", "--delay", "0"]
+    with terminal(url, QUESTION, *flags, size=(5, 16)) as running:
+        output = plain(running.read())
+        assert running.close() == 0
+    assert " ".join(text.split()) in " ".join(output.split())
+    assert max(len(line) for line in re.split(r"[\r\n]", output)) <= 16
+
+
+def test_an_interrupt_keeps_what_has_settled_and_ends_the_request(url: str, http: httpx.Client) -> None:
+    with terminal(url, TALE, "--decoding", "ar", "--watch", "--delay", "0.3") as running:
+        running.read(until="3 tokens")
+        os.killpg(running.process.pid, signal.SIGINT)
+        output = running.read()
+        assert running.close() == 130
+    assert "Traceback" not in output
+    assert "\x1b[?25h" in output, "the cursor comes back"
+    deadline = time.monotonic() + 5
+    while 'lightcone_requests_running{model="builtin"} 0.0' not in http.get("/metrics").text:
+        assert time.monotonic() < deadline, "the request still runs"
+
+
+REFUSED = [
+    (["--temperature", "9"], 1, "temperature"),
+    (["--decoding", "ar", "--threshold", "0.5"], 1, "threshold"),
+    (["--max-tokens", "99999"], 1, "maximum context length"),
+    (["--api-key", "wrong"], 1, "API key"),
+    (["--url", "http://127.0.0.1:1"], 1, "cannot reach http://127.0.0.1:1"),
+    (["--url", "localhost:8000"], 1, "http://"),
+    (["--url", "http://localhost:port"], 1, "URL"),
+    (["--suffix", "x", "--chat"], 1, "--suffix"),
+    (["--delay", "-1"], 1, "--delay"),
+    (["--decoding", "magic"], 2, "magic"),
+    (["--max-tokens", "many"], 2, "many"),
+]
+
+
+@pytest.mark.parametrize(("flags", "status", "message"), REFUSED)
+def test_what_goes_wrong_is_one_line(run: Run, flags: list[str], status: int, message: str) -> None:
+    done = run(QUESTION, *flags)
+    assert done.status == status
+    assert message in done.err
+    assert done.out == ""
+    if status == 1:
+        assert re.fullmatch(r"lightcone: error: [^\n]+\n", done.err), done.err
+
+
+def test_a_reader_that_leaves_is_no_error_of_its_own(url: str) -> None:
+    command = [*COMMAND, TALE, "--decoding", "ar"]
+    with subprocess.Popen(
+        command, env=environment(url), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 1
+
+
+def test_without_a_server_it_starts_one_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """From any directory: one that happens to hold a package called `server` or `engine`, too."""
+    for name in ("server", "engine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    before = own_servers()
+    script = Path(sys.executable).parent / "lightcone"
+    done = subprocess.run(
+        [script, "generate", QUESTION, "--temperature", "0"], cwd=tmp_path, env=environment(None, PYTHONPATH=""),
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "112" in done.stdout
+    await_end_of(dict(own_servers().items() - before.items()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("moment", ["starting", "generating"])
+def test_however_it_ends_its_server_ends_too(number: signal.Signals, moment: str) -> None:
+    before = own_servers()
+    with terminal(None, TALE, "--decoding", "ar", "--watch", "--delay", "0.3") as running:
+        running.read(until="starting" if moment == "starting" else "2 tokens")
+        deadline = time.monotonic() + 10
+        while not (started := dict(own_servers().items() - before.items())):
+            assert time.monotonic() < deadline, running.output
+            time.sleep(0.02)
+        assert moment == "starting" or len(started) == 2, "a server and its engine"
+        os.killpg(running.process.pid, number)
+        running.read()
+        assert running.close() == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    await_end_of(started)
