@@ -131,6 +131,11 @@ def check_request(request: Request, info: EngineInfo) -> None:
             f"min_tokens ({sampling.min_tokens}) must not be greater than max_tokens ({request.max_tokens}).",
             "min_tokens",
         )
+    for token in request.stop_token_ids:
+        if not 0 <= token < info.vocab_size:
+            raise RequestError(f"stop_token_ids names token id {token}, outside the vocabulary.", "stop_token_ids")
+    if sampling.logprobs is not None and sampling.logprobs < 0:
+        raise RequestError(f"logprobs must be at least 0, not {sampling.logprobs}.", "logprobs")
     for token in sampling.logit_bias:
         if not 0 <= token < info.vocab_size:
             raise RequestError(f"logit_bias names token id {token}, outside the vocabulary.", "logit_bias")

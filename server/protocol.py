@@ -107,6 +107,9 @@ class LimitedProtocol(H11Protocol):
         """Answers without the application, written by hand: the parser may be in no state to do it."""
         request_id = new_request_id()
         self.limits.on_refused(error, request_id)
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is on its way, or has been given
+            self.transport.close()
+            return
         body = encode_json(error.body())
         headers = {
             "Content-Type": "application/json",

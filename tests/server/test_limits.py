@@ -139,6 +139,25 @@ def test_a_body_that_drips_is_given_up() -> None:
         assert b"\r\nconnection: close" in answer.lower()
 
 
+def test_an_answer_that_has_begun_is_not_followed_by_another() -> None:
+    """A proxy would give the second one to whoever asks next on that connection."""
+    with fake("mute", "--max-running", "1", "--max-queued-requests", "0") as server, connection(server) as client:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        with connection(server) as busy:
+            busy.sendall(request("/v1/completions", LONG))
+            wait_for("a full server", lambda: short(server).status_code == 429)
+            client.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")  # is refused before its body comes
+            answer = client.recv(65536)
+            client.sendall(b"no chunk at all\r\n")
+            answer += read_to_end(client)
+        assert answer.startswith(b"HTTP/1.1 429")
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def short(server: ServerProcess) -> httpx.Response:
+    return server.http.post(f"{server.url}/v1/completions", json=LONG, timeout=1)
+
+
 def test_a_drain_serves_on_then_refuses_then_finishes_and_leaves() -> None:
     """So a rolling restart loses no request: the balancer has time to notice, and what began is finished."""
     with fake("steady", "--drain-delay", "1", "--drain-timeout", "30") as server:
