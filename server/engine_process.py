@@ -28,6 +28,11 @@ class EngineProcessError(Exception):
     """The engine process failed. One line, fit for an operator."""
 
 
+def package_environment() -> dict[str, str]:
+    """The environment of a child that is started with -P: it finds the packages beside this one, wherever it starts."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 class EngineProcess:
     """An engine process of its own session, spoken to over a ZeroMQ PAIR socket in a private directory.
 
@@ -60,7 +65,7 @@ class EngineProcess:
         self._process = await asyncio.create_subprocess_exec(
             *self._argv,
             endpoint,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])},
+            env=package_environment(),
             stdin=asyncio.subprocess.PIPE,
             stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else asyncio.subprocess.DEVNULL,
             start_new_session=True,

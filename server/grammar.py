@@ -16,6 +16,7 @@ import msgspec
 from engine.config import EngineInfo
 from engine.errors import RequestError
 from engine.request import Grammar, check_grammar_size
+from server.engine_process import package_environment
 from server.errors import BadRequest, Overloaded, Unavailable
 
 REMEMBER_KILLS = 60.0
@@ -49,7 +50,7 @@ class GrammarChecker:
         cache_size: verdicts kept; max_waiting: grammars that may wait for the worker before more are turned away.
         """
         self._argv = [
-            *(sys.executable, "-m", "engine.grammar_worker", "--tokenizer", str(directory / "tokenizer.json")),
+            *(sys.executable, "-P", "-m", "engine.grammar_worker", "--tokenizer", str(directory / "tokenizer.json")),
             *(f"--vocab-size={info.vocab_size}", f"--mask-token-id={info.mask_token_id}"),
             *(f"--end-token-id={token}" for token in info.end_token_ids),
             *(f"--memory-bytes={memory_bytes}", f"--cpu-seconds={math.ceil(seconds)}"),
@@ -145,6 +146,7 @@ class GrammarChecker:
         await self._bury()
         self._process = await asyncio.create_subprocess_exec(
             *self._argv,
+            env=package_environment(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,  # a library's dying words, which a client could make endless

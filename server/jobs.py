@@ -11,11 +11,12 @@ from typing import cast
 import msgspec
 
 from engine.errors import RequestError
-from engine.request import MAX_SEED, Decoding, DecodingParams, Request, SamplingParams, check_request
+from engine.request import MAX_SEED, Decoding, DecodingParams, Grammar, Request, SamplingParams, check_request
 from server.errors import BadRequest, from_request_error
 from server.parameters import Endpoint, check_decoding_fields
 from server.schema import ChatRequest, CompletionRequest, GenerationParams
 from server.served import ServedModel
+from server.structured import check_grammar_mode, choose_grammar
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for completions."""
@@ -55,6 +56,10 @@ class Job:
     choices: list[ChoicePlan]
     stops: tuple[str, ...]
     end_token_ids: frozenset[int]
+    grammar: Grammar | None
+    """The form the answers must have; not yet known to be one that can be followed."""
+    grammar_field: str
+    """The request's field it comes from."""
     seed: int
     decoding: Decoding
     logprobs: int | None
@@ -139,6 +144,11 @@ class _Builder:
         suffix: list[int] | None,
     ) -> None:
         check_decoding_fields(params.model_fields_set, decoding, infill=suffix is not None)
+        asked = choose_grammar(params.response_format, params.structured_outputs)
+        self.grammar: Grammar | None = asked[0] if asked is not None else None
+        self.grammar_field = asked[1] if asked is not None else ""
+        if self.grammar is not None:
+            check_grammar_mode(self.grammar_field, decoding, model.info.decodings, infill=suffix is not None)
         self.params, self.model, self.endpoint, self.logprobs, self.suffix = params, model, endpoint, logprobs, suffix
         self.id = f"{'chatcmpl' if endpoint == 'chat' else 'cmpl'}-{secrets.token_hex(12)}"
         self.seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED)
@@ -183,6 +193,7 @@ class _Builder:
             priority=params.priority,
             cache_salt=params.cache_salt,
             suffix_token_ids=self.suffix,
+            grammar=self.grammar,
             include_drafts=params.diffusing or params.options.include_drafts,
         )
         self._check(request)
@@ -203,6 +214,8 @@ class _Builder:
         try:
             check_request(request, info)
         except RequestError as exc:
+            if exc.param == "grammar":
+                raise BadRequest(str(exc), self.grammar_field, exc.code) from None
             raise from_request_error(exc) from None
 
     def job(self, requests: list[Request], echoes: list[str]) -> Job:
@@ -222,6 +235,8 @@ class _Builder:
             created=int(time.time()),
             choices=choices,
             stops=tuple(params.stop),
+            grammar=self.grammar,
+            grammar_field=self.grammar_field,
             end_token_ids=ends,
             seed=self.seed,
             decoding="diffusion" if self.suffix is not None else self.decoding.decoding,

@@ -62,8 +62,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "guided_regex": Unsupported(),
     "guided_choice": Unsupported(),
     "guided_grammar": Unsupported(),
-    "structured_outputs": Unsupported(({},)),
-    "response_format": Unsupported(({"type": "text"},)),
     "add_special_tokens": Unsupported((True,), _COMPLETIONS),
     "max_completion_tokens": Unsupported((), _COMPLETIONS, hint="Use 'max_tokens'."),
     "top_logprobs": Unsupported((0,), _COMPLETIONS, hint="Use 'logprobs': k."),

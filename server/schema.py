@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from server.errors import BadRequest
 from server.parameters import Endpoint, take_known, unknown_parameter
+from server.structured import JsonSchemaFormat, ResponseFormat, StructuredOutputs
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
@@ -120,6 +121,8 @@ class GenerationParams(_Strict):
     """Unset means the default, null an even schedule: see `model_fields_set`."""
     max_denoising_steps: int | None = None
     diffusing: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def options(self) -> StreamOptions:
@@ -279,7 +282,14 @@ def _to_bad_request(error: ErrorDetails, kind: type[BaseModel]) -> BadRequest:
 
 def _known_fields(kind: type[BaseModel], path: list[int | str]) -> list[str]:
     """Field names of the model that the path leads to; empty where that is not a model."""
-    names: dict[str, type[BaseModel]] = {"stream_options": StreamOptions, "messages": Message, "content": TextPart}
+    names: dict[str, type[BaseModel]] = {
+        "stream_options": StreamOptions,
+        "messages": Message,
+        "content": TextPart,
+        "response_format": ResponseFormat,
+        "json_schema": JsonSchemaFormat,
+        "structured_outputs": StructuredOutputs,
+    }
     last = next((part for part in reversed(path) if isinstance(part, str)), None)
     if last is None:
         return list(kind.model_fields)

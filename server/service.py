@@ -21,6 +21,7 @@ from server.client import EngineClient, EngineState
 from server.config import Config
 from server.engine_process import EngineProcessError
 from server.errors import ApiError, Overloaded, Unavailable
+from server.grammar import GrammarChecker
 from server.jobs import Job
 from server.metrics import Metrics
 from server.models import default_name, resolve_model
@@ -50,6 +51,8 @@ class Service:
         self.name = config.server.served_model_name or default_name(config.engine.model)
         self.metrics = Metrics(self.name)
         self.model: ServedModel | None = None
+        self.grammars: GrammarChecker | None = None
+        """Once there is a model."""
         self.loaded = asyncio.Event()
         """Set once there is a model."""
         self.draining = False
@@ -83,6 +86,8 @@ class Service:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         await self.engine.stop()
+        if self.grammars is not None:
+            await self.grammars.close()
 
     async def _load(self) -> None:
         try:
@@ -98,6 +103,7 @@ class Service:
 
     async def _open_model(self, info: EngineInfo, directory: Path) -> None:
         load = partial(ServedModel.load, dummy=self.config.engine.load_format == "dummy")
+        self.grammars = GrammarChecker(info, directory)
         self.model = await _in_thread(load, self.name, info, directory)
         self.loaded.set()
         logger.info("model loaded", extra={"fields": {"model": self.name, **msgspec.to_builtins(info)}})

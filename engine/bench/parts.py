@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Timer:
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._calls: defaultdict[str, int] = defaultdict(int)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def time(self, part: str, call: Callable[[], Any]) -> Any:
@@ -46,16 +48,28 @@ class Timer:
         started = time.thread_time()
         result = call()
         self._seconds[part] += time.thread_time() - started
+        self._calls[part] += 1
         return result
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by part so far."""
+        """Seconds by part so far, without what the timing itself takes."""
         if self._events:
             torch.cuda.synchronize()
         for part, begin, end in self._events:
             self._seconds[part] += begin.elapsed_time(end) / 1e3
         self._events = []
-        return dict(self._seconds)
+        return {
+            part: max(0.0, seconds - self._calls[part] * _price_of_timing()) for part, seconds in self._seconds.items()
+        }
+
+
+@cache
+def _price_of_timing() -> float:
+    """Seconds that a call which does nothing is measured to take."""
+    timer = Timer(torch.device("cpu"))
+    for _ in range(2000):
+        timer.time("nothing", lambda: None)
+    return timer._seconds["nothing"] / 2000
 
 
 class _Meter(TorchFunctionMode):

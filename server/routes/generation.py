@@ -52,6 +52,8 @@ async def chat_completions(request: Request) -> Response:
 
 
 async def _run(job: Job, model: ServedModel, service: Service, request: Request) -> Response:
+    if job.grammar is not None and service.grammars is not None:
+        await service.grammars.check(job.grammar, job.grammar_field)
     service.admit(job)
     request.state.admitted = True  # from here on the journal tells what became of it
     generation = Generation(service.engine, job, model.tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def write_tokenizer(path: Path) -> None:
         for i, text in enumerate(SPECIALS)
     ]  # fmt: skip
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "fuse_unk": False,
         "end_of_word_suffix": None, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": [],
     }  # fmt: skip
@@ -122,3 +123,31 @@ GRAMMARS: dict[str, tuple[Grammar, Callable[[str], bool]]] = {
     "choice": (choice("yes", "no", "abab", "ab"), lambda text: text in ("yes", "no", "abab", "ab")),
 }
 """By name: the grammar, and an independent check of a complete text."""
+
+
+def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
+    """A JSON schema of everyday keywords, up to four levels deep."""
+    leaves: list[dict[str, Any]] = [
+        {"type": "string", "maxLength": rng.randint(1, 9)},
+        {"type": "string", "pattern": r"^[a-z]{2,5}\d?$"},
+        {"type": "string", "format": rng.choice(("date", "uuid"))},
+        {"type": "integer", "minimum": rng.randint(-50, 0), "maximum": rng.randint(1, 5000)},
+        {"type": "number", "minimum": 0, "maximum": rng.randint(1, 99)},
+        {"type": ["null", "boolean"]},
+        {"enum": rng.sample(["red", "a b", "Ünïcödé", 1, 2.5, None, True, 'x"y'], 3)},
+        {"const": {"a": [1, "b"]}},
+    ]
+    kind = rng.choice(("leaf", "object", "object", "array", "any")) if depth < 3 else "leaf"
+    if kind == "leaf":
+        return rng.choice(leaves)
+    if kind == "array":
+        return {"type": "array", "items": random_schema(rng, depth + 1), "minItems": 1, "maxItems": rng.randint(1, 4)}
+    if kind == "any":
+        return {"anyOf": [random_schema(rng, depth + 1), random_schema(rng, depth + 1)]}
+    names = rng.sample(["name", "age", "item", "count", "x", "a longer name"], rng.randint(1, 4))
+    return {
+        "type": "object",
+        "properties": {name: random_schema(rng, depth + 1) for name in names},
+        "required": rng.sample(names, rng.randint(0, len(names))),
+        "additionalProperties": False,
+    }
