@@ -13,8 +13,10 @@ SMALLEST_SET = 1 << 20
 LARGEST_SET = {"cpu": 1 << 28, "cuda": 1 << 30}
 """Bytes; beyond the caches of the day a larger set tells nothing new."""
 MATRIX_SIZES = {"cpu": (256, 512, 1024), "cuda": (4096, 8192)}
-PROBE_SECONDS = 0.15
-"""Time spent on each way to move memory and on each size of matrix product."""
+ROUNDS = 2
+PROBE_SECONDS = 0.08
+"""Time spent in each round on each way to move memory and on each size of matrix product: whatever else the machine is
+doing slows some of them, hardly all."""
 
 
 def measure_device_speed(device: torch.device, dtype: torch.dtype, working_set: int) -> DeviceSpeed:
@@ -35,14 +37,14 @@ def measure_bandwidth(device: torch.device, dtype: torch.dtype, working_set: int
     low, high = memory.chunk(2)
     moved = elements * dtype.itemsize  # by each of these: reads, or reads of one half and writes of the other
     moves: list[Callable[[], object]] = [memory.sum, lambda: torch.dot(low, high), lambda: low.copy_(high)]
-    return max(moved / fastest(move, device) for move in moves)
+    return max(moved / fastest(move, device) for _ in range(ROUNDS) for move in moves)
 
 
 @torch.inference_mode()
 def measure_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of square matrix products."""
     best = 0.0
-    for size in MATRIX_SIZES.get(device.type, MATRIX_SIZES["cpu"]):
+    for size in MATRIX_SIZES.get(device.type, MATRIX_SIZES["cpu"]) * ROUNDS:
         left, right = (torch.full((size, size), 0.01, dtype=dtype, device=device) for _ in range(2))
         out = torch.empty_like(left)
         best = max(best, 2 * size**3 / fastest(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), device))  # type: ignore[misc]

@@ -154,4 +154,4 @@ def _print(model: str, counter: WorkCounter, speed: DeviceSpeed, rows: list[dict
 def _part(row: dict[str, Any], name: str) -> str:
     taken = options.cell(row["parts_ms"][name])
     floor = row["part_floors_ms"].get(name, 0.0)
-    return taken if floor < 1e-3 else f"{options.cell(floor)}/{taken}"
+    return taken if floor < 1e-3 or name == "norms" else f"{options.cell(floor)}/{taken}"

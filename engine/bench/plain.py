@@ -1,7 +1,7 @@
 """The loops a user would write with `transformers` for these models, one request after another: what to compare with.
 
 Written as a competent user would: sdpa attention, a KV cache, inference mode, no logits but those needed. The weights
-are the very tensors the engine runs on. A *seed* is a token already chosen whose KV is not yet written.
+are those the engine has loaded. A *seed* is a token already chosen whose KV is not yet written.
 
 Sources: greedy decoding with a cache as in transformers' documentation; block diffusion with a confidence threshold and
 linear self-speculation as in the Nemotron-Labs-Diffusion model cards and paper (arXiv 2607.05722).

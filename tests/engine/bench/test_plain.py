@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.bench.modes import Cell, closed_loop
 from engine.bench.plain import LOOPS, Limits, PlainModel, visible_tokens
@@ -68,9 +69,12 @@ def test_built_in_model(builtin: tuple[Engine, PlainModel], mode: str) -> None:
     assert len({len(answer) for answer in expected}) > 1
 
 
-def test_the_weights_are_the_engine_s_own(tiny: tuple[Engine, PlainModel]) -> None:
+def test_the_weights_are_the_engine_s_in_the_layout_of_a_loader(tiny: tuple[Engine, PlainModel]) -> None:
     engine, plain = tiny
-    assert plain.model.lm_head.weight.data_ptr() == engine.runner.decoder.head.data_ptr()
+    layer, module = engine.runner.decoder.layers[0], plain.model.model.layers[0]
+    assert torch.equal(plain.model.lm_head.weight, engine.runner.decoder.head)
+    assert torch.equal(module.mlp.down_proj.weight, layer.down)
+    assert all(weight.is_contiguous() for weight in plain.model.parameters())
 
 
 def test_the_adapter_is_off_again_after_a_draft(tiny: tuple[Engine, PlainModel]) -> None:
