@@ -69,6 +69,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [*COMMAND, *arguments], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env=environment(url, TERM="xterm-256color", COLORTERM="truecolor"),
+            # A suite that runs in the background ignores Ctrl-C, and its children would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         os.close(slave)
         self.output = ""
