@@ -227,7 +227,11 @@ def ministral_config(config: DecoderConfig) -> Ministral3Config:
 
 
 def _state(decoder: Decoder) -> dict[str, torch.Tensor]:
-    return {name if name == "lm_head.weight" else f"model.{name}": tensor for name, tensor in decoder.tensors().items()}
+    """The weights under transformers' names, and in the layout that its loader gives them: row by row."""
+    return {
+        name if name == "lm_head.weight" else f"model.{name}": tensor.contiguous()
+        for name, tensor in decoder.tensors().items()
+    }
 
 
 def _merged_adapter(decoder: Decoder) -> list[torch.Tensor]:
@@ -235,7 +239,7 @@ def _merged_adapter(decoder: Decoder) -> list[torch.Tensor]:
     merged = []
     for layer in decoder.layers:
         if decoder.adapter is not None and layer.lora_a is not None and layer.lora_b is not None:
-            merged.append(layer.output + decoder.adapter.scale * layer.lora_b @ layer.lora_a)
+            merged.append((layer.output + decoder.adapter.scale * layer.lora_b @ layer.lora_a).contiguous())
     return merged
 
 
