@@ -1,14 +1,15 @@
 """The built-in model's domain: a seeded generator of questions whose answers can be checked letter for letter.
 
 Each category is a function of a random source that returns one question and its one right answer, worded the way the
-built-in model was taught to word it. The model may have seen some of these questions in training: the domain compares
-decoding modes and thresholds on a server, it does not measure generalisation.
+built-in model was taught to word it. An eighth of the questions, chosen by their hash, is held out of its training:
+`held_out` tells them apart.
 """
 
+import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 
 class Question(NamedTuple):
@@ -18,6 +19,27 @@ class Question(NamedTuple):
     text: str
     answer: str
     """The one right answer; empty where there is none to check."""
+
+
+class Words(NamedTuple):
+    """The words that questions are about: people, cities, things that one can count, and any others."""
+
+    names: Sequence[str]
+    cities: Sequence[str]
+    items: Sequence[str]
+    others: Sequence[str]
+    jobs: Sequence[str]
+
+
+class Maker(Protocol):
+    """Makes one question of a category."""
+
+    def __call__(self, rng: random.Random, words: Words = ...) -> Question: ...
+
+
+def held_out(text: str) -> bool:
+    """Whether the question `text` was kept out of the built-in model's training: one in eight is."""
+    return hashlib.sha256(text.encode()).digest()[0] < 32
 
 
 def _words(text: str) -> list[str]:
@@ -30,6 +52,8 @@ _NAMES = _words(
 _CITIES = _words("Athens Berlin Dublin Lisbon Madrid Oslo Paris Prague Rome Tokyo Vienna Warsaw")
 _ITEMS = _words("apples books candles cards coins cookies marbles oranges pencils shells stamps stickers")
 _WORDS = _words("apple chair cloud glass horse house lemon ocean paper piano queen river stone sugar tiger train")
+_JOBS = _words("baker builder cook doctor driver farmer gardener nurse painter pilot singer teacher")
+KNOWN = Words(_NAMES, _CITIES, _ITEMS, _WORDS, _JOBS)
 _CAPITALS = {
     "Austria": "Vienna",
     "Canada": "Ottawa",
@@ -91,7 +115,7 @@ _THINGS = _words("bell book coin drum key kite lantern")
 _MAPS = {"square": "x * x", "cube": "x * x * x", "double": "x + x", "negate": "-x"}
 
 
-def _add(rng: random.Random) -> Question:
+def _add(rng: random.Random, words: Words = KNOWN) -> Question:
     a, b = rng.randint(11, 99), rng.randint(11, 99)
     tens, ones = a // 10 * 10 + b // 10 * 10, a % 10 + b % 10
     text = rng.choice((f"Add {a} and {b}.", f"What is {a} + {b}?", f"What is {a} plus {b}?"))
@@ -102,7 +126,7 @@ def _add(rng: random.Random) -> Question:
     return Question("add", text, answer)
 
 
-def _sub(rng: random.Random) -> Question:
+def _sub(rng: random.Random, words: Words = KNOWN) -> Question:
     b = rng.randint(11, 88)
     a = rng.randint(b + 1, 99)
     rest = a - b // 10 * 10
@@ -114,7 +138,7 @@ def _sub(rng: random.Random) -> Question:
     return Question("sub", text, answer)
 
 
-def _mul(rng: random.Random) -> Question:
+def _mul(rng: random.Random, words: Words = KNOWN) -> Question:
     a, b = rng.randint(11, 99), rng.randint(2, 9)
     tens, ones = a // 10 * 10, a % 10
     text = rng.choice((f"Multiply {a} by {b}.", f"What is {a} times {b}?", f"What is {a} * {b}?"))
@@ -125,9 +149,9 @@ def _mul(rng: random.Random) -> Question:
     return Question("mul", text, answer)
 
 
-def _word_problem(rng: random.Random) -> Question:
-    name, other = rng.sample(_NAMES, 2)
-    item = rng.choice(_ITEMS)
+def _word_problem(rng: random.Random, words: Words = KNOWN) -> Question:
+    name, other = rng.sample(words.names, 2)
+    item = rng.choice(words.items)
     kind = rng.randrange(3)
     if kind == 0:
         a, b = rng.randint(11, 60), rng.randint(2, 30)
@@ -146,9 +170,9 @@ def _word_problem(rng: random.Random) -> Question:
     return Question("word problem", text, f"{steps} {name} has {a * b} {item}.")
 
 
-def _unit(rng: random.Random) -> Question:
+def _unit(rng: random.Random, words: Words = KNOWN) -> Question:
     large, singular, small, factor = rng.choice(_UNITS)
-    n = rng.randint(2, 12)
+    n = rng.randint(2, 20)
     text = rng.choice((f"Convert {n} {large} to {small}.", f"How many {small} are in {n} {large}?"))
     answer = (
         f"There are {factor} {small} in 1 {singular}, so {n} * {factor} = {n * factor}. "
@@ -157,56 +181,84 @@ def _unit(rng: random.Random) -> Question:
     return Question("unit", text, answer)
 
 
-def _list_json(rng: random.Random) -> Question:
-    items = [(item, rng.randint(2, 99)) for item in rng.sample(_ITEMS, rng.randint(2, 3))]
+def _list_json(rng: random.Random, words: Words = KNOWN) -> Question:
+    items = [(item, rng.randint(2, 99)) for item in rng.sample(words.items, rng.randint(2, 3))]
     text = "Turn this list into JSON: " + ", ".join(f"{count} {item}" for item, count in items) + "."
     return Question("list to JSON", text, json.dumps([{"item": item, "count": count} for item, count in items]))
 
 
-def _table(rng: random.Random) -> Question:
-    names, cities = rng.sample(_NAMES, 3), rng.sample(_CITIES, 3)
+def _table(rng: random.Random, words: Words = KNOWN) -> Question:
+    names, cities = rng.sample(words.names, 3), rng.sample(words.cities, 3)
     rows = [(name, rng.randint(18, 80), city) for name, city in zip(names, cities, strict=True)][: rng.randint(2, 3)]
     text = "Put these people in a table: " + "; ".join(f"{name}, {age}, {city}" for name, age, city in rows) + "."
     lines = ["| Name | Age | City |", "| --- | --- | --- |", *(f"| {n} | {a} | {c} |" for n, a, c in rows)]
     return Question("table", text, "\n".join(lines))
 
 
-def _fact(rng: random.Random) -> Question:
+def _person_json(rng: random.Random, words: Words = KNOWN) -> Question:
+    name, city, job = rng.choice(words.names), rng.choice(words.cities), rng.choice(words.jobs)
+    age, article = rng.randint(18, 80), _article(job)
+    sentence = rng.choice(
+        (
+            f"{name}, age {age}, lives in {city} and works as {article} {job}.",
+            f"{name} is {age} years old, lives in {city} and is {article} {job}.",
+            f"{name} is {article} {job} from {city}, {age} years old.",
+        )
+    )
+    answer = json.dumps({"name": name, "age": age, "city": city, "job": job})
+    return Question("sentence to JSON", f"Turn this into JSON: {sentence}", answer)
+
+
+def _fact(rng: random.Random, words: Words = KNOWN) -> Question:
     kind = rng.randrange(4)
     if kind == 0:
         country, capital = rng.choice(list(_CAPITALS.items()))
-        return Question("fact", f"What is the capital of {country}?", f"The capital of {country} is {capital}.")
+        asked = (
+            f"What is the capital of {country}?",
+            f"Which city is the capital of {country}?",
+            f"Name the capital of {country}.",
+        )
+        return Question("fact", rng.choice(asked), f"The capital of {country} is {capital}.")
     if kind == 1:
-        word, other = rng.choice(_OPPOSITES)
-        return Question("fact", f"What is the opposite of {word}?", f"The opposite of {word} is {other}.")
+        word, other = rng.choice(_OPPOSITES)[:: rng.choice((1, -1))]
+        asked = (f"What is the opposite of {word}?", f"Name the opposite of {word}.", f"Which word means not {word}?")
+        return Question("fact", rng.choice(asked), f"The opposite of {word} is {other}.")
     if kind == 2:
         month = rng.randrange(12)
-        after = _MONTHS[(month + 1) % 12]
-        text = f"Which month comes after {_MONTHS[month]}?"
-        return Question("fact", text, f"The month after {_MONTHS[month]} is {after}.")
+        now, then = _MONTHS[month], _MONTHS[(month + 1) % 12]
+        asked = (f"Which month comes after {now}?", f"What month follows {now}?", f"Name the month after {now}.")
+        return Question("fact", rng.choice(asked), f"The month after {now} is {then}.")
     animal, (family, food, home) = rng.choice(list(_ANIMALS.items()))
-    what = f"{_article(animal).capitalize()} {animal} is {_article(family)} {family}."
-    answer = f"{what} It eats {food} and it lives {home}."
-    return Question("fact", f"What is {_article(animal)} {animal}?", answer)
+    named = f"{_article(animal)} {animal}"
+    asked = (f"What is {named}?", f"What do you know about {named}?", f"Tell me about {named}.")
+    answer = f"{named[0].upper()}{named[1:]} is {_article(family)} {family}. It eats {food} and it lives {home}."
+    return Question("fact", rng.choice(asked), answer)
 
 
 def _article(noun: str) -> str:
     return "an" if noun[0] in "aeiou" else "a"
 
 
-def _copy(rng: random.Random) -> Question:
-    words = rng.sample(_WORDS, rng.randint(3, 4))
-    listed = ", ".join(words)
-    kind = rng.randrange(3)
+def _copy(rng: random.Random, words: Words = KNOWN) -> Question:
+    chosen = rng.sample(words.others, rng.randint(3, 5))
+    listed = ", ".join(chosen)
+    kind = rng.randrange(5)
     if kind == 0:
-        return Question("list operation", f"Write this as a JSON list: {listed}.", json.dumps(words))
-    if kind == 1:
-        numbered = "\n".join(f"{i}. {word}" for i, word in enumerate(words, 1))
-        return Question("list operation", f"Write these words as a numbered list: {listed}.", numbered)
-    return Question("list operation", f"Reverse this list: {listed}.", ", ".join(reversed(words)) + ".")
+        text, answer = f"Write this as a JSON list: {listed}.", json.dumps(chosen)
+    elif kind == 1:
+        text = f"Write these words as a numbered list: {listed}."
+        answer = "\n".join(f"{i}. {word}" for i, word in enumerate(chosen, 1))
+    elif kind == 2:
+        text, answer = f"Reverse this list: {listed}.", ", ".join(reversed(chosen)) + "."
+    elif kind == 3:
+        i = rng.randint(1, len(chosen))
+        text, answer = f"Which word is number {i} in this list: {listed}?", f"Word number {i} is {chosen[i - 1]}."
+    else:
+        text, answer = f"Repeat these words: {listed}.", listed + "."
+    return Question("list operation", text, answer)
 
 
-def _code(rng: random.Random) -> Question:
+def _code(rng: random.Random, words: Words = KNOWN) -> Question:
     series, kind = rng.choice(_SERIES), rng.randrange(4)
     if kind == 0:
         verb, expression = rng.choice(list(_MAPS.items()))
@@ -233,18 +285,19 @@ def _function(name: str, argument: str, body: Sequence[str]) -> str:
     return "\n".join(["```python", f"def {name}({argument}):", *(f"    {line}" for line in body), "```"])
 
 
-def _story(rng: random.Random) -> Question:
+def _story(rng: random.Random, words: Words = KNOWN) -> Question:
     animal, thing = rng.choice(list(_ANIMALS)), rng.choice(_THINGS)
     return Question("story", f"Tell me a story about {_article(animal)} {animal} and a {thing}.", "")
 
 
-CATEGORIES: dict[str, Callable[[random.Random], Question]] = {
+CATEGORIES: dict[str, Maker] = {
     "add": _add,
     "sub": _sub,
     "mul": _mul,
     "word": _word_problem,
     "unit": _unit,
     "json": _list_json,
+    "person": _person_json,
     "table": _table,
     "fact": _fact,
     "list": _copy,
@@ -267,7 +320,7 @@ def questions(seed: int, categories: Sequence[str] = CHECKABLE) -> Iterator[Ques
     return _rotate(random.Random(seed), [CATEGORIES[name] for name in categories])
 
 
-def _rotate(rng: random.Random, makers: Sequence[Callable[[random.Random], Question]]) -> Iterator[Question]:
+def _rotate(rng: random.Random, makers: Sequence[Maker]) -> Iterator[Question]:
     seen: set[str] = set()
     while True:
         for make in makers:

@@ -1,0 +1,163 @@
+"""The recipe of the built-in model, at toy size. If these fail, nobody can make the shipped weights again."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.models.files import model_directory
+from loadtest.domain import held_out
+from tests.engine.driving import ask, drive
+from tools.builtin_model.documents import SELF_DESCRIPTION, document
+from tools.builtin_model.export import export, held_out_prompts
+from tools.builtin_model.network import Shape
+from tools.builtin_model.quality import calibration, measure, table
+from tools.builtin_model.tokens import SPECIAL, train_tokenizer
+from tools.builtin_model.train import Recipe, Trainer
+from tools.builtin_model.windows import EOS, MASK, make_batch
+
+RECIPE = Recipe(rows=2, length=128, causal_steps=2, joint_steps=4, warm_up_steps=1)
+LENGTH = RECIPE.length
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("work")
+    train_tokenizer(folder / "tokenizer.json", vocab_size=400, documents=200)
+    return folder
+
+
+def trainer(work: Path, folder: Path, recipe: Recipe = RECIPE) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_bytes((work / "tokenizer.json").read_bytes())
+    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    shape = Shape(size, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16)
+    return Trainer(recipe, shape, folder)
+
+
+def test_no_document_holds_a_question_that_is_held_out() -> None:
+    """The quality table would measure memory."""
+    rng = random.Random(0)
+    of_itself = {asked for asked, _ in SELF_DESCRIPTION}  # never asked to measure by
+    for _ in range(3000):
+        text = "".join(part.text for part in document(rng))
+        asked = re.findall(r"<\|user\|>(.*?)<\|assistant\|>", text) + re.findall(r"Q: (.*?)\nA:", text)
+        assert not [
+            question
+            for question in asked
+            if held_out(question) and "story" not in question and question not in of_itself
+        ]
+    prompts = held_out_prompts(4, stories=True)
+    assert {prompt["category"] for prompt in prompts} >= {"add", "fact", "story", "code", "sentence to JSON"}
+    assert all(held_out(prompt["prompt"].removeprefix("<|user|>").removesuffix("<|assistant|>")) for prompt in prompts)
+
+
+def test_a_fifth_of_the_documents_is_plain_text() -> None:
+    """A completion prompt without control tokens would be continued badly."""
+    rng = random.Random(1)
+    documents = ["".join(part.text for part in document(rng)) for _ in range(2000)]
+    plain = [text for text in documents if "<|user|>" not in text]
+    assert len(plain) >= 0.2 * len(documents)
+    assert all(text.endswith("<|eos|>") for text in documents)
+    assert any(text.startswith("Q: ") for text in plain)
+
+
+def test_digits_and_control_tokens_are_tokens_of_their_own(work: Path) -> None:
+    """Sums could not be carried out digit by digit, or a chat's turns would be spelled as text."""
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    assert [tokenizer.token_to_id(name) for name in SPECIAL] == list(range(len(SPECIAL)))
+    encoded = tokenizer.encode("<|user|>1234 + 5", add_special_tokens=False)
+    assert [token for token in encoded.tokens if token.isdigit()] == ["1", "2", "3", "4", "5"]
+    assert tokenizer.decode(tokenizer.encode("naïve 日本\n  x").ids) == "naïve 日本\n  x"
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_noised_block_sees_itself_and_its_document_before_it(work: Path, step: int) -> None:
+    """The model would learn from what no denoising pass shows it."""
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    batch = make_batch(5, step, tokenizer, rows=2, length=LENGTH, joint=True)
+    for row in range(2):
+        visible, ids, places = batch.visible[row, 0], batch.token_ids[row], batch.positions[row]
+        assert not visible[:LENGTH, LENGTH:].any(), "the clean half sees the noised one"
+        assert not visible[:LENGTH, :LENGTH].triu(1).any(), "the clean half sees ahead"
+        for place in range(LENGTH, 2 * LENGTH):
+            block = visible[place, LENGTH:].nonzero().flatten() + LENGTH
+            before = visible[place, :LENGTH].nonzero().flatten()
+            assert place in block
+            assert places[block].tolist() == list(range(int(places[block[0]]), int(places[block[0]]) + len(block)))
+            assert before.tolist() == list(range(int(before[0]), int(places[block[0]]))), "up to its start, no gap"
+            assert ids[before[0]] == 1
+            if batch.weights[row, place] == 1.0:
+                assert ids[place] == MASK
+                assert batch.targets[row, place] == ids[places[place]]
+            elif ids[place] == MASK:
+                assert batch.targets[row, place] == EOS
+
+
+def test_a_step_trains_on_the_same_text_whenever_it_runs(work: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    first, again, other = (make_batch(5, step, tokenizer, 2, LENGTH, True) for step in (3, 3, 4))
+    assert torch.equal(first.token_ids, again.token_ids)
+    assert torch.equal(first.weights, again.weights)
+    assert not torch.equal(first.token_ids, other.token_ids)
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(work: Path, tmp_path: Path) -> None:
+    """Hours of training would be lost, or would give another model."""
+    whole = trainer(work, tmp_path / "whole")
+    whole.train()
+    trainer(work, tmp_path / "parts").train(until=3)
+    parts = trainer(work, tmp_path / "parts")
+    assert parts.step == 3
+    parts.train()
+    for (name, expected), (_, given) in zip(
+        whole.network.named_parameters(), parts.network.named_parameters(), strict=True
+    ):
+        assert torch.equal(expected, given), name
+    with pytest.raises(ValueError, match="other settings"):
+        trainer(work, tmp_path / "parts", replace(RECIPE, joint_steps=5))
+
+
+def test_what_is_exported_is_what_was_trained(work: Path, tmp_path: Path) -> None:
+    """The shipped model would not be the one that the recipe made."""
+    trained = trainer(work, tmp_path / "run", replace(RECIPE, causal_steps=12, joint_steps=0))
+    trained.train()
+    digest = export(tmp_path / "run", tmp_path / "model")
+    assert export(tmp_path / "run", tmp_path / "again") == digest
+    prompt = [1, 4, 60, 61, 62, 6]
+    expected = list(prompt)
+    network = trained.network.half().float()
+    with torch.inference_mode():
+        for _ in range(12):
+            total = len(expected)
+            visible = torch.ones(1, 1, total, total, dtype=torch.bool).tril()
+            hidden = network(torch.tensor([expected]), torch.arange(total)[None], visible, total)
+            logits = network.logits(hidden[0, -1])
+            logits[[0, MASK]] = -torch.inf
+            expected.append(int(logits.argmax()))
+    engine = Engine.load(EngineConfig(model=str(tmp_path / "model"), threads=1))
+    answer = drive(engine, [ask("a", prompt, max_tokens=12, ignore_eos=True)])["a"]
+    assert answer.tokens == expected[len(prompt) :]
+    from engine.bench.modes import Cell
+
+    results, number = measure(tmp_path / "model", 1, [Cell("ar", 4, 32), Cell("speculative", 4, 32)])
+    assert [result.same_as_ar for result in results] == [1.0, 1.0]
+    assert f"{number} held-out prompts" in table(results, number)
+
+
+def test_confidence_is_judged_by_what_is_right() -> None:
+    """A calibration table that cannot tell right from wrong would hide overconfidence."""
+    rows = calibration(model_directory("builtin"), each=2)
+    sure, unsure = rows[-1], [row for row in rows if row[1] <= 0.5 and row[2]]
+    assert sure[3] > 0.9
+    assert all(share < sure[3] for *_, share in unsure)
+    assert sum(count for _, _, count, _ in rows) > 100

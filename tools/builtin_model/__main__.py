@@ -1,0 +1,63 @@
+"""`python -m tools.builtin_model COMMAND`: see the package's documentation."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from tools.builtin_model import quality
+from tools.builtin_model.export import export
+from tools.builtin_model.network import Shape
+from tools.builtin_model.tokens import train_tokenizer
+from tools.builtin_model.train import Recipe, Trainer
+
+BUILTIN = Path(__file__).resolve().parents[2] / "engine" / "builtin"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.builtin_model", description="Make the built-in model.")
+    parser.add_argument("--work", type=Path, default=Path("build/builtin_model"), help="where the run is kept")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("tokenizer", help="train the tokenizer on generated text (seconds)")
+    train = commands.add_parser("train", help="train the model, or go on where it stopped")
+    train.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (%(default)s)")
+    train.add_argument(
+        "--compile", action="store_true", help="compile the loss (needs a C++ compiler; 1.4 times as fast)"
+    )
+    train.add_argument("--until", type=int, help="stop after this step")
+    train.add_argument("--causal-steps", type=int, default=Recipe.causal_steps)
+    train.add_argument("--joint-steps", type=int, default=Recipe.joint_steps)
+    train.add_argument("--seed", type=int, default=Recipe.seed)
+    written = commands.add_parser("export", help="write the published layout")
+    written.add_argument("target", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
+    judged = commands.add_parser("quality", help="the model card's tables, in Markdown (minutes)")
+    judged.add_argument("model", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
+    judged.add_argument("--each", type=int, default=32, help="held-out prompts of a category (%(default)s)")
+    arguments = parser.parse_args()
+    if arguments.command == "quality":
+        results, number = quality.measure(arguments.model, arguments.each, quality.cells())
+        print(quality.table(results, number))
+        print("\n" + quality.calibration_table(quality.calibration(arguments.model, arguments.each)))
+        return
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    if arguments.command == "tokenizer":
+        tokenizer = train_tokenizer(work / "tokenizer.json")
+        print(f"{work / 'tokenizer.json'}: {tokenizer.get_vocab_size()} tokens")
+        return
+    if arguments.command == "export":
+        print(f"{arguments.target / 'model.safetensors'}: SHA-256 {export(work, arguments.target)}")
+        return
+    if not (work / "tokenizer.json").exists():
+        parser.error(f"{work / 'tokenizer.json'} is missing: run the command 'tokenizer' first")
+    vocab_size = Tokenizer.from_file(str(work / "tokenizer.json")).get_vocab_size()
+    torch.set_num_threads(arguments.threads)
+    recipe = Recipe(seed=arguments.seed, causal_steps=arguments.causal_steps, joint_steps=arguments.joint_steps)
+    Trainer(recipe, Shape(vocab_size), work, arguments.compile).train(arguments.until)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Training: first causally, until the model copies, then jointly by causal and masked prediction.
+
+Progress is kept every few hundred steps; the same command goes on from there. The batch of a step depends on the seed
+and the step alone, so an interrupted run and an uninterrupted one train on the same text.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+from torch.utils.data import DataLoader, Dataset
+
+from tools.builtin_model.network import Network, Shape
+from tools.builtin_model.windows import Batch, make_batch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, apart from the machine's rounding."""
+
+    seed: int = 1
+    rows: int = 16
+    """Windows a step."""
+    length: int = 256
+    """Clean tokens of a window; the noised half has as many again."""
+    causal_steps: int = 700
+    joint_steps: int = 2000
+    learning_rate: float = 0.015
+    """Of Muon, for the matrices."""
+    embedding_learning_rate: float = 0.004
+    """Of AdamW, for embedding and norms."""
+    warm_up_steps: int = 100
+    decay_share: float = 0.4
+    """Share of all steps, at the end, in which the learning rates fall to zero."""
+    diffusion_weight: float = 1.5
+    """Of the masked loss beside the causal one."""
+
+    @property
+    def steps(self) -> int:
+        return self.causal_steps + self.joint_steps
+
+    def factor(self, step: int) -> float:
+        """Of the learning rates in `step`: a linear warm-up, a plateau, a linear decay."""
+        left = (self.steps - step) / max(1.0, self.steps * self.decay_share)
+        return min(1.0, (step + 1) / self.warm_up_steps, left)
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, recipe: Recipe, tokenizer_file: Path, first: int) -> None:
+        self.recipe, self.tokenizer_file, self.first = recipe, tokenizer_file, first
+        self.tokenizer: Tokenizer | None = None
+
+    def __len__(self) -> int:
+        return self.recipe.steps - self.first
+
+    def __getitem__(self, index: int) -> Batch:
+        if self.tokenizer is None:  # made in the worker: a fork with tokenizer threads in it may hang
+            self.tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
+        step, recipe = self.first + index, self.recipe
+        joint = step >= recipe.causal_steps
+        return make_batch(recipe.seed, step, self.tokenizer, recipe.rows, recipe.length, joint)
+
+
+def losses(network: Network, batch: Batch, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal and masked cross-entropy, in nats a token, weighted means; the second is 0 without a noised half."""
+    hidden = network(batch.token_ids, batch.positions, batch.visible, length)
+    logits = network.logits(hidden).float()
+    each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view_as(batch.weights)
+    each = each * batch.weights
+    causal = each[:, :length].sum() / batch.weights[:, :length].sum()
+    if batch.token_ids.shape[1] == length:
+        return causal, torch.zeros(())
+    return causal, each[:, length:].sum() / batch.weights[:, length:].sum()
+
+
+class Trainer:
+    """One run in `work`, which holds tokenizer.json and receives checkpoint.pt and log.jsonl."""
+
+    def __init__(self, recipe: Recipe, shape: Shape, work: Path, compile_: bool = False) -> None:
+        self.recipe, self.work = recipe, work
+        self.network = Network(shape, recipe.seed)
+        matrices = [p for n, p in self.network.named_parameters() if p.ndim == 2 and "embed" not in n]
+        others = [p for n, p in self.network.named_parameters() if p.ndim != 2 or "embed" in n]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.01),
+            torch.optim.AdamW(others, lr=recipe.embedding_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self.rates = [recipe.learning_rate, recipe.embedding_learning_rate]
+        self.step = 0
+        self.half = torch.cpu._is_amx_tile_supported()
+        self.losses = torch.compile(losses, dynamic=False) if compile_ else losses
+        self.resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.work / "checkpoint.pt"
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint, if there is one. Raises ValueError if another recipe made it."""
+        if not self.checkpoint.exists():
+            return
+        saved: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
+        if saved["recipe"] != asdict(self.recipe) or saved["shape"] != self.network.shape.as_dict():
+            raise ValueError(f"{self.checkpoint} was made with other settings; use them, or another --work.")
+        self.step = saved["step"]
+        self.network.load_state_dict(saved["network"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+
+    def save(self) -> None:
+        state = {
+            "recipe": asdict(self.recipe), "shape": self.network.shape.as_dict(), "step": self.step,
+            "network": self.network.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
+        }  # fmt: skip
+        torch.save(state, self.checkpoint.with_suffix(".new"))
+        self.checkpoint.with_suffix(".new").replace(self.checkpoint)
+
+    def train(self, until: int | None = None, save_every: int = 200) -> None:
+        """Steps up to `until`, by default all, with a progress bar and a line of log.jsonl each 50 steps."""
+        until = min(until or self.recipe.steps, self.recipe.steps)
+        started, first = time.monotonic(), self.step
+        with Progress(
+            *Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+        ) as bar:
+            task = bar.add_task("training", total=until, completed=self.step, note="")
+            for batch in self._batches():
+                if self.step >= until:
+                    break
+                causal, masked = self.one_step(batch)
+                if self.step % 50 == 0:
+                    seconds = (time.monotonic() - started) / (self.step - first)
+                    line = {"step": self.step, "causal": causal, "masked": masked, "seconds_a_step": round(seconds, 3)}
+                    with (self.work / "log.jsonl").open("a", encoding="utf-8") as log:
+                        log.write(json.dumps(line) + "\n")
+                    bar.update(task, note=f"causal {causal:.3f}, masked {masked:.3f}")
+                bar.update(task, completed=self.step)
+                if self.step % save_every == 0:
+                    self.save()
+        self.save()
+
+    def _batches(self) -> Iterator[Batch]:
+        dataset = _Batches(self.recipe, self.work / "tokenizer.json", self.step)
+        yield from DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
+
+    def one_step(self, batch: Batch) -> tuple[float, float]:
+        """One update; the two losses before it."""
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * self.recipe.factor(self.step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            causal, masked = self.losses(self.network, batch, self.recipe.length)
+        torch.autograd.backward(causal + self.recipe.diffusion_weight * masked)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return causal.item(), masked.item()
