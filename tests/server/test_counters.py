@@ -127,7 +127,8 @@ def test_each_request_is_one_line_with_the_clients_own_numbers(server: ServerPro
     """So that one user's complaint can be found among millions of lines."""
     seen = len(server.log_lines("request"))
     headers = {"x-request-id": "ticket-4711"}
-    body = {"prompt": "A secret plan", "max_tokens": 12, "decoding": "diffusion", "ignore_eos": True}
+    prompt = "Q: Repeat these words: secret, plan, river.\nA:"
+    body = {"prompt": prompt, "max_tokens": 12, "decoding": "diffusion", "ignore_eos": True, "temperature": 0}
     response = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
     assert response.headers["x-request-id"] == "ticket-4711"
     wait_for("its line", lambda: len(server.log_lines("request")) > seen)
@@ -138,7 +139,8 @@ def test_each_request_is_one_line_with_the_clients_own_numbers(server: ServerPro
     assert line["passes"] == usage["diffusion"]["passes"]
     assert 0 <= line["queue_seconds"] <= line["first_text_seconds"] <= line["total_seconds"]
     assert "secret" not in server.log()
-    assert response.json()["choices"][0]["text"] not in server.log()
+    assert "secret" in (text := response.json()["choices"][0]["text"])
+    assert text not in server.log()
 
 
 def test_the_page_is_what_prometheus_expects(server: ServerProcess) -> None:
