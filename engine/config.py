@@ -18,6 +18,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Of weights, activations and KV. `auto`: the checkpoint's on a GPU, float32 on a CPU."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto`: the first GPU, or the CPU where there is none."""
+    attention: Literal["sdpa", "triton"] = "sdpa"
+    """`sdpa`: torch's own, on any device. `triton`: a paged kernel for NVIDIA GPUs, which needs the `triton` extra and
+    has so far been run in Triton's interpreter only, never on a GPU."""
     max_model_len: int | None = None
     """Longest prompt plus answer. None: what the model's config says, as far as the KV pool can hold it."""
     max_running: int = 64

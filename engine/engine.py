@@ -9,7 +9,7 @@ from collections.abc import Sequence as Rows
 
 import torch
 
-from engine.attention.sdpa import SdpaAttention
+from engine.attention.registry import make_attention
 from engine.batch import BatchPlan
 from engine.calibration import measure_costs
 from engine.config import EngineConfig, EngineInfo
@@ -89,7 +89,8 @@ class Engine:
             dtype=dtype,
             device=device,
         )
-        self.runner = ModelRunner(model.decoder, pool, SdpaAttention(pool, shape.num_heads), device)
+        attention = make_attention(config.attention, pool, shape.num_heads)
+        self.runner = ModelRunner(model.decoder, pool, attention, device)
         history = TokenHistory(config.max_running, shape.vocab_size, device)
         self.sampler = Sampler(spec.banned_token_ids, history, device)
         self.scheduler = Scheduler(

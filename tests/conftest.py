@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Read when torch is first imported, here and in every process a test starts: tests run beside each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read when triton is first imported: without it, nothing tests the GPU's kernels where there is no GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 MakeEngine = Callable[..., "Engine"]
 

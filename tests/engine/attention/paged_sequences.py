@@ -44,6 +44,9 @@ class PagedSequences:
     max_positions: int = 128
     max_rows: int = 12
     seed: int = 0
+    num_heads: int = NUM_HEADS
+    num_kv_heads: int = NUM_KV_HEADS
+    head_dim: int = HEAD_DIM
     pages: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,8 +54,8 @@ class PagedSequences:
             num_layers=NUM_LAYERS,
             num_pages=self.num_pages,
             page_size=self.page_size,
-            num_kv_heads=NUM_KV_HEADS,
-            head_dim=HEAD_DIM,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
             max_rows=self.max_rows,
             max_pages_per_row=-(-self.max_positions // self.page_size),
             dtype=self.dtype,
@@ -63,12 +66,12 @@ class PagedSequences:
         for stored in (self.pool.k, self.pool.v):
             stored.fill_(POISON)
             stored[:, : self.page_size] = torch.nan
-        shape = (NUM_LAYERS, self.max_rows, self.max_positions, NUM_KV_HEADS, HEAD_DIM)
+        shape = (NUM_LAYERS, self.max_rows, self.max_positions, self.num_kv_heads, self.head_dim)
         self.keys = torch.zeros(shape, dtype=torch.float64)
         self.values = torch.zeros(shape, dtype=torch.float64)
 
     def backend(self) -> SdpaAttention:
-        return SdpaAttention(self.pool, NUM_HEADS)
+        return SdpaAttention(self.pool, self.num_heads)
 
     def draw(self, *shape: int) -> torch.Tensor:
         """Standard normal values that the pool's dtype holds exactly, in float64."""
@@ -100,7 +103,7 @@ class PagedSequences:
         self.cover(row, end)
         slots = torch.tensor(self.slots(row, start, end - start), dtype=torch.int64)
         for layer in range(NUM_LAYERS):
-            k, v = self.draw(end - start, NUM_KV_HEADS, HEAD_DIM), self.draw(end - start, NUM_KV_HEADS, HEAD_DIM)
+            k, v = (self.draw(end - start, self.num_kv_heads, self.head_dim) for _ in range(2))
             self.keys[layer, row, start:end], self.values[layer, row, start:end] = k, v
             self.pool.write(layer, slots, k.to(self.dtype), v.to(self.dtype))
 
@@ -128,8 +131,8 @@ class PagedSequences:
         backend.prepare(batch)
         num_tokens = batch.slots.numel()
         for layer in range(NUM_LAYERS):
-            q = self.draw(num_tokens, NUM_HEADS, HEAD_DIM)
-            k, v = (self.draw(num_tokens, NUM_KV_HEADS, HEAD_DIM) for _ in range(2))
+            q = self.draw(num_tokens, self.num_heads, self.head_dim)
+            k, v = (self.draw(num_tokens, self.num_kv_heads, self.head_dim) for _ in range(2))
             result = backend.forward(q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), layer)
             expected = self.dense(batch, q, k, v, layer)
             assert result.shape == q.shape
