@@ -79,6 +79,11 @@ class Generation:
         self._error = self._error or error
         self._wake.set()
 
+    @property
+    def reported(self) -> bool:
+        """Every choice has been reported to its end."""
+        return not self._unreported
+
     async def next(self) -> list[Delta]:
         """Waits for what is new; empty once every choice has been reported to its end. Raises ApiError."""
         while self._unreported:

@@ -42,11 +42,13 @@ async def chunks(
     *,
     deadline: float,
     expired: Callable[[], ApiError],
+    keepalive: float,
     on_chunk: Callable[[], None],
 ) -> AsyncGenerator[bytes, None]:
     """The whole stream, [DONE] included. Raises ApiError where the generation fails or its deadline passes.
 
-    `deadline`: on the clock of `time.monotonic`. `on_chunk`: called before each chunk of text or drafts.
+    `deadline`: on the clock of `time.monotonic`. `keepalive`: seconds of silence after which a comment is sent; 0:
+    never. `on_chunk`: called before each chunk of text or drafts.
     """
     job = generation.job
 
@@ -57,23 +59,30 @@ async def chunks(
             payload["usage"] = None
         return event(payload)
 
+    def ending() -> bytes:
+        closing = finished(form.closing()) if job.diffusing else b""
+        if job.include_usage:
+            closing += event({**form.envelope([], chunk=True), "usage": usage(generation)})
+        return closing + DONE
+
     write = form.replacement if job.diffusing else form.chunk
     async with generation:
         while True:
+            left = max(deadline - time.monotonic(), 0)
             try:
-                async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                async with asyncio.timeout(min(left, keepalive or left)):
                     deltas = await generation.next()
             except TimeoutError:
-                raise expired() from None
-            if not deltas:
-                break
+                if time.monotonic() >= deadline:
+                    raise expired() from None
+                yield KEEPALIVE
+                continue
             on_chunk()
-            yield b"".join(finished(write(generation.choices[delta.index], delta)) for delta in deltas)
-    if job.diffusing:
-        yield finished(form.closing())
-    if job.include_usage:
-        yield event({**form.envelope([], chunk=True), "usage": usage(generation)})
-    yield DONE
+            data = b"".join([finished(write(generation.choices[delta.index], delta)) for delta in deltas])
+            if generation.reported:
+                yield data + ending()
+                return
+            yield data
 
 
 async def until_gone(work: Awaitable[_T], receive: Receive) -> _T:
@@ -107,12 +116,11 @@ class EventStream(Response):
         *,
         on_end: Callable[[int, Exception | None], None],
         stall_timeout: float,
-        keepalive: float,
     ) -> None:
         super().__init__(status_code=200, headers=HEADERS)
         del self.headers["content-length"]
         self._events, self._on_end = events, on_end
-        self._stall_timeout, self._keepalive = stall_timeout, keepalive
+        self._stall_timeout = stall_timeout
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,7 +128,7 @@ class EventStream(Response):
         status = 200
         failure: Exception | None = None
         try:
-            await until_gone(self._run(scope, receive, send), receive)
+            await until_gone(self._run(send), receive)
         except ApiError as exc:
             failure, status = exc, exc.status
             if not self._started:
@@ -143,26 +151,10 @@ class EventStream(Response):
         finally:
             self._on_end(status, failure)
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run(self, send: Send) -> None:
         async with aclosing(self._events) as events:
-            pending: asyncio.Future[bytes] | None = None
-            try:
-                while True:
-                    pending = pending or asyncio.ensure_future(anext(events))
-                    done, _ = await asyncio.wait({pending}, timeout=self._keepalive or None)
-                    if not done:
-                        await self._send(send, KEEPALIVE)
-                        continue
-                    try:
-                        data = pending.result()
-                    except StopAsyncIteration:
-                        break
-                    pending = None
-                    await self._send(send, data)
-            finally:
-                if pending is not None:
-                    pending.cancel()
-                    await asyncio.gather(pending, return_exceptions=True)
+            async for data in events:
+                await self._send(send, data)
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:

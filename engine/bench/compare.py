@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,9 +24,6 @@ from engine.bench.over_http import Server, write_prompts
 from engine.bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.engine import Engine
 from engine.models.files import model_directory
-
-if TYPE_CHECKING:
-    from engine.bench.plain import Limits
 
 SCHEMA = "lightcone-bench-compare/1"
 MODES = ("ar", "diffusion", "speculative")
@@ -42,6 +39,9 @@ RATIOS = (
 )
 """(contender, what it is compared with). `plain 1` is also what N requests get from the loop one after another."""
 
+AROUND = {"same": "same answers", "API": "API us/token", "client": "client us/token"}
+"""Columns of the table of speeds; the times are CPU times."""
+
 
 @dataclass
 class Run:
@@ -54,6 +54,8 @@ class Run:
     """CPU time of this process; None where the work is done in others."""
     answers: list[list[int]] | None = None
     """The visible tokens by prompt, where they are known."""
+    around: dict[str, float] | None = None
+    """CPU seconds around the engine: of the API process and of the load generator."""
 
 
 @dataclass
@@ -85,7 +87,9 @@ def add_parser(commands: options.Commands) -> None:
         commands, "compare", "the engine and the server against plain transformers loops, in one run", run
     )
     parser.add_argument("--prompts", type=Path, default=BUILTIN_PROMPTS, help="JSONL of prompt and answer")
-    parser.add_argument("--limit", type=int, default=32, help="use the first N prompts (default 32)")
+    parser.add_argument(
+        "--limit", type=int, default=32, help="N prompts, the file's over again if it has fewer (default 32)"
+    )
     parser.add_argument("--decoding", type=options.words, default=list(MODES), help="default: " + ",".join(MODES))
     parser.add_argument("--concurrency", type=int, default=16, help="requests in flight, rows of a batch (default 16)")
     parser.add_argument("--repeats", type=int, default=5, help="counted, interleaved runs of each (default 5)")
@@ -95,14 +99,15 @@ def add_parser(commands: options.Commands) -> None:
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     options.add_shared_commit(parser)
     parser.add_argument("--no-server", action="store_true", help="leave the server out")
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain loops and concurrency 1")
 
 
 def run(args: argparse.Namespace) -> int:
     """`lightcone bench compare`."""
     engine = options.load_engine(args, load_format=args.load_format, shared_commit=args.shared_commit)
-    prompts = [prompt.prompt for prompt in read_prompts(args.prompts)[: args.limit]]
+    prompts = [prompt.prompt for prompt in islice(cycle(read_prompts(args.prompts)), args.limit)]
     with ExitStack() as stack:
-        contenders = plain_and_engine(engine, args, prompts)
+        contenders = in_process(engine, args, prompts)
         if not args.no_server:
             contenders += over_http(engine, args, prompts, stack)
         compete(contenders, args.repeats)
@@ -136,31 +141,45 @@ def compete(contenders: list[Contender], repeats: int) -> None:
                 contender.runs.append(done)
 
 
-def plain_and_engine(engine: Engine, args: argparse.Namespace, prompts: list[str]) -> list[Contender]:
+def in_process(engine: Engine, args: argparse.Namespace, prompts: list[str]) -> list[Contender]:
     """The contenders that run in this process."""
+    text = Text(model_directory(args.model), engine.info.bos_token_id)
+    encoded = [text.encode(prompt) for prompt in prompts]
+    length, threshold = args.block_length or engine.info.block_length, args.threshold
+    found = [] if args.no_plain else plain(engine, args, encoded)
+    for mode in args.decoding:
+        for name, concurrency in in_flight("engine", args):
+            cell = Cell(mode, concurrency, length, threshold)
+            found.append(Contender(mode, name, engine_runner(engine, encoded, cell, args.max_tokens)))
+    return found
+
+
+def in_flight(name: str, args: argparse.Namespace) -> list[tuple[str, int]]:
+    """The contenders' names, and how many requests each has in flight."""
+    both = [(f"{name} 1", 1), (f"{name} N", args.concurrency)]
+    return both[1:] if args.no_plain else both
+
+
+def plain(engine: Engine, args: argparse.Namespace, encoded: list[list[int]]) -> list[Contender]:
+    """The loops that users would otherwise write."""
     # transformers takes seconds to import: only this command pays.
     from engine.bench.plain import LOOPS, Limits, PlainModel
     from engine.bench.plain_batch import BATCH_LOOPS
 
-    text = Text(model_directory(args.model), engine.info.bos_token_id)
-    encoded = [text.encode(prompt) for prompt in prompts]
     limits = Limits(args.max_tokens, args.block_length or engine.info.block_length, args.threshold)
-    plain = PlainModel(engine)
+    model = PlainModel(engine)
     found = []
     for mode in args.decoding:
         one, many = LOOPS[mode], BATCH_LOOPS[mode]
 
         def in_turn(repeat: int, loop: Callable[..., list[int]] = one) -> Run:
-            return timed(engine, lambda: [loop(plain, ids, limits) for ids in encoded])
+            return timed(engine, lambda: [loop(model, ids, limits) for ids in encoded])
 
         def padded(repeat: int, loop: Callable[..., list[list[int]]] = many) -> Run:
             groups = [encoded[i : i + args.concurrency] for i in range(0, len(encoded), args.concurrency)]
-            return timed(engine, lambda: [answer for group in groups for answer in loop(plain, group, limits)])
+            return timed(engine, lambda: [answer for group in groups for answer in loop(model, group, limits)])
 
         found += [Contender(mode, "plain 1", in_turn), Contender(mode, "plain padded N", padded)]
-        for name, concurrency in (("engine 1", 1), ("engine N", args.concurrency)):
-            cell = Cell(mode, concurrency, limits.block_length, limits.threshold)
-            found.append(Contender(mode, name, engine_runner(engine, encoded, cell, limits)))
     return found
 
 
@@ -174,12 +193,12 @@ def timed(engine: Engine, answer: Callable[[], list[list[int]]]) -> Run:
     return Run(seconds, sum(map(len, answers)), _only_on_cpu(engine, cpu_seconds), visible)
 
 
-def engine_runner(engine: Engine, prompts: list[list[int]], cell: Cell, limits: Limits) -> Callable[[int], Run]:
+def engine_runner(engine: Engine, prompts: list[list[int]], cell: Cell, max_tokens: int) -> Callable[[int], Run]:
     """The engine's closed loop over all prompts; each run has a salt of its own, so that none finds cached prompts."""
 
     def answer(repeat: int) -> Run:
         cpu = time.process_time()
-        seconds, answers, stats = closed_loop(engine, prompts, cell, f"{repeat}-{cell}", 0.0, limits.max_tokens)
+        seconds, answers, stats = closed_loop(engine, prompts, cell, f"{repeat}-{cell}", 0.0, max_tokens)
         cpu_seconds = time.process_time() - cpu
         tokens = sum(one.completion_tokens for one in stats)
         return Run(seconds, tokens, _only_on_cpu(engine, cpu_seconds), answers)
@@ -199,7 +218,7 @@ def over_http(engine: Engine, args: argparse.Namespace, prompts: list[str], stac
     length = args.block_length or engine.info.block_length
     found = []
     for mode in args.decoding:
-        for name, concurrency in (("server 1", 1), ("server N", args.concurrency)):
+        for name, concurrency in in_flight("server", args):
 
             def answer(repeat: int, mode: str = mode, concurrency: int = concurrency) -> Run:
                 fields = {"decoding": mode, "temperature": 0, "cache_salt": f"{repeat}-{mode}-{concurrency}"}
@@ -208,7 +227,10 @@ def over_http(engine: Engine, args: argparse.Namespace, prompts: list[str], stac
                 if mode == "diffusion":
                     fields["threshold"] = args.threshold
                 done = server.load(file, len(prompts), concurrency, fields, args.max_tokens)
-                return Run(done.seconds, done.tokens)
+                around = {"client": done.client_cpu_seconds}
+                if done.api_cpu_seconds is not None:
+                    around["API"] = done.api_cpu_seconds
+                return Run(done.seconds, done.tokens, around=around)
 
             found.append(Contender(mode, name, answer))
     return found
@@ -226,19 +248,29 @@ def mode_figures(mode: str, contenders: list[Contender]) -> dict[str, object]:
         if name in by_name and base in by_name:
             ratios[f"{name} / {base}"] = ratio(by_name[name], by_name[base])
     firsts = {name: one.first for name, one in by_name.items() if one.first is not None}
-    reference = firsts["engine 1"].answers or []
+    reference = firsts["engine 1" if "engine 1" in firsts else "engine N"].answers or []
     same = {
         name: sum(a == b for a, b in zip(first.answers, reference, strict=True))
         for name, first in firsts.items()
         if first.answers is not None
     }
     speeds = {name: {"median": statistics.median(c.speeds()), "runs": c.speeds()} for name, c in by_name.items()}
+    around = {name: cpu_a_token(contender) for name, contender in by_name.items() if contender.runs[0].around}
     return {
         "decoding": mode,
         "tokens_per_second": speeds,
         "ratios": ratios,
         "tokens": {name: first.tokens for name, first in firsts.items()},
-        "same_answers_as_engine_1": same,
+        "same_answers": same,
+        "cpu_microseconds_a_token": around,
+    }
+
+
+def cpu_a_token(contender: Contender) -> dict[str, float]:
+    """CPU time around the engine, in microseconds a streamed token: medians over the runs."""
+    names = contender.runs[0].around or {}
+    return {
+        name: statistics.median((run.around or {})[name] / run.tokens * 1e6 for run in contender.runs) for name in names
     }
 
 
@@ -262,20 +294,22 @@ def _print(figures: list[dict[str, object]], concurrency: int, prompts: int, rep
     speed_rows: list[dict[str, object]] = []
     ratio_rows: list[dict[str, object]] = []
     for mode in figures:
-        speeds, ratios, same = mode["tokens_per_second"], mode["ratios"], mode["same_answers_as_engine_1"]
+        speeds, ratios, same = mode["tokens_per_second"], mode["ratios"], mode["same_answers"]
         assert isinstance(speeds, dict)
         assert isinstance(ratios, dict)
         assert isinstance(same, dict)
         for name, found in speeds.items():
             row = {"decoding": mode["decoding"], "name": name.replace("N", str(concurrency))}
             row |= {"median": found["median"], "low": min(found["runs"]), "high": max(found["runs"])}
-            speed_rows.append(row | {"same": same.get(name)})
+            around = mode["cpu_microseconds_a_token"]
+            assert isinstance(around, dict)
+            speed_rows.append(row | {"same": same.get(name)} | around.get(name, {}))
         for name, found in ratios.items():
             row = {"decoding": mode["decoding"], "name": name.replace("N", str(concurrency))}
             row |= {"median": found["median"], "low": min(found["runs"]), "high": max(found["runs"])}
             ratio_rows.append(row | {"fastest": found["fastest"], "cpu": found.get("by_cpu_time")})
     columns = {"decoding": "decoding", "name": "", "median": "tok/s", "low": "lowest", "high": "highest"}
     title = f"{prompts} prompts; medians of {repeats} interleaved runs"
-    options.show(title, columns | {"same": "same answers"}, speed_rows)
+    options.show(title, columns | AROUND, speed_rows)
     columns |= {"median": "ratio", "fastest": "of fastest runs", "cpu": "by CPU time"}
     options.show("Ratios within a repeat; medians", columns, ratio_rows)

@@ -26,6 +26,10 @@ class Measured(NamedTuple):
     """From the first request to the last answer."""
     tokens: int
     """As the server's usage says."""
+    api_cpu_seconds: float | None
+    """CPU time of the API process; None where the operating system does not tell (it does on Linux)."""
+    client_cpu_seconds: float
+    """CPU time of the load generator."""
 
 
 class Server:
@@ -71,15 +75,28 @@ class Server:
             report = Path(folder) / "report.json"
             command = load_command(self.url, prompts, count, concurrency, fields, max_tokens)
             command = [sys.executable, "-m", "loadtest", *command, "--json", str(report)]
+            before = self._api_cpu()
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             self._pin(process.pid, engine=False)
             _, said = process.communicate()
+            after = self._api_cpu()
             if process.returncode or not report.exists():
                 raise EngineError(f"loadtest failed: {said.decode(errors='replace').strip()[-300:]}")
             summary = json.loads(report.read_bytes())["summary"]
         if summary["failed"]:
             raise EngineError(f"{summary['failed']} requests failed: {summary['error_examples']}")
-        return Measured(summary["wall_s"], summary["completion_tokens"])
+        api = None if before is None or after is None else after - before
+        client = summary["client_cpu_share"] * summary["wall_s"]
+        return Measured(summary["wall_s"], summary["completion_tokens"], api, client)
+
+    def _api_cpu(self) -> float | None:
+        """CPU seconds of the API process so far, its children's not included."""
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_text() if self._process is not None else ""
+        except OSError:
+            return None
+        fields = stat.rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else None
 
     def _pin(self, pid: int, engine: bool) -> None:
         """Puts the engine process on its core and everything else off it, where there are two cores to tell apart."""

@@ -89,8 +89,10 @@ def _stream(generation: Generation, model: ServedModel, service: Service, journa
     deadline = generation.started + service.config.server.request_timeout
     options = service.config.server
     return EventStream(
-        chunks(generation, form, deadline=deadline, expired=lambda: _timeout(service), on_chunk=journal.chunk),
+        chunks(
+            generation, form, deadline=deadline, expired=lambda: _timeout(service),
+            keepalive=options.sse_keepalive, on_chunk=journal.chunk,
+        ),
         on_end=journal.end,
         stall_timeout=options.stream_stall_timeout,
-        keepalive=options.sse_keepalive,
-    )
+    )  # fmt: skip
