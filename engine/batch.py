@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -108,5 +109,7 @@ class ForwardBatch:
     """S page-table rows."""
     span_kv_ends: list[int]
     """S: most KV positions any token of the span sees."""
+    host_kv_limits: np.ndarray
+    """[T] int64: kv_limits where the host finds them."""
     draft_tokens: torch.Tensor | None = None
     """[T, 1] of the model's dtype: 1 where a draft adapter applies, 0 elsewhere. None: nowhere."""

@@ -56,16 +56,17 @@ class ModelRunner:
             logit_shifts.append(at + span.logit_start - num_rows)
             logit_counts.append(span.num_logits)
             num_rows += span.num_logits
-        # token ids, positions, kv limits, page-table rows
+        # token ids, positions, kv limits, slots (page-table rows at first)
         packed = np.array((shifts, shifts, limits, rows), dtype=np.int64).repeat(lengths, axis=1)
         packed[0] = ids
         packed[1] += np.arange(len(ids))
         np.maximum(packed[2], packed[1] + 1, out=packed[2])  # causal spans; no token of any other sees less than itself
         logit_rows = np.array(logit_shifts, dtype=np.int64).repeat(logit_counts) + np.arange(num_rows)
-        device = self.device
-        token_ids, positions, kv_limits, token_rows = torch.from_numpy(packed).to(device).unbind(0)
         size = self.pool.page_size
-        pages = self.pool.page_table[token_rows, positions // size]
+        page, within = np.divmod(packed[1], size)
+        packed[3] = self.pool.host_page_table[packed[3], page] * size + within
+        device = self.device
+        token_ids, positions, kv_limits, slots = torch.from_numpy(packed).to(device).unbind(0)
         draft_tokens = None
         if self.decoder.adapter is not None and any(drafting):
             draft_tokens = torch.from_numpy(np.repeat(drafting, lengths)).to(device, self.pool.dtype)[:, None]
@@ -73,11 +74,12 @@ class ModelRunner:
             token_ids=token_ids,
             positions=positions,
             kv_limits=kv_limits,
-            slots=pages * size + positions % size,
+            slots=slots,
             logit_rows=torch.from_numpy(logit_rows).to(device),
             span_offsets=offsets,
             span_rows=rows,
             span_kv_ends=kv_ends,
+            host_kv_limits=packed[2],
             draft_tokens=draft_tokens,
         )
 

@@ -55,11 +55,12 @@ def finish_event(
 
 def _cut(seq: Sequence, tokens: list[int]) -> tuple[list[int], FinishReason | None, int | None]:
     """Cuts newly settled tokens at the first end token (which is kept) or at `max_tokens`."""
-    tokens = tokens[: seq.num_remaining]
+    remaining = seq.num_remaining
+    tokens = tokens[:remaining]
     for i, token in enumerate(tokens):
         if token in seq.end_token_ids:
             return tokens[: i + 1], "stop", token
-    return tokens, "length" if len(tokens) == seq.num_remaining else None, None
+    return tokens, "length" if len(tokens) == remaining else None, None
 
 
 def _count(outcome: StepOutcome, stats: StepStats) -> None:

@@ -24,6 +24,10 @@ MAX_REGEX_LENGTH = 4096
 """Longest regular expression, in characters."""
 
 
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy: logits divided by them leave float32's range."""
+
+
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer must look like, as text: the engine's compiler gives it a meaning."""
 
@@ -52,6 +56,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """End and stop tokens are banned while fewer tokens than this have been generated."""
     logprobs: int | None = None
     """None: no log-probabilities. k: those of the chosen token and of the k most likely ones."""
+
+    @property
+    def penalises(self) -> bool:
+        """Any penalty changes the logits."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    @property
+    def plain(self) -> bool:
+        """The choice is the likeliest token, whatever came before it."""
+        return not (self.temperature >= GREEDY_BELOW or self.penalises or self.logit_bias or self.min_tokens)
 
 
 class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):

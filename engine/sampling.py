@@ -15,13 +15,11 @@ import torch
 from engine.grammar import token_masks
 from engine.history import TokenHistory
 from engine.noise import gumbel_noise
-from engine.request import SamplingParams
+from engine.request import GREEDY_BELOW, SamplingParams
 
 if TYPE_CHECKING:
     from engine.sequence import Sequence
 
-GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy: logits divided by them leave float32's range."""
 NEGATIVE_INFINITY = float("-inf")
 
 
@@ -51,7 +49,7 @@ class Sampler:
         self,
         logits: torch.Tensor,
         seqs: Rows[Sequence],
-        positions: torch.Tensor,
+        positions: torch.Tensor | None,
         *,
         drafts: torch.Tensor | None = None,
         cumulative: bool = False,
@@ -60,22 +58,28 @@ class Sampler:
     ) -> Chosen:
         """Chooses a token at every row.
 
-        logits: [n, r, V] raw; overwritten. positions: [n, r] int64, absolute positions of the tokens being chosen.
+        logits: [n, r, V] raw; overwritten. positions: [n, r] int64, absolute positions of the tokens being chosen;
+        None only if every sequence is plain and nothing overrides `min_tokens`.
         drafts: [n, r] int64, tokens of the open block that count as history, -1 where none; with `cumulative` row i
         sees drafts[: i + 1] only (verification), else every row sees all of them (denoising).
         min_tokens: overrides the requests' own (a policy that bans end tokens altogether).
         walks: for each span the r - 1 tokens its rows walk over; row i is bound by the grammar's state after the first
         i of them. None: grammars do not bind (the result is a draft).
         """
-        finite = torch.isfinite(logits.sum(dim=-1)).all(dim=-1)
+        total = logits.sum(dim=(1, 2))
+        finite = total - total == 0  # neither NaN nor infinite
         logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
+        if min_tokens is None and all(seq.plain for seq in seqs):
+            return Chosen(best_tokens(logits), finite, logits)
+        if positions is None:
+            raise ValueError("positions are needed: a request's parameters have a say in the choice")
         bound = [] if walks is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
         if bound and walks is not None:
             self._apply_grammars(logits, bound, [seqs[i] for i in bound], [walks[i] for i in bound])
         self._apply_bias(logits, seqs)
         self._apply_min_tokens(logits, seqs, positions, min_tokens)
         self._apply_penalties(logits, seqs, drafts, cumulative)
-        token_ids = logits.argmax(dim=-1)
+        token_ids = best_tokens(logits)
         sampled = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
         if sampled:
             params = [seqs[i].request.sampling for i in sampled]
@@ -146,7 +150,7 @@ class Sampler:
     def _apply_penalties(
         self, logits: torch.Tensor, seqs: Rows[Sequence], drafts: torch.Tensor | None, cumulative: bool
     ) -> None:
-        penalised = [i for i, seq in enumerate(seqs) if has_penalties(seq.request.sampling)]
+        penalised = [i for i, seq in enumerate(seqs) if seq.request.sampling.penalises]
         if not penalised:
             return
         index = torch.tensor(penalised, device=self._device)
@@ -171,14 +175,16 @@ class Sampler:
         logits[index] = rows
 
 
-def has_penalties(params: SamplingParams) -> bool:
-    """Whether any penalty changes the logits."""
-    return params.presence_penalty != 0 or params.frequency_penalty != 0 or params.repetition_penalty != 1
+def best_tokens(scores: torch.Tensor) -> torch.Tensor:
+    """The highest of [..., V] scores, of equals the first: [...] int64."""
+    if scores.device.type != "cpu":
+        return scores.argmax(dim=-1)
+    return torch.from_numpy(scores.numpy().argmax(axis=-1))  # vectorised, unlike torch's: 15 times as fast
 
 
 def sample(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor) -> torch.Tensor:
     """Seeded sampling: the argmax of `noisy_scores`. Returns [n, r] int64."""
-    return noisy_scores(logits, params, positions).argmax(dim=-1)
+    return best_tokens(noisy_scores(logits, params, positions))
 
 
 def noisy_scores(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor) -> torch.Tensor:

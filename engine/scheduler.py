@@ -149,15 +149,17 @@ class Scheduler:
             if seq not in self._decoding:
                 continue  # preempted for the sake of an earlier one
             spans = seq.policy.plan(seq, self.num_running)
-            if sum(len(span.token_ids) for span in spans) > budget - used:
+            needed = _num_tokens(spans)
+            if needed > budget - used:
                 spans = _without_optional(seq, spans)
-                if sum(len(span.token_ids) for span in spans) > budget - used:
+                needed = _num_tokens(spans)
+                if needed > budget - used:
                     break
             if not self._reserve(seq, spans, planned):
                 continue
             self._decoding.move_to_end(seq)
             planned[seq] = spans
-            used += sum(len(span.token_ids) for span in spans)
+            used += needed
         return used
 
     def _plan_prefilling(self, planned: dict[Sequence, list[Span]], budget: int) -> None:
@@ -186,7 +188,8 @@ class Scheduler:
 
         Returns False if the sequence itself was the youngest and is no longer running.
         """
-        missing = self._pages_for(max(span.kv_end for span in spans)) - len(seq.pages)
+        last = spans[0].kv_end if len(spans) == 1 else max(span.kv_end for span in spans)
+        missing = self._pages_for(last) - len(seq.pages)
         while missing > 0:
             try:
                 seq.pages += self.allocator.allocate(missing)
@@ -305,6 +308,10 @@ class Scheduler:
             raise AssertionError(f"page-table rows are lost or shared: {sorted(rows)}")
         if self.num_running + self.num_waiting != len(self._sequences):
             raise AssertionError("a sequence is in no queue, or in two")
+
+
+def _num_tokens(spans: list[Span]) -> int:
+    return len(spans[0].token_ids) if len(spans) == 1 else sum(len(span.token_ids) for span in spans)
 
 
 def _without_optional(seq: Sequence, spans: list[Span]) -> list[Span]:

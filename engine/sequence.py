@@ -107,10 +107,13 @@ class Sequence:
     received_at: float = 0.0
     admitted: bool = False
     """Has been scheduled at least once."""
+    plain: bool = field(init=False)
+    """No parameter of the request has a say in which token is chosen."""
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             self.token_ids = list(self.request.prompt_token_ids)
+        self.plain = self.request.sampling.plain and self.request.grammar is None
 
     @property
     def num_prompt(self) -> int:

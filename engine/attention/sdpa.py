@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -59,9 +60,10 @@ class SdpaAttention(AttentionBackend):
         self._pool = pool
         self._group = num_heads // pool.num_kv_heads
         self._page_elements = pool.page_size * pool.num_kv_heads * pool.head_dim
-        by_page = (pool.num_layers, pool.num_pages, self._page_elements)
-        self._layer_keys = pool.k.view(by_page).unbind(0)
-        self._layer_values = pool.v.view(by_page).unbind(0)
+        longest = pool.host_page_table.shape[1] * pool.page_size
+        self._places = torch.arange(longest, device=pool.device)
+        self._visible = torch.zeros((), dtype=pool.dtype, device=pool.device)
+        self._hidden = torch.full((), float("-inf"), dtype=pool.dtype, device=pool.device)
         # Kept between passes: fresh memory of this size is mapped page by page, which costs more than the gather.
         self._scratch = self._new_scratch(0)
         self._slots = torch.empty(0, dtype=torch.int64, device=pool.device)
@@ -79,13 +81,19 @@ class SdpaAttention(AttentionBackend):
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """See AttentionBackend. All K and V are written before any is read, so spans of one sequence see each other."""
         self._pool.write(layer, self._slots, k, v)
+        if len(self._segments) == 1 and len(self._segments[0].tiles) == 1:  # the whole batch, in order
+            self._gather(self._segments[0], layer)
+            return self._attend(q, self._segments[0].tiles[0])
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for segment in self._segments:
-            torch.index_select(self._layer_keys[layer], 0, segment.pages, out=segment.key_pages)
-            torch.index_select(self._layer_values[layer], 0, segment.pages, out=segment.value_pages)
+            self._gather(segment, layer)
             for tile in segment.tiles:
                 out[tile.rows] = self._attend(q[tile.rows], tile)
         return out
+
+    def _gather(self, segment: _Segment, layer: int) -> None:
+        torch.index_select(self._pool.k_pages[layer], 0, segment.pages, out=segment.key_pages)
+        torch.index_select(self._pool.v_pages[layer], 0, segment.pages, out=segment.value_pages)
 
     def _attend(self, q: torch.Tensor, tile: _Tile) -> torch.Tensor:
         """q and the result: [n * q, num_heads, head_dim]. K and V are never expanded to the query heads."""
@@ -131,11 +139,11 @@ class SdpaAttention(AttentionBackend):
     def _segment(self, batch: ForwardBatch, spans: list[int], num_pages: int) -> _Segment:
         pool, count = self._pool, len(spans)
         spans.sort()
-        table_rows = torch.tensor([batch.span_rows[span] for span in spans], device=pool.device)
+        rows = [batch.span_rows[span] for span in spans]
         # Beyond a span's last page its table row is stale: repeat that page, which holds nobody else's KV.
-        last_pages = torch.tensor([(batch.span_kv_ends[span] - 1) // pool.page_size for span in spans])
-        columns = torch.minimum(torch.arange(num_pages), last_pages[:, None]).to(pool.device)
-        pages = pool.page_table[table_rows[:, None], columns].view(-1)
+        last_pages = np.array([(batch.span_kv_ends[span] - 1) // pool.page_size for span in spans])
+        columns = np.minimum(np.arange(num_pages), last_pages[:, None])
+        pages = torch.from_numpy(pool.host_page_table[np.array(rows)[:, None], columns].ravel()).to(pool.device)
         key_pages, value_pages = (
             buffer[: pages.numel() * self._page_elements].view(pages.numel(), -1) for buffer in self._scratch
         )
@@ -148,9 +156,8 @@ class SdpaAttention(AttentionBackend):
         elif end - start == count * length:
             tiles = [self._tile(batch, slice(start, end), keys, values)]
         else:
-            starts = torch.tensor([batch.span_offsets[span] for span in spans])
-            rows = (starts[:, None] + torch.arange(length)).view(-1).to(pool.device)
-            tiles = [self._tile(batch, rows, keys, values)]
+            starts = np.array([batch.span_offsets[span] for span in spans])
+            tiles = [self._tile(batch, (starts[:, None] + np.arange(length)).ravel(), keys, values)]
         return _Segment(pages, key_pages, value_pages, tiles)
 
     def _query_tiles(
@@ -158,25 +165,27 @@ class SdpaAttention(AttentionBackend):
     ) -> list[_Tile]:
         """Tiles of one long span, each with no more keys than its queries see."""
         slices = [slice(first, min(first + QUERY_TILE, end)) for first in range(start, end, QUERY_TILE)]
-        limits = torch.stack([batch.kv_limits[rows].max() for rows in slices])
+        limits = [int(batch.host_kv_limits[rows].max()) for rows in slices]
         # Whole pages: kernels are quicker on even lengths.
-        lengths = [-(-limit // self._pool.page_size) * self._pool.page_size for limit in limits.tolist()]
+        lengths = [-(-limit // self._pool.page_size) * self._pool.page_size for limit in limits]
         return [
             self._tile(batch, rows, keys[:, :, :length], values[:, :, :length])
             for rows, length in zip(slices, lengths, strict=True)
         ]
 
-    def _tile(self, batch: ForwardBatch, rows: slice | torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> _Tile:
+    def _tile(self, batch: ForwardBatch, rows: slice | np.ndarray, keys: torch.Tensor, values: torch.Tensor) -> _Tile:
         count, _, kv_length, _ = keys.shape
-        limits = batch.kv_limits[rows].view(count, 1, -1, 1)
-        if bool((limits == limits[:, :, :1]).all()):
-            # Canvases and single tokens: a mask row a span, broadcast, is quicker to build and to read.
-            limits = limits[:, :, :1]
-        elif count > 1:
-            limits = limits.repeat_interleave(self._group, dim=2)
-        hidden = limits <= torch.arange(kv_length, device=limits.device)
-        mask = torch.zeros(hidden.shape, dtype=self._pool.dtype, device=limits.device)
-        return _Tile(rows, mask.masked_fill_(hidden, float("-inf")), keys, values)
+        on_host = batch.host_kv_limits[rows].reshape(count, -1)
+        where = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self._pool.device)
+        limits = batch.kv_limits[where].view(count, 1, -1, 1)
+        if on_host.shape[1] > 1:
+            if (on_host == on_host[:, :1]).all():
+                # Canvases: a mask row a span, broadcast, is quicker to build and to read.
+                limits = limits[:, :, :1]
+            elif count > 1:
+                limits = limits.repeat_interleave(self._group, dim=2)
+        mask = torch.where(limits > self._places[:kv_length], self._visible, self._hidden)
+        return _Tile(where, mask, keys, values)
 
     def _new_scratch(self, elements: int) -> torch.Tensor:
         """[2, elements]: gathered K and gathered V."""

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from engine.batch import Phase, Span, StepGroup
@@ -119,13 +120,13 @@ def open_block(span: Span) -> Block | None:
 
 def next_token_rows(group: StepGroup, device: torch.device) -> torch.Tensor:
     """[n, r] int64: absolute positions of the tokens that a causal group's logit rows choose (row p chooses p + 1)."""
-    return same_rows(group, device) + 1
+    return same_rows(group, device, 1)
 
 
-def same_rows(group: StepGroup, device: torch.device) -> torch.Tensor:
-    """[n, r] int64: absolute positions of a group's logit rows themselves."""
-    starts = torch.tensor([span.start + span.logit_start for span in group.spans], dtype=torch.int64, device=device)
-    return starts[:, None] + torch.arange(group.num_logits, device=device)
+def same_rows(group: StepGroup, device: torch.device, shift: int = 0) -> torch.Tensor:
+    """[n, r] int64: absolute positions of a group's logit rows themselves, plus `shift`."""
+    starts = np.array([span.start + span.logit_start + shift for span in group.spans], dtype=np.int64)
+    return torch.from_numpy(starts[:, None] + np.arange(group.num_logits)).to(device)
 
 
 def with_logprobs(choices: Choices, chosen: Chosen, group: StepGroup) -> Choices:
@@ -155,8 +156,9 @@ def read_logprob(seq: Sequence, choices: HostChoices, i: int, row: int) -> Token
 
 def next_token_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
     """One causal choice a span: AR decoding, the seed after a prefill, the seed after a commit."""
-    positions = next_token_rows(group, logits.device)
-    chosen = sampler.choose(logits, [span.seq for span in group.spans], positions, walks=[[]] * len(group.spans))
+    seqs = [span.seq for span in group.spans]
+    positions = None if all(seq.plain for seq in seqs) else next_token_rows(group, logits.device)
+    chosen = sampler.choose(logits, seqs, positions, walks=[[]] * len(seqs))
     return with_logprobs(Choices(chosen.token_ids, chosen.finite), chosen, group)
 
 

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
-from engine.sampling import GREEDY_BELOW
+from engine.request import GREEDY_BELOW
 from engine.sequence import Block, Sequence
 
 EXPLORE_EVERY = 64

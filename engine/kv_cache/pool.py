@@ -1,5 +1,6 @@
 """The KV cache's tensors: K and V of every page, and the page table the attention kernels read."""
 
+import numpy as np
 import torch
 
 
@@ -34,9 +35,15 @@ class KVCachePool:
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         """[num_layers, num_pages * page_size, num_kv_heads, head_dim], contiguous; so is `v`."""
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.page_table = torch.zeros((max_rows, max_pages_per_row), dtype=torch.int64, device=device)
+        by_layer = (num_layers, num_pages, page_size * num_kv_heads * head_dim)
+        self.k_pages, self.v_pages = self.k.view(by_layer).unbind(0), self.v.view(by_layer).unbind(0)
+        """By layer: [num_pages, page_size * num_kv_heads * head_dim], views."""
+        self._k_slots, self._v_slots = self.k.unbind(0), self.v.unbind(0)
+        self.host_page_table = np.zeros((max_rows, max_pages_per_row), dtype=np.int64)
+        """The page table where the host finds it: what it decides of a pass needs no word from the device."""
+        self.page_table = torch.from_numpy(self.host_page_table).to(device)
         """[max_rows, max_pages_per_row] int64: the pages of each running sequence, by position. Entries past its last
-        page are stale."""
+        page are stale. On a CPU it is the host's own."""
 
     @staticmethod
     def bytes_per_page(*, num_layers: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -45,12 +52,14 @@ class KVCachePool:
 
     def map_pages(self, row: int, first: int, pages: list[int]) -> None:
         """Sets page_table[row, first : first + len(pages)]."""
-        self.page_table[row, first : first + len(pages)] = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        self.host_page_table[row, first : first + len(pages)] = pages
+        if self.device.type != "cpu":
+            self.page_table[row, first : first + len(pages)] = torch.tensor(pages, device=self.device)
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Stores K and V of T tokens. slots: [T] int64, without repeats; k, v: [T, num_kv_heads, head_dim]."""
-        self.k[layer].index_copy_(0, slots, k)
-        self.v[layer].index_copy_(0, slots, v)
+        self._k_slots[layer].index_copy_(0, slots, k)
+        self._v_slots[layer].index_copy_(0, slots, v)
 
     def clear(self, pages: list[int]) -> None:
         """Zeroes pages in every layer, so that non-finite values in them cannot reach their next owner."""

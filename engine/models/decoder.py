@@ -62,6 +62,17 @@ class DraftAdapter:
         return self.alpha / self.rank
 
 
+def empty_weight(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An uninitialised weight; a matrix is [outputs, inputs].
+
+    On a CPU a matrix is stored by columns: products of a few rows, which is what decoding is made of, then take as
+    little as half the time. GPU libraries are tuned for rows.
+    """
+    if device.type == "cpu" and len(shape) == 2:
+        return torch.empty(shape[::-1], dtype=dtype, device=device).t()
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
 class Layer:
     """One layer's weights, allocated but not initialised. q, k, v and gate, up are fused by rows: one product each."""
 
@@ -69,7 +80,7 @@ class Layer:
         self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, adapter: DraftAdapter | None
     ) -> None:
         def empty(*shape: int) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
+            return empty_weight(shape, dtype, device)
 
         hidden, qkv_dim = config.hidden_size, config.q_dim + 2 * config.kv_dim
         self.input_norm = empty(hidden)
@@ -130,10 +141,13 @@ class Decoder:
         self.dtype = dtype
         self.device = device
         vocabulary = (config.vocab_size, config.hidden_size)
-        self.embedding = torch.empty(vocabulary, dtype=dtype, device=device)
-        self.head = self.embedding if config.tied_head else torch.empty(vocabulary, dtype=dtype, device=device)
+        self.embedding = torch.empty(vocabulary, dtype=dtype, device=device)  # by rows: they are looked up
+        self.head = self.embedding if config.tied_head else empty_weight(vocabulary, dtype, device)
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.layers = [Layer(config, dtype, device, adapter) for _ in range(config.num_layers)]
+        # None: torch has a kernel of its own. On a CPU it has none that computes in the type itself.
+        composed = device.type == "cpu" and dtype.itemsize >= 4
+        self._eps = torch.tensor(config.rms_norm_eps, dtype=dtype) if composed else None
         self.rope = RotaryTable(config.rope, config.head_dim, num_positions, dtype, device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -169,23 +183,30 @@ class Decoder:
         if self.adapter is not None and batch.draft_tokens is not None:
             drafting = batch.draft_tokens * self.adapter.scale  # [T, 1]
         hidden = F.embedding(batch.token_ids, self.embedding)
-        width = (config.hidden_size,)
         for index, layer in enumerate(self.layers):
-            normed = F.rms_norm(hidden, width, layer.input_norm, config.rms_norm_eps)
+            normed = self._norm(hidden, layer.input_norm)
             q, k, v = self._project(layer, normed, rotation)
             context = attention.forward(q, k, v, index).reshape(-1, config.q_dim)
             hidden = torch.addmm(hidden, context, layer.output.t())
             if drafting is not None and layer.lora_a is not None and layer.lora_b is not None:
                 hidden.addmm_(F.linear(context, layer.lora_a) * drafting, layer.lora_b.t())
-            normed = F.rms_norm(hidden, width, layer.mlp_norm, config.rms_norm_eps)
+            normed = self._norm(hidden, layer.mlp_norm)
             gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
             hidden.addmm_(F.silu(gate).mul_(up), layer.down.t())
-        return F.rms_norm(hidden, width, self.norm, config.rms_norm_eps)
+        return self._norm(hidden, self.norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: [R, hidden_size], the rows to predict from. Returns [R, vocab_size], float32 for half types."""
         logits = F.linear(hidden, self.head)
         return logits.float() if logits.dtype.itemsize < 4 else logits
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """x / sqrt(mean of its squares + eps) * weight, over the last dimension; half types are computed in float32."""
+        if self._eps is None:
+            return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._eps, norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(weight)
 
     def _project(
         self, layer: Layer, hidden: torch.Tensor, rotation: Rotation
@@ -197,8 +218,7 @@ class Decoder:
         qk, v = fused.split_with_sizes((sum(heads), config.num_kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = qk.split_with_sizes(heads, dim=1)
-            width, eps = (config.head_dim,), config.rms_norm_eps
-            qk = torch.cat((F.rms_norm(q, width, layer.q_norm, eps), F.rms_norm(k, width, layer.k_norm, eps)), dim=1)
+            qk = torch.cat((self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)), dim=1)
         qk = torch.addcmul(qk * rotation.cos, qk.roll(config.head_dim // 2, -1), rotation.sin)
         q, k = qk.split_with_sizes(heads, dim=1)
         if rotation.query_scale is not None:

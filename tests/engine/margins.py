@@ -9,7 +9,8 @@ import torch
 
 from engine.engine import Engine
 from engine.noise import gumbel_noise
-from engine.sampling import GREEDY_BELOW, Chosen
+from engine.request import GREEDY_BELOW
+from engine.sampling import Chosen
 from engine.sequence import Sequence
 
 NEAR_TIE = 1e-4
@@ -27,10 +28,12 @@ class Margins:
         choose = engine.sampler.choose
 
         def recording(
-            logits: torch.Tensor, seqs: list[Sequence], positions: torch.Tensor, *,
+            logits: torch.Tensor, seqs: list[Sequence], positions: torch.Tensor | None, *,
             drafts: torch.Tensor | None = None, cumulative: bool = False, **options: Any,
         ) -> Chosen:  # fmt: skip
             chosen = choose(logits, seqs, positions, drafts=drafts, cumulative=cumulative, **options)
+            if positions is None:  # plain sequences, each of which chooses its next token
+                positions = torch.tensor([[len(seq.token_ids)] for seq in seqs])
             denoising = drafts is not None and not cumulative
             drafting = drafts is None and positions.shape[1] > 1
             for i, seq in enumerate(seqs):

@@ -14,7 +14,7 @@ import torch
 from engine.decoding.autoregressive import Autoregressive
 from engine.history import TokenHistory
 from engine.request import Request, SamplingParams
-from engine.sampling import Chosen, Sampler, filter_top, log_probabilities
+from engine.sampling import Chosen, Sampler, best_tokens, filter_top, log_probabilities
 from engine.sequence import Sequence
 from tests.reference import sampling as reference
 from tests.reference.sampling import Sampling
@@ -275,3 +275,28 @@ def test_choosing_does_not_remember_drafts() -> None:
     before = sampler.choose(logits.clone(), seqs, places(seqs, 4)).logits
     sampler.choose(logits.clone(), seqs, places(seqs, 4), drafts=torch.full((2, 4), 9), cumulative=True)
     assert torch.equal(sampler.choose(logits.clone(), seqs, places(seqs, 4)).logits, before)
+
+
+def test_of_equal_scores_the_first_is_best() -> None:
+    """On every device: a tie that each breaks its own way would make answers depend on the machine."""
+    scores = torch.zeros(2, 1, V)
+    scores[1, 0, [4, 7]] = 1.0
+    assert best_tokens(scores).tolist() == [[0], [4]]
+    assert best_tokens(scores).dtype == torch.int64
+
+
+@pytest.mark.parametrize("sampling", [s for s in MIXED if s is not GREEDY])
+def test_only_plain_requests_may_leave_out_positions(sampling: Sampling) -> None:
+    """Noise, penalties, bias and minima would silently not apply."""
+    sampler = Sampler(BANNED, TokenHistory(16, V, CPU), CPU)
+    with pytest.raises(ValueError, match="positions are needed"):
+        sampler.choose(random_logits(2, 1), group([GREEDY, sampling]), None)
+
+
+def test_plain_requests_get_the_likeliest_token() -> None:
+    logits = random_logits(3, 1)
+    seqs = group([GREEDY] * 3)
+    sampler = Sampler(BANNED, TokenHistory(16, V, CPU), CPU)
+    without = sampler.choose(logits.clone(), seqs, None).token_ids
+    assert torch.equal(without, engine_choice(logits, seqs).token_ids)
+    assert without[:, 0].tolist() == [naive_choice(logits[i, 0], seq, 0, []).token for i, seq in enumerate(seqs)]

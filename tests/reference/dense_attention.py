@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from engine.attention.base import AttentionBackend
@@ -75,4 +76,5 @@ def dense_batch(spans: list[tuple[int, int, list[int], int | None]]) -> ForwardB
         span_offsets=offsets,
         span_rows=[row for row, *_ in spans],
         span_kv_ends=[start + len(tokens) if limit is None else limit for _, start, tokens, limit in spans],
+        host_kv_limits=np.array(limits),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from engine.attention.base import AttentionBackend
@@ -114,15 +115,17 @@ class PagedSequences:
             self.cover(span.row, max(*span.limits, span.start + span.length))
             slots += self.slots(span.row, span.start, span.length)
             offsets.append(len(slots))
+        limits = [limit for span in spans for limit in span.limits]
         return ForwardBatch(
             token_ids=torch.zeros(len(slots), dtype=torch.int64),
             positions=torch.tensor([place for s in spans for place in range(s.start, s.start + s.length)]),
-            kv_limits=torch.tensor([limit for span in spans for limit in span.limits]),
+            kv_limits=torch.tensor(limits),
             slots=torch.tensor(slots),
             logit_rows=torch.zeros(0, dtype=torch.int64),
             span_offsets=offsets,
             span_rows=[span.row for span in spans],
             span_kv_ends=[max(span.limits) for span in spans],
+            host_kv_limits=np.array(limits),
         )
 
     def check(self, backend: AttentionBackend, spans: list[SpanOf], tolerance: float = 1e-12) -> torch.Tensor:
