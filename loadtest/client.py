@@ -1,12 +1,13 @@
 """One request to an OpenAI-compatible server, measured. Whatever goes wrong ends up in the request's record."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal
 
-import httpx
+import aiohttp
 import msgspec
 
 from loadtest.records import Record
@@ -14,6 +15,10 @@ from loadtest.wire import EventLines, decode, error_message, note
 from loadtest.workload import Prompt
 
 Api = Literal["chat", "completions"]
+
+_QUICK = aiohttp.ClientTimeout(total=10.0)
+_GOODBYE_S = 1.0
+"""Seconds that a server may take to end its answer after the last event."""
 
 CHAT_TEMPLATE = "<|user|>{prompt}<|assistant|>"
 """The built-in model's chat format, for its questions sent to /v1/completions."""
@@ -68,39 +73,43 @@ def _merged(body: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Client:
-    """A keep-alive pool to one target. Use as an async context manager."""
+    """A keep-alive pool to one target. Use as an async context manager.
+
+    aiohttp, not httpx: its parser is compiled, and what a chunk costs here is taken from the server beside it.
+    """
 
     def __init__(self, target: Target, connections: int) -> None:
         self.target = target
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if target.api_key:
             headers["authorization"] = f"Bearer {target.api_key}"
-        self._http = httpx.AsyncClient(
-            base_url=target.base_url,
-            headers=headers,
-            timeout=httpx.Timeout(None, connect=min(10.0, target.timeout_s)),
-            # An idle connection is dropped before common servers drop it, so that none is reused as it closes.
-            limits=httpx.Limits(
-                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=2.0
-            ),
-            trust_env=False,  # a proxy of the environment would be what is measured
-        )
+        self._headers = headers
+        self._connections = connections
+        self._http: aiohttp.ClientSession
 
     async def __aenter__(self) -> "Client":
+        self._http = aiohttp.ClientSession(
+            # An idle connection is dropped before common servers drop it, so that none is reused as it closes.
+            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=2.0),
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(10.0, self.target.timeout_s)),
+            read_bufsize=1 << 20,
+            trust_env=False,  # a proxy of the environment would be what is measured
+        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def first_model(self) -> str | None:
         """The id of the first model the server lists. None when it lists none or cannot be asked."""
         try:
-            answer = await self._http.get("/v1/models", timeout=10.0)
-            models = answer.json()["data"]
-            return str(models[0]["id"]) if answer.status_code == 200 and models else None
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError):
+            async with self._http.get(self.target.base_url + "/v1/models", timeout=_QUICK) as answer:
+                models = (await answer.json(content_type=None))["data"]
+            return str(models[0]["id"]) if answer.status == 200 and models else None
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError, TypeError):
             return None
 
     async def send(self, prompt: Prompt, index: int = 0, due: float | None = None) -> Record:
@@ -114,29 +123,30 @@ class Client:
         try:
             async with asyncio.timeout(self.target.timeout_s):
                 await self._ask(prompt, record)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             _fail(record, "connect", str(error) or type(error).__name__)
-        except (TimeoutError, httpx.TimeoutException):
+        except TimeoutError:
             _fail(record, "timeout", f"no complete answer within {self.target.timeout_s:g} s")
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             _fail(record, "connection", str(error) or type(error).__name__)
         except msgspec.DecodeError as error:
             _fail(record, "malformed", str(error))
         except Exception as error:
             _fail(record, "client", f"{type(error).__name__}: {error}")
-        record.end_s = time.perf_counter() - start
+        record.end_s = record.end_s or time.perf_counter() - start
         return record
 
     async def _ask(self, prompt: Prompt, record: Record) -> None:
         body = msgspec.json.encode(self.target.body(prompt))
-        async with self._http.stream("POST", self.target.path(), content=body) as answer:
-            if answer.status_code != 200:
-                payload = await answer.aread()
-                _fail(record, f"http_{answer.status_code}", error_message(payload))
-            elif "text/event-stream" in answer.headers.get("content-type", ""):
-                await _read_stream(answer, record)
+        url = self.target.base_url + self.target.path()
+        async with self._http.post(url, data=body, allow_redirects=False) as answer:
+            if answer.status != 200:
+                payload = await answer.read()
+                _fail(record, f"http_{answer.status}", error_message(payload))
+            elif answer.content_type == "text/event-stream":
+                await _read_stream(answer.content, record)
             else:
-                _read_whole(await answer.aread(), record)
+                _read_whole(await answer.read(), record)
 
 
 def _fail(record: Record, kind: str, detail: str) -> None:
@@ -153,16 +163,17 @@ def _read_whole(payload: bytes, record: Record) -> None:
     note(record, chunk)
 
 
-async def _read_stream(answer: httpx.Response, record: Record) -> None:
+async def _read_stream(body: aiohttp.StreamReader, record: Record) -> None:
     """Times are taken once a network read: chunks that came together have no gap between them to measure."""
     lines = EventLines()
     texts: list[str] = []
     last: float | None = None
-    async for data in answer.aiter_raw():
+    async for data in body.iter_any():
         now = time.perf_counter()
         for payload in lines.feed(data):
             if payload == b"[DONE]":
-                record.text = "".join(texts)
+                record.text, record.end_s = "".join(texts), now - record.start_s
+                await _read_out(body)
                 return
             chunk = decode(payload)
             if chunk.error is not None:
@@ -184,3 +195,11 @@ async def _read_stream(answer: httpx.Response, record: Record) -> None:
                 record.gaps_s.append(now - last)
             last = now
     _fail(record, "truncated", "the stream ended without [DONE]")
+
+
+async def _read_out(body: aiohttp.StreamReader) -> None:
+    """Reads what follows the last event, or the connection could not be used again."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_GOODBYE_S):
+            async for _ in body.iter_any():
+                pass

@@ -195,15 +195,19 @@ class EngineClient:
         """Delivers one engine's updates until it fails; returns why."""
         while True:
             try:
-                message = await asyncio.wait_for(process.receive(), self._stall_timeout)
+                messages = [await asyncio.wait_for(process.receive(), self._stall_timeout)]
+                # Where the engine is ahead, its updates are delivered together: what streams have not sent yet merges
+                # into one chunk, and they catch up.
+                messages += process.receive_waiting()
             except TimeoutError:
                 return f"the engine was silent for {self._stall_timeout:g} s"
             except EngineProcessError as exc:
                 return str(exc)
-            if isinstance(message, EngineFailed):
-                return message.message
-            if isinstance(message, EngineUpdate):
-                self._deliver(message)
+            for message in messages:
+                if isinstance(message, EngineFailed):
+                    return message.message
+                if isinstance(message, EngineUpdate):
+                    self._deliver(message)
 
     def _deliver(self, update: EngineUpdate) -> None:
         self.stats = update.stats

@@ -20,6 +20,8 @@ from engine.messages import EngineFailed, EngineReady, FromEngine, Shutdown, ToE
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
+MOST_AT_ONCE = 32
+"""Messages taken together where this process has fallen behind."""
 STOP_TIMEOUT = 5.0
 """Seconds between asking an engine to leave and killing it."""
 
@@ -105,6 +107,21 @@ class EngineProcess:
         finally:
             received.cancel()
         raise EngineProcessError(f"the engine process ended ({_describe_exit(self._exit.result())})")
+
+    def receive_waiting(self) -> list[FromEngine]:
+        """The messages that are here already, a bounded number of them. Raises EngineProcessError."""
+        found: list[FromEngine] = []
+        if self._socket is None:
+            return found
+        waiting: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket)
+        try:
+            while len(found) < MOST_AT_ONCE:
+                found.append(self._decoder.decode(waiting.recv(zmq.NOBLOCK)))
+        except zmq.Again:
+            pass
+        except msgspec.DecodeError as exc:
+            raise EngineProcessError(f"the engine sent a message that cannot be read: {exc}") from None
+        return found
 
     async def close(self) -> None:
         """Ends the process, gently if it listens, and removes what it left. Idempotent; goes on when cancelled."""
