@@ -6,7 +6,7 @@ PORT   ?= 8000
 ARGS   ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: install serve test test-ops lint format clean
+.PHONY: install serve test test-ops gpu-check lint format clean
 
 install: $(STAMP)
 
@@ -26,6 +26,10 @@ test: install
 # Two replicas behind HAProxy, watched by Prometheus. Skips what is not installed (Debian: haproxy, prometheus).
 test-ops: install
 	$(BIN)/python -m pytest -m ops -rs tests/ops $(ARGS)
+
+# Installs nothing: for a GPU machine as it is, with its own torch and triton.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.gpu_check $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

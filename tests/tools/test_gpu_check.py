@@ -1,0 +1,94 @@
+"""The GPU check's parts at toy size. If they fail, an hour on a GPU machine is spent on finding out why."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.attention.sdpa import SdpaAttention
+from engine.request import DecodingParams, Request, SamplingParams
+from tests.conftest import MakeEngine
+from tools.gpu_check.__main__ import SIZES, Check, main
+from tools.gpu_check.idle import idle_share
+from tools.gpu_check.parity import parity
+from tools.gpu_check.rates import force, run
+from tools.gpu_check.report import Bar, Part, Report
+
+TOY = SIZES["toy"]
+CPU = torch.device("cpu")
+
+
+def test_the_whole_check_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--size", "toy", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"]
+    assert {"device", "torch", "triton", "transformers"} <= set(report["machine"])
+    names = [part["name"] for part in report["parts"]]
+    for wanted in ("Parity", "Bandwidth", "equals AR", "floor", "Tokens a second", "Idle", "Memory"):
+        assert any(wanted in name for name in names), wanted
+    assert all(part["rows"] for part in report["parts"])
+    written = (tmp_path / "report.md").read_text()
+    assert written.strip() in capsys.readouterr().out
+    assert "| speculative | 8 | 2 |" in written
+
+
+def test_a_part_that_fails_is_told_and_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    check = Check(TOY, CPU, 60.0)
+
+    def broken() -> Part:
+        raise RuntimeError("out of memory")
+
+    check.part("broken", broken)
+    check.part("whole", lambda: Part("whole"))
+    check.deadline = 0.0
+    check.part("late", lambda: Part("late"))
+    problems = [part.problem for part in check.report.parts]
+    assert problems == ["RuntimeError: out of memory", "", "Left out: the time was up."]
+    assert not check.report.passed
+
+
+@pytest.mark.parametrize("spoil", [lambda out: out + 0.1, lambda out: out * math.nan, torch.zeros_like])
+def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
+    forward = SdpaAttention.forward
+    monkeypatch.setattr(SdpaAttention, "forward", lambda *inputs: spoil(forward(*inputs)))
+    part = parity("sdpa", CPU, TOY.heads[:1], TOY.spans[:1], seed=1)
+    assert not any(bar.met for bar in part.bars)
+
+
+@pytest.mark.parametrize(("rate", "block"), [(5.78, 8), (3.0, 8), (1.0, 4)])
+def test_forced_acceptance_gives_so_many_tokens_a_round(builtin_engine: MakeEngine, rate: float, block: int) -> None:
+    engine = builtin_engine()
+    force(engine, rate)
+    requests = [
+        Request(
+            request_id=str(i), prompt_token_ids=[8, 9, 10 + i], max_tokens=60, ignore_eos=True,
+            sampling=SamplingParams(temperature=0.0),
+            decoding=DecodingParams(decoding="speculative", block_length=block),
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    answers, _, tokens = run(engine, requests, 2)
+    assert tokens == 240
+    assert {len(answer) for answer in answers.values()} == {60}
+    policy: Any = engine.policies["speculative"]
+    assert 240 / policy.rounds == pytest.approx(rate, rel=0.12)  # an answer's last round is cut short
+
+
+def test_time_between_kernels_is_idle_time() -> None:
+    assert idle_share([(0.0, 4.0), (6.0, 10.0), (1.0, 3.0)]) == pytest.approx(0.2)
+    assert idle_share([(0.0, 4.0), (3.0, 10.0)]) == 0.0
+    assert idle_share([]) == 1.0
+
+
+def test_a_missed_bar_is_a_failed_check() -> None:
+    low, high = Bar("rate", 1.0, 2.0), Bar("share", 0.3, 0.2, at_most=True)
+    assert not low.met
+    assert not high.met
+    report = Report({"device": "x"}, [Part("speed", [{"rate": 1.0}], [low])])
+    assert not report.passed
+    assert "**missed**: rate: 1 (at least 2)" in report.markdown()

@@ -1,0 +1,237 @@
+"""`python -m tools.gpu_check`: see the package's documentation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.batch import Phase
+from engine.bench.measure import PassKind
+from engine.config import EngineConfig
+from engine.device_speed import measure_device_speed
+from engine.engine import Engine
+from engine.roofline import DeviceSpeed
+from tools.gpu_check import rates
+from tools.gpu_check.idle import idle
+from tools.gpu_check.parity import Heads, Spans, bandwidth, parity
+from tools.gpu_check.report import Part, Report, Row
+
+_COMMON = {
+    "architectures": ["NemotronLabsDiffusionModel"], "model_type": "nemotron_labs_diffusion", "dtype": "bfloat16",
+    "hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 11,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is."""
+
+    config: dict[str, Any]
+    """Of the model with random weights."""
+    heads: list[Heads]
+    spans: list[Spans]
+    wide: Spans
+    """For the kernel's bandwidth."""
+    requests: int
+    """For the agreement of modes."""
+    passes: list[tuple[PassKind, float]]
+    """With the multiple of the floor that each may take; 0: any."""
+    in_flight: list[int]
+    block_lengths: list[int]
+    prompt: int
+    answer: int
+    max_model_len: int
+    steps: int
+    """Profiled."""
+    bars: dict[int, float] = field(default_factory=dict)
+    """Tokens a second of self-speculation by requests in flight."""
+
+
+def _kind(phase: Phase, width: int, batch: int, context: int) -> PassKind:
+    return PassKind(phase, width, batch, context)
+
+
+SIZES = {
+    "8b": Size(
+        config=_COMMON | {
+            "vocab_size": 131072, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 34,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 262144,
+            "block_size": 32, "mask_token_id": 100, "rope_parameters": YARN,
+        },
+        heads=[Heads(32, 8, 128, 16), Heads(6, 2, 32, 16), Heads(16, 4, 64, 64), Heads(40, 8, 128, 1)],
+        spans=[
+            Spans("decode", [1, 17, 1000, 4095, 32767], 1, True),
+            Spans("denoise", [0, 40, 1024, 8000], 32, False),
+            Spans("verify", [3, 513, 2048], 32, True),
+            Spans("prefill", [0, 5000], 700, True),
+        ],
+        wide=Spans("32 x 32 at 4096", [4096] * 32, 32, False),
+        requests=200,
+        passes=[
+            (_kind(Phase.DENOISE, 32, 1, 1024), 1.20), (_kind(Phase.DECODE, 1, 32, 1024), 1.35),
+            (_kind(Phase.DECODE, 1, 1, 1024), 0.0), (_kind(Phase.VERIFY, 32, 1, 1024), 0.0),
+            (_kind(Phase.VERIFY, 32, 32, 1024), 0.0), (_kind(Phase.VERIFY, 8, 64, 1024), 0.0),
+            (_kind(Phase.PREFILL, 2048, 1, 0), 0.0),
+        ],
+        in_flight=[1, 64], block_lengths=[8, 16, 32], prompt=1024, answer=128, max_model_len=32768, steps=24,
+        bars={1: 1000.0, 64: 9000.0},
+    ),
+    "toy": Size(
+        config=_COMMON | {
+            "vocab_size": 160, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+            "block_size": 8, "mask_token_id": 100, "rope_parameters": YARN | {"original_max_position_embeddings": 16},
+        },
+        heads=[Heads(4, 2, 32, 4), Heads(6, 2, 64, 1)],
+        spans=[
+            Spans("decode", [1, 17, 70], 1, True), Spans("denoise", [0, 40], 8, False),
+            Spans("verify", [3, 30], 8, True), Spans("prefill", [0, 20], 20, True),
+        ],
+        wide=Spans("2 x 4 at 64", [64] * 2, 4, False),
+        requests=4,
+        passes=[(_kind(Phase.DENOISE, 8, 1, 64), 0.0), (_kind(Phase.DECODE, 1, 2, 64), 0.0)],
+        in_flight=[1, 2], block_lengths=[8], prompt=16, answer=12, max_model_len=256, steps=4,
+    ),
+}  # fmt: skip
+
+
+class Check:
+    """One run: parts in the order of their worth, each on its own, until the time is up."""
+
+    def __init__(self, size: Size, device: torch.device, seconds: float) -> None:
+        self.size, self.device = size, device
+        self.deadline = time.monotonic() + seconds
+        self.report = Report(_machine(device))
+        self.attention: rates.Attention = "sdpa"
+
+    def run(self) -> Report:
+        size, device = self.size, self.device
+        seed = time.time_ns() % 1_000_000
+        backends = ["triton", "sdpa"] if device.type == "cuda" else ["sdpa"]
+        for backend in backends:
+            part = self.part(f"parity {backend}", partial(parity, backend, device, size.heads, size.spans, seed))
+            if backend == "triton" and not part.problem and all(bar.met for bar in part.bars):
+                self.attention = "triton"
+        speed = DeviceSpeed(1.0, 1.0)
+
+        def measure() -> Part:
+            nonlocal speed
+            speed = measure_device_speed(device, torch.bfloat16, 1 << 30)
+            row: Row = {"bandwidth GB/s": speed.bandwidth / 1e9, "bfloat16 TFLOP/s": speed.rate / 1e12}
+            return Part("The device at its best", [row])
+
+        self.part("device", measure)
+        bar = 0.7 if device.type == "cuda" else 0.0
+        self.part(
+            "bandwidth", lambda: bandwidth(self.attention, device, size.heads[0], size.wide, speed.bandwidth, bar)
+        )
+        self.part("agreement", lambda: rates.agreement(device, self.attention, size.requests, 0.99))
+        with tempfile.TemporaryDirectory(prefix="lightcone-gpu-check-") as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(size.config))
+            self._random_weights(folder, speed)
+        return self.report
+
+    def _random_weights(self, folder: str, speed: DeviceSpeed) -> None:
+        size = self.size
+        engine: Engine | None = None
+
+        def load() -> Part:
+            nonlocal engine
+            started = time.monotonic()
+            engine = Engine.load(
+                EngineConfig(
+                    model=folder, load_format="dummy", device=str(self.device), dtype="bfloat16",
+                    attention=self.attention, max_model_len=size.max_model_len, calibration_seconds=0.0,
+                    max_batch_tokens=8192, prefix_caching=False,
+                )
+            )  # fmt: skip
+            seconds = time.monotonic() - started
+            parameters = engine.info.num_parameters / 1e9
+            return Part("Random weights", [{"billion parameters": parameters, "seconds to load": seconds}])
+
+        self.part("load", load)
+        if engine is None:
+            return
+        loaded: Engine = engine
+        self.part("passes", lambda: rates.passes(loaded, size.passes, speed))
+        self.part(
+            "throughput",
+            lambda: rates.throughput(loaded, size.in_flight, size.block_lengths, size.prompt, size.answer, size.bars),
+        )
+        self.part("idle", lambda: idle(loaded, size.in_flight, size.steps, 0.05))
+        self.part("memory", self._memory)
+
+    def _memory(self) -> Part:
+        if self.device.type != "cuda":
+            return Part("Memory", [{"peak GB": None}])
+        free, total = torch.cuda.mem_get_info(self.device)
+        peak = torch.cuda.max_memory_allocated(self.device)
+        return Part("Memory", [{"peak GB": peak / 1e9, "free GB": free / 1e9, "total GB": total / 1e9}])
+
+    def part(self, name: str, make: Callable[[], Part]) -> Part:
+        """Runs one part. What goes wrong in it is its own problem; with the time up it is left out, and says so."""
+        started = time.monotonic()
+        if started > self.deadline:
+            part = Part(name, problem="Left out: the time was up.")
+        else:
+            try:
+                part = make()
+            except Exception as error:
+                traceback.print_exc()
+                part = Part(name, problem=f"{type(error).__name__}: {error}".splitlines()[0][:300])
+        part.seconds = time.monotonic() - started
+        self.report.parts.append(part)
+        print(f"{part.name}: {part.problem or 'done'} ({part.seconds:.1f} s)", flush=True)
+        return part
+
+
+def _machine(device: torch.device) -> Row:
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "none"
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "torch": installed("torch"), "triton": installed("triton"), "transformers": installed("transformers"),
+    }  # fmt: skip
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exits 0 if every part ran and every bar is met, else 1. The report is written either way."""
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description="Check and measure on a GPU.")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu-check"), help="default: %(default)s")
+    parser.add_argument("--size", choices=sorted(SIZES), help="default: 8b on a GPU, toy without one")
+    parser.add_argument("--minutes", type=float, default=7.0, help="start no part after this (default %(default)s)")
+    arguments = parser.parse_args(words)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = SIZES[arguments.size or ("8b" if device.type == "cuda" else "toy")]
+    report = Check(size, device, arguments.minutes * 60).run()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "report.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+    (arguments.out / "report.md").write_text(report.markdown())
+    print(report.markdown())
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

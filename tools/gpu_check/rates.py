@@ -1,0 +1,197 @@
+"""Whether modes agree on the built-in model, and what each mode makes of random weights of a given shape."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from engine.batch import Phase, Span
+from engine.bench.measure import PassKind, counter_of, time_passes
+from engine.bench.passes import pass_figures
+from engine.bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
+from engine.config import EngineConfig
+from engine.decoding.base import HostChoices, StepOutcome
+from engine.decoding.self_speculation import SelfSpeculation
+from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
+from engine.device_speed import synchronise
+from engine.engine import Engine
+from engine.events import Finished, TokensCommitted
+from engine.models.files import model_directory
+from engine.request import DecodingParams, Request, SamplingParams
+from engine.roofline import DeviceSpeed
+from engine.sequence import Block, Sequence
+from tools.gpu_check.report import Bar, Part
+
+Attention = Literal["sdpa", "triton"]
+
+TOKENS_A_ROUND = {8: 5.78, 16: 8.53, 32: 11.36}
+"""Of self-speculation by block length, as published for the 8B on a reasoning set: random weights accept nothing."""
+DENOISING_STEPS = {8: 2, 16: 4, 32: 8}
+"""Of an even schedule: about as many tokens a pass as thresholds of 0.9 give."""
+
+
+def run(engine: Engine, requests: list[Request], in_flight: int) -> tuple[dict[str, list[int]], float, int]:
+    """Answers by request, seconds and tokens of a closed loop."""
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    queue, running, tokens = deque(requests), 0, 0
+    started = time.perf_counter()
+    while queue or running:
+        while queue and running < in_flight:
+            engine.add(queue.popleft())
+            running += 1
+        for event in engine.step()[0]:
+            if isinstance(event, TokensCommitted):
+                answers[event.request_id] += event.token_ids
+            elif isinstance(event, Finished):
+                running -= 1
+                tokens += event.stats.completion_tokens
+                if event.reason == "error":
+                    raise RuntimeError(f"request {event.request_id} failed: {event.error}")
+    synchronise(engine.device)
+    return answers, time.perf_counter() - started, tokens
+
+
+def agreement(device: torch.device, attention: Attention, count: int, bar: float) -> Part:
+    """Share of requests of the built-in model that self-speculation answers as AR does, greedy and sampled."""
+    part = Part("Self-speculation equals AR")
+    directory = model_directory("builtin")
+    dtype: Literal["bfloat16", "float32"]
+    for dtype, batch in (("bfloat16", 1), ("bfloat16", 32), ("float32", 1), ("float32", 32)):
+        config = EngineConfig(
+            model=str(directory), device=str(device), dtype=dtype, attention=attention,
+            calibration_seconds=0.0, kv_cache_tokens=65536,
+        )  # fmt: skip
+        engine = Engine.load(config)
+        text = Text(directory, engine.info.bos_token_id)
+        prompts = [text.encode(prompt.prompt) for prompt in read_prompts(BUILTIN_PROMPTS)]
+        answers = []
+        for decoding in ("ar", "speculative"):
+            requests = [
+                Request(
+                    request_id=str(i), prompt_token_ids=prompts[i % len(prompts)], max_tokens=96,
+                    sampling=SamplingParams(temperature=0.0 if i < count // 2 else 0.8, seed=i),
+                    decoding=DecodingParams(decoding=decoding), cache_salt=decoding,
+                )
+                for i in range(count)
+            ]  # fmt: skip
+            answers.append(run(engine, requests, batch)[0])
+        same = sum(answers[0][key] == answers[1][key] for key in answers[0]) / count
+        part.rows.append({"dtype": dtype, "batch": batch, "requests": count, "same": same})
+        if dtype == "bfloat16" and batch == 1:
+            part.bars.append(Bar("same answers in bfloat16 at batch 1", same, bar))
+    return part
+
+
+def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpeed) -> Part:
+    """Passes against their least time on this device; each kind with the most multiples of it that it may take."""
+    part = Part("Passes against the floor")
+    fitting = [(kind, bar) for kind, bar in kinds if kind.fits(engine)]
+    found = time_passes(engine, [kind for kind, _ in fitting], repeats=5)
+    rows = pass_figures(engine, [kind for kind, _ in fitting], found, speed)
+    for row, (kind, bar) in zip(rows, fitting, strict=True):
+        multiple = 1 / float(str(row["light_share"]))
+        names = ("phase", "width", "batch", "context", "floor_ms", "median_ms")
+        part.rows.append({name: row[name] for name in names} | {"times the floor": multiple})
+        if bar:
+            name = f"{kind.phase} of {kind.batch} x {kind.width} at {kind.context}, times the floor"
+            part.bars.append(Bar(name, multiple, bar, at_most=True))
+    part.rows.append({"phase": f"weights: {counter_of(engine).weight_bytes / 1e9:.2f} GB"})
+    return part
+
+
+class WholeBlocks(WidthController):
+    """Verifies every drafted token, as if drafts were worth it."""
+
+    def verify_length(self, seq: Sequence, block: Block, num_running: int) -> int:
+        return len(block)
+
+    def draft_ahead(self, seq: Sequence, block: Block, next_width: int, num_running: int) -> bool:
+        return False
+
+
+class ForcedAcceptance(SelfSpeculation):
+    """Self-speculation whose rounds give as many tokens as they are told, on average. For random weights alone: it
+    settles tokens that nothing verified. No request can ask for it: `force` puts it in an engine's place for one."""
+
+    tokens_a_round = 1.0
+    rounds = 0
+
+    def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:
+        if span.phase is Phase.VERIFY:
+            wanted = int((self.rounds + 1) * self.tokens_a_round) - int(self.rounds * self.tokens_a_round)
+            self.rounds += 1
+            choices["accepted"][i] = max(0, min(wanted, len(span.token_ids)) - 1)
+        return super().conclude(span, choices, i)
+
+
+def force(engine: Engine, tokens_a_round: float) -> None:
+    """From now on the engine's self-speculation accepts as many tokens as that."""
+    controller = WholeBlocks(CostTable.assumed(2), AcceptanceEstimate(engine.config.max_block_length))
+    old = engine.policies["speculative"]
+    policy = ForcedAcceptance(old.sampler, old.mask_token_id, old.device, controller)
+    policy.tokens_a_round = tokens_a_round
+    engine.policies["speculative"] = policy
+
+
+def ways(block_lengths: list[int]) -> Iterator[tuple[DecodingParams, float]]:
+    """(decoding, forced tokens a round): AR, diffusion by an even schedule, and self-speculation."""
+    yield DecodingParams(decoding="ar"), 0.0
+    for length in block_lengths:
+        steps = DENOISING_STEPS[length]
+        yield DecodingParams(
+            decoding="diffusion", block_length=length, threshold=None, max_denoising_steps=steps
+        ), 0.0  # fmt: skip
+        yield DecodingParams(decoding="speculative", block_length=length), TOKENS_A_ROUND[length]
+
+
+def throughput(
+    engine: Engine, in_flight: list[int], block_lengths: list[int], prompt: int, answer: int, bars: dict[int, float]
+) -> Part:
+    """Tokens a second of random weights. bars: of self-speculation at the best block length, by requests in flight."""
+    part = Part("Tokens a second, random weights")
+    generator = torch.Generator().manual_seed(0)
+    best = dict.fromkeys(bars, 0.0)
+    low = max(engine.info.banned_token_ids) + 1
+    for count in in_flight:
+        for decoding, forced in ways(block_lengths):
+            if forced:
+                force(engine, forced)
+            ids = torch.randint(low, engine.info.vocab_size, (count, prompt), generator=generator).tolist()
+            requests = [
+                Request(
+                    request_id=str(i), prompt_token_ids=ids[i], max_tokens=answer, ignore_eos=True,
+                    sampling=SamplingParams(temperature=0.0), decoding=decoding, cache_salt=str(decoding),
+                )
+                for i in range(count)
+            ]  # fmt: skip
+            # Prompts first, so that the rate is decoding's alone.
+            for request in requests:
+                engine.add(request)
+            started, tokens = _decode(engine)
+            rate = tokens / started if started else 0.0
+            if forced and count in best:
+                best[count] = max(best[count], rate)
+            part.rows.append(
+                {
+                    "decoding": decoding.decoding,
+                    "block": None if decoding.decoding == "ar" else decoding.block_length,
+                    "in flight": count, "tok/s": rate, "tokens a round": forced or None,
+                }
+            )  # fmt: skip
+    part.bars = [Bar(f"self-speculation, {count} in flight, tok/s", best[count], bar) for count, bar in bars.items()]
+    return part
+
+
+def _decode(engine: Engine) -> tuple[float, int]:
+    """Runs what the engine holds. Returns the seconds of the passes without prompts, and the tokens they settled."""
+    seconds, tokens = 0.0, 0
+    while engine.has_work:
+        events, stats = engine.step()
+        if "prefill" not in stats.phases:
+            seconds += stats.duration
+            tokens += sum(len(event.token_ids) for event in events if isinstance(event, TokensCommitted))
+    return seconds, tokens
