@@ -120,6 +120,18 @@ class Unavailable(ApiError):
         super().__init__(message, None, code, headers)
 
 
+class TimedOut(ApiError):
+    """The request took longer than this server lets any. Not a 503: balancers send those to another replica, which
+    would begin the same long work again."""
+
+    status = 504
+    type = "timeout_error"
+    retry = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, None, "request_timeout")
+
+
 def from_request_error(error: RequestError) -> BadRequest:
     """The engine's door speaks of one choice; its message and field are already fit for the wire."""
     return BadRequest(str(error), error.param, error.code)

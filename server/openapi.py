@@ -114,9 +114,10 @@ _DETAILS = {
     "429": "The queue is full.",
     "500": "The server failed this request.",
     "503": "The model is loading, the server is draining, or the engine is down.",
+    "504": "The request took longer than the server's request timeout.",
 }
 _READING = ("400", "401", "404", "413", "500", "503")
-_GENERATING = ("400", "401", "404", "413", "429", "500", "503")
+_GENERATING = ("400", "401", "404", "413", "429", "500", "503", "504")
 
 
 def install(app: FastAPI) -> None:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.body import read_json
-from server.errors import ApiError, Unavailable
+from server.errors import ApiError, TimedOut
 from server.forms import FORMS
 from server.generation import Generation
 from server.jobs import Job, chat_job, completion_job
@@ -70,7 +70,7 @@ async def _run(job: Job, model: ServedModel, service: Service, request: Request)
 
 def _timeout(service: Service) -> ApiError:
     seconds = service.config.server.request_timeout
-    return Unavailable(f"The request was not finished within {seconds:g} s.", "request_timeout")
+    return TimedOut(f"The request was not finished within {seconds:g} s.")
 
 
 async def _answer(generation: Generation, model: ServedModel, service: Service, journal: Journal) -> Response:
