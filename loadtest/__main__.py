@@ -162,11 +162,12 @@ async def _measure(
 
 
 async def _model(args: argparse.Namespace) -> str | None:
+    """The model to ask for, once the server is there. Raises ValueError if it is not within --wait."""
     target = target_of(args, Mode(), None)
-    if target.model is not None:
-        return target.model
     async with Client(target, 1) as client:
-        return await client.first_model()
+        if args.wait and not await client.wait(args.wait):
+            raise ValueError(f"{target.base_url} was not ready within {args.wait:g} s")
+        return target.model or await client.first_model()
 
 
 def _summary(args: argparse.Namespace, outcome: Outcome) -> Summary:

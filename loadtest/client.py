@@ -17,6 +17,7 @@ from loadtest.workload import Prompt
 Api = Literal["chat", "completions"]
 
 _QUICK = aiohttp.ClientTimeout(total=10.0)
+_BETWEEN_ASKING_S = 0.2
 _GOODBYE_S = 1.0
 """Seconds that a server may take to end its answer after the last event."""
 
@@ -102,6 +103,17 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._http.close()
+
+    async def wait(self, seconds: float) -> bool:
+        """Asks for the models until the server lists them. False if it has not within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with self._http.get(self.target.base_url + "/v1/models", timeout=_QUICK) as answer:
+                    if answer.status == 200:
+                        return True
+            await asyncio.sleep(_BETWEEN_ASKING_S)
+        return False
 
     async def first_model(self) -> str | None:
         """The id of the first model the server lists. None when it lists none or cannot be asked."""

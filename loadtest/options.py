@@ -58,6 +58,9 @@ def _target_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--api", choices=("chat", "completions"), help="default: completions for --shape, else chat")
     group.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: $OPENAI_API_KEY")
     group.add_argument("--no-stream", action="store_true", help="ask for whole answers: no time to first text")
+    group.add_argument(
+        "--wait", type=_positive, default=0.0, metavar="SECONDS", help="wait so long for the server to be ready"
+    )
     group.add_argument("--timeout", type=_positive, default=120.0, help="seconds a request may take (default 120)")
     group.add_argument("--max-tokens", type=_natural, default=128, help="unless the workload says (default 128)")
     group.add_argument("--temperature", type=float, default=0.0, help="default 0, so that runs can be compared")

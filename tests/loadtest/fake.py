@@ -47,6 +47,8 @@ class FakeServer:
         self.url = ""
         self.reply: Callable[[Body], Reply] = lambda body: Reply()
         self.models = ["fake"]
+        self.refusals = 0
+        """How often /v1/models still says 503, as while a model loads."""
         self.bodies: list[Body] = []
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
@@ -58,6 +60,9 @@ class FakeServer:
         while more:
             message = await receive()
             data, more = data + message.get("body", b""), message.get("more_body", False)
+        if scope["path"] == "/v1/models" and self.refusals:
+            self.refusals -= 1
+            return await _send(send, 503, "application/json", b"{}")
         if scope["path"] == "/v1/models":
             listed = {"object": "list", "data": [{"id": name} for name in self.models]}
             return await _send(send, 200, "application/json", json.dumps(listed).encode())

@@ -159,6 +159,19 @@ def test_control_c_prints_what_was_measured(
     assert "Interrupted" in capsys.readouterr().out
 
 
+def test_it_waits_for_a_server_that_is_still_loading(fake: FakeServer, tmp_path: Path) -> None:
+    """A script that starts both would otherwise measure refusals."""
+    fake.refusals = 2
+    status, report = run(fake, tmp_path, "--requests", "1", "--warmup", "0", "--wait", "10")
+    assert (status, report["summary"]["succeeded"], fake.refusals) == (0, 1, 0)
+
+
+def test_a_server_that_never_comes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--base-url", "http://127.0.0.1:1", "--wait", "0.3", "--requests", "1"])
+    assert "was not ready within 0.3 s" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
