@@ -263,7 +263,7 @@ def check_config(config: EngineConfig) -> None:
     widest = max(2 * config.max_block_length, config.max_infill_window)
     # A quarter of the budget is kept for prompts while any wait; what remains must hold the widest single span pair.
     if config.max_batch_tokens - config.max_batch_tokens // 4 < widest:
-        needed = -(-widest * 4 // 3)
+        needed = 4 * (widest - 1) // 3 + 1
         raise ConfigError(
             f"max_batch_tokens ({config.max_batch_tokens}) cannot hold two blocks of max_block_length "
             f"({config.max_block_length}) or one max_infill_window ({config.max_infill_window}): "
