@@ -101,6 +101,8 @@ class StepStats(msgspec.Struct, kw_only=True):
     """Sequences that had two spans in this pass."""
     preemptions: int = 0
     nan_logits: int = 0
+    generated: int = 0
+    """Tokens that settled, end tokens included."""
     denoising_steps_per_block: list[int] = []
     """Of the blocks that closed in this step."""
     accepted_draft_lengths: list[int] = []

@@ -24,6 +24,7 @@ def apply_outcome(outcome: StepOutcome, events: list[GenerationEvent], stats: St
     tokens, reason, stop_token = _cut(seq, outcome.token_ids)
     seq.token_ids += tokens
     seq.stats.completion_tokens += len(tokens)
+    stats.generated += len(tokens)
     visible = tokens[:-1] if stop_token is not None else tokens
     if visible:
         logprobs = outcome.logprobs[: len(visible)] if outcome.logprobs is not None else None

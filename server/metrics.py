@@ -76,7 +76,7 @@ class Metrics:
             "prompt_tokens", "Prompt tokens of ended choices, counted for each choice"
         )
         self.prompt_cached_total = self._counter("prompt_tokens_cached", "Prompt tokens found in the prefix cache")
-        self.generation_tokens_total = self._counter("generation_tokens", "Tokens generated")
+        self.generation_tokens_total = self._counter("generation_tokens", "Tokens generated, as they settle")
         self.passes_total = self._counter("passes", "Sequences passed through the model, by phase", ("phase",))
         self.denoising_steps_total = self._counter("denoising_steps", "Denoising and drafting passes")
         self.draft_tokens_total = self._counter("draft_tokens", "Tokens drafted for verification")
@@ -135,6 +135,7 @@ class Metrics:
             self.step_duration.labels(self._model, leading).observe(stats.duration)
             self._compare_with_light(stats)
         self.denoising_steps_total.inc(stats.phases.get("denoise", 0) + stats.phases.get("draft", 0))
+        self.generation_tokens_total.inc(stats.generated)
         self.draft_tokens_total.inc(stats.draft_tokens)
         self.accepted_total.inc(sum(stats.accepted_draft_lengths))
         self.preemptions_total.inc(stats.preemptions)
@@ -158,7 +159,6 @@ class Metrics:
         """One choice that ran to some end."""
         self.prompt_tokens_total.inc(prompt_tokens)
         self.prompt_cached_total.inc(stats.cached_tokens)
-        self.generation_tokens_total.inc(stats.completion_tokens)
         self.prompt_tokens.observe(prompt_tokens)
         self.generation_tokens.observe(stats.completion_tokens)
         self.queue_time.observe(stats.queue_seconds)
