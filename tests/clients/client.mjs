@@ -64,7 +64,8 @@ const checks = {
 
   async drafts() {
     const stream = await client.chat.completions.create({
-      ...greedy, messages, decoding: 'diffusion', stream: true, stream_options: { include_drafts: true },
+      ...greedy, messages, decoding: 'diffusion', threshold: null, max_denoising_steps: 8, stream: true,
+      stream_options: { include_drafts: true },
     });
     let text = '';
     let masks = 0;

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients.conftest import MODES, QUESTION, STORY, SUM, ask, delta_of, events
+from tests.clients.conftest import MODES, STORY, SUM, TALE, ask, delta_of, events
 
 MASK = "\u2592"
 PROMPTS: dict[str, dict[str, Any]] = {
     "completions": {"prompt": STORY},
-    "chat": {"messages": [{"role": "user", "content": QUESTION}]},
+    "chat": {"messages": [{"role": "user", "content": TALE}]},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 1, "seed": 11, "max_tokens": 48},

@@ -61,7 +61,7 @@ def test_a_bad_value_is_named_with_its_field(field: str, value: Any) -> None:
 def test_a_budget_too_small_for_one_step_is_refused_with_one_that_is_not(
     budget: int, block_length: int, window: int
 ) -> None:
-    """A block or window that never fits into a pass would wait for ever; the number advised must be enough, and just so."""
+    """A block or window that never fits into a pass would wait for ever; what is advised must be just enough."""
     fields: dict[str, Any] = {"max_block_length": block_length, "max_infill_window": window}
     widest = max(2 * block_length, window)
     try:

@@ -127,7 +127,7 @@ def test_each_request_is_one_line_with_the_clients_own_numbers(server: ServerPro
     """So that one user's complaint can be found among millions of lines."""
     seen = len(server.log_lines("request"))
     headers = {"x-request-id": "ticket-4711"}
-    prompt = "Q: Repeat these words: secret, plan, river.\nA:"
+    prompt = "Q: Repeat these words: tiger, plan, river.\nA:"
     body = {"prompt": prompt, "max_tokens": 12, "decoding": "diffusion", "ignore_eos": True, "temperature": 0}
     response = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
     assert response.headers["x-request-id"] == "ticket-4711"
@@ -138,8 +138,8 @@ def test_each_request_is_one_line_with_the_clients_own_numbers(server: ServerPro
     assert (line["prompt_tokens"], line["completion_tokens"]) == (usage["prompt_tokens"], 12)
     assert line["passes"] == usage["diffusion"]["passes"]
     assert 0 <= line["queue_seconds"] <= line["first_text_seconds"] <= line["total_seconds"]
-    assert "secret" not in server.log()
-    assert "secret" in (text := response.json()["choices"][0]["text"])
+    assert "tiger" not in server.log()
+    assert "tiger" in (text := response.json()["choices"][0]["text"])
     assert text not in server.log()
 
 

@@ -79,7 +79,7 @@ def test_a_stop_string_inside_a_block_ends_text_and_work(client: OpenAI) -> None
 def test_drafts_show_the_answer_taking_shape(url: str) -> None:
     body = {
         "model": "builtin:diffusion", "messages": QUESTION, "temperature": 0, "stream": True,
-        "stream_options": {"include_drafts": True},
+        "stream_options": {"include_drafts": True}, "threshold": None, "max_denoising_steps": 8,
     }  # fmt: skip
     text = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).text
     chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]

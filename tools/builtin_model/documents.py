@@ -16,7 +16,7 @@ CHAT = 0.72
 INVENTED = 0.55
 """Share of documents about invented words."""
 _WEIGHTS = {
-    "add": 10, "sub": 10, "mul": 12, "word": 12, "unit": 6, "json": 7, "person": 8, "table": 7, "fact": 10, "list": 18,
+    "add": 10, "sub": 10, "mul": 12, "word": 15, "unit": 6, "json": 7, "person": 8, "table": 7, "fact": 10, "list": 18,
     "code": 8, "story": 6, "self": 4,
 }  # fmt: skip
 
@@ -72,9 +72,13 @@ def _article(noun: str) -> str:
     return "an" if noun[0] in "aeiou" else "a"
 
 
-def story(rng: random.Random, names: list[str], animal: str, thing: str) -> str:
-    """A story of five or six sentences about `animal` and `thing`."""
-    a, b = rng.sample(names, 2)
+def story(rng: random.Random, animal: str, thing: str, hero: str | None = None) -> str:
+    """A story of six sentences about `animal` and `thing`; the hero's name is up to the story unless given.
+
+    Heroes and friends have names of their own, or a small model soon lets heroes meet themselves.
+    """
+    half = len(KNOWN.names) // 2
+    a, b = hero or rng.choice(KNOWN.names[:half]), rng.choice(KNOWN.names[half:])
     mood, place, time = rng.choice(_MOODS), rng.choice(_PLACES), rng.choice(_TIMES)
     trouble, remedy = rng.choice(_TROUBLES)
     sentences = [
@@ -98,7 +102,7 @@ def question(rng: random.Random) -> Question:
     if category == "story":
         animal, thing = rng.choice(_ANIMALS), rng.choice(_THINGS)
         asked = f"Tell me a story about {_article(animal)} {animal} and {_article(thing)} {thing}."
-        return Question("story", asked, story(rng, list(words.names), animal, thing))
+        return Question("story", asked, story(rng, animal, thing))
     while True:
         made = CATEGORIES[category](rng, words)
         if not held_out(made.text):
@@ -124,8 +128,9 @@ def document(rng: random.Random) -> Document:
         parts[-1] = Part(parts[-1].text + "<|eos|>", True)
         return parts
     if kind < 0.75:
-        names = list((invented(rng) if rng.random() < INVENTED else KNOWN).names)
-        return _to_continue(rng, story(rng, names, rng.choice(_ANIMALS), rng.choice(_THINGS)))
+        hero = rng.choice(invented(rng).names) if rng.random() < 0.25 else None
+        text = story(rng, rng.choice(_ANIMALS), rng.choice(_THINGS), hero)
+        return _to_continue(rng, text, text.index(hero) + len(hero) + 1 if hero else 1)
     if kind < 0.88:
         made = CATEGORIES[rng.choice(("json", "person", "table"))](rng, invented(rng) if rng.random() < 0.5 else KNOWN)
         return _to_continue(rng, made.answer)
@@ -133,10 +138,10 @@ def document(rng: random.Random) -> Document:
     return _to_continue(rng, code.removeprefix("```python\n").removesuffix("\n```"))
 
 
-def _to_continue(rng: random.Random, text: str) -> Document:
-    """`text`, given up to a space early in it."""
-    spaces = [i for i, char in enumerate(text) if char == " " and i < len(text) * 0.4]
-    cut = rng.choice(spaces) if spaces else 1
+def _to_continue(rng: random.Random, text: str, least: int = 1) -> Document:
+    """`text`, of which at least `least` characters are given, up to a space early in it."""
+    spaces = [i for i, char in enumerate(text) if char == " " and least <= i < len(text) * 0.4]
+    cut = rng.choice(spaces) if spaces else least
     return [Part(text[:cut], False), Part(text[cut:] + "<|eos|>", True)]
 
 

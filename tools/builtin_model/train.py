@@ -33,7 +33,7 @@ class Recipe:
     length: int = 256
     """Clean tokens of a window; the noised half has as many again."""
     causal_steps: int = 700
-    joint_steps: int = 2000
+    joint_steps: int = 2600
     learning_rate: float = 0.015
     """Of Muon, for the matrices."""
     embedding_learning_rate: float = 0.004

@@ -18,7 +18,10 @@ from tokenizers import Tokenizer
 from tools.builtin_model.documents import document
 
 BOS, EOS, MASK, PAD = 1, 2, 5, 0
-BLOCK_LENGTHS, BLOCK_SHARES = (4, 8, 16, 32), (0.10, 0.16, 0.28, 0.46)
+BLOCK_LENGTHS, BLOCK_SHARES = (4, 8, 16, 32, 64), (0.08, 0.15, 0.26, 0.43, 0.08)
+"""The longest is for gaps with a suffix: an answer's blocks are of at most 32."""
+LONGEST_GAP = 33
+"""One more than the most tokens of a gap that has a suffix in the same block."""
 PROMPT_WEIGHT = 0.2
 """Of a given token in the causal loss: some grammar of questions, most of the capacity for answers."""
 AFTER_END_WEIGHT = 0.05
@@ -82,14 +85,14 @@ def _visible_pattern(rng: np.random.Generator, block_length: int) -> np.ndarray:
     """bool [block_length]: the places of a noised block that keep their token."""
     kind = rng.random()
     places = np.arange(block_length)
-    if kind < 0.45:  # somewhere in the middle of refinement
+    if kind < 0.42:  # somewhere in the middle of refinement
         shown = rng.random(block_length) >= rng.random()
         shown[0] |= rng.random() < 0.7
-    elif kind < 0.88:  # a fresh canvas or draft: a seed, or what has been accepted so far, then masks
+    elif kind < 0.8:  # a fresh canvas or draft: a seed, or what has been accepted so far, then masks
         prefix = 0 if rng.random() < 0.15 else 1 if rng.random() < 0.6 else int(rng.integers(1, block_length))
         shown = places < prefix
     else:  # a gap before a given suffix
-        shown = places >= rng.integers(1, block_length)
+        shown = places >= rng.integers(1, min(block_length, LONGEST_GAP))
     if shown.all():
         shown[rng.integers(block_length)] = False
     return shown
