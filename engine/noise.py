@@ -10,33 +10,49 @@ search (hash-prospector, C. Wellons, public domain).
 """
 
 from functools import lru_cache
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 _MULTIPLIER_1 = 0x21F0AAAD
 _MULTIPLIER_2 = 0xD35A2D97 - (1 << 32)  # as a signed 32-bit integer
 _GOLDEN = 0x9E3779B9 - (1 << 32)
 _MAX_UNIFORM = 1.0 - 2.0**-24
+_HOST_BLOCK = 1 << 15
+"""Values that the host works on at once: they stay in a second-level cache from one operation to the next."""
+
+_Words = TypeVar("_Words", torch.Tensor, np.ndarray)
+"""int32, of either library: both wrap around, and both keep the sign in a right shift."""
 
 
-def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift of int32 (torch's own keeps the sign)."""
-    return (x >> bits) & ((1 << (32 - bits)) - 1)
+def _shift_right(x: _Words, bits: int) -> _Words:
+    """Logical right shift of int32."""
+    shifted: _Words = (x >> bits) & ((1 << (32 - bits)) - 1)
+    return shifted
 
 
-def _mix(x: torch.Tensor, inject: torch.Tensor | None = None) -> torch.Tensor:
+def _mix(x: _Words, inject: _Words | None = None) -> _Words:
     """Permutes int32 values; `inject` is xored in between the two rounds: with the input it makes a key of 64 bits."""
     x = (x ^ _shift_right(x, 16)) * _MULTIPLIER_1
     if inject is not None:
         x = x ^ inject
     x = (x ^ _shift_right(x, 15)) * _MULTIPLIER_2
-    return x ^ _shift_right(x, 15)
+    mixed: _Words = x ^ _shift_right(x, 15)
+    return mixed
 
 
 @lru_cache(maxsize=8)
 def _token_hashes(vocab_size: int, device: torch.device) -> torch.Tensor:
     """[vocab_size] int32: one well-mixed word a token id."""
     return _mix(torch.arange(vocab_size, dtype=torch.int32, device=device) * _GOLDEN + 1)
+
+
+def _keys(low: _Words, high: _Words, place: _Words) -> tuple[_Words, _Words]:
+    """Two words for every (seed, position), the seed in two halves."""
+    first = _mix(_mix(_mix(low + 0x3C6EF372) ^ high) ^ _mix(place + 0x1BD11BDA))
+    second = _mix(_mix(_mix(high + 0x2545F491) + low) ^ (place * _GOLDEN + 0x5BF03635))
+    return first, second
 
 
 def noise_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
@@ -46,9 +62,7 @@ def noise_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) ->
     """
     low = (seeds & 0xFFFFFFFF).to(torch.int32)[:, None]
     high = (seeds >> 32).to(torch.int32)[:, None]
-    place = positions.to(torch.int32)
-    first = _mix(_mix(_mix(low + 0x3C6EF372) ^ high) ^ _mix(place + 0x1BD11BDA))
-    second = _mix(_mix(_mix(high + 0x2545F491) + low) ^ (place * _GOLDEN + 0x5BF03635))
+    first, second = _keys(low, high, positions.to(torch.int32))
     return _mix(_token_hashes(vocab_size, seeds.device) ^ first[..., None], second[..., None])
 
 
@@ -58,7 +72,54 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) 
     seeds: [n] int64; positions: [n, r] int64, the absolute positions of the tokens to choose.
     The upper tail, which decides rare tokens, is resolved to 2**-32: v is small there and floats are dense near 0.
     """
-    bits = noise_bits(seeds, positions, vocab_size) & 0x7FFFFFFF
-    uniform = bits.to(torch.float32).add_(0.5).mul_(2.0**-31).clamp_(max=_MAX_UNIFORM)
+    if seeds.device.type == "cpu":
+        return torch.from_numpy(_on_host(seeds.numpy(), positions.numpy(), vocab_size))
+    return to_gumbel(noise_bits(seeds, positions, vocab_size))
+
+
+def to_gumbel(bits: torch.Tensor) -> torch.Tensor:
+    """int32 words to Gumbel noise."""
+    uniform = (bits & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31).clamp_(max=_MAX_UNIFORM)
     exponential = uniform.neg_().log1p_().neg_()
     return exponential.log_().neg_()
+
+
+def _on_host(seeds: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.ndarray:
+    """`gumbel_noise` by numpy, block by block and in place: a few rows take half the time that torch needs to start so
+    many operations, and many rows of a large vocabulary a fifth."""
+    low, high = (seeds & 0xFFFFFFFF).astype(np.int32)[:, None], (seeds >> 32).astype(np.int32)[:, None]
+    keys = _keys(low, high, positions.astype(np.int32))
+    first, second = (key.reshape(-1, 1).view(np.uint32) for key in keys)
+    tokens = _token_hashes(vocab_size, torch.device("cpu")).numpy().view(np.uint32)
+    noise = np.empty((len(first), vocab_size), dtype=np.float32)
+    step = max(1, _HOST_BLOCK // vocab_size)
+    for at in range(0, len(first), step):
+        rows = slice(at, at + step)
+        to_gumbel_on_host(_bits_on_host(tokens, first[rows], second[rows]), noise[rows])
+    return noise.reshape(*positions.shape, vocab_size)
+
+
+def _bits_on_host(tokens: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[rows, vocab_size] uint32 from hashes [vocab_size] and keys [rows, 1]: `_mix`, with one operation a shift."""
+    words: np.ndarray = tokens ^ first
+    shifted = words >> np.uint32(16)
+    words ^= shifted
+    words *= np.uint32(_MULTIPLIER_1)
+    words ^= second
+    np.right_shift(words, np.uint32(15), out=shifted)
+    words ^= shifted
+    words *= np.uint32(_MULTIPLIER_2 & 0xFFFFFFFF)
+    np.right_shift(words, np.uint32(15), out=shifted)
+    words ^= shifted
+    return words
+
+
+def to_gumbel_on_host(bits: np.ndarray, out: np.ndarray) -> None:
+    """uint32 words, which it overwrites, to Gumbel noise in `out`, float32."""
+    bits &= np.uint32(0x7FFFFFFF)
+    np.copyto(out, bits.view(np.int32), casting="same_kind")
+    out += np.float32(0.5)
+    out *= np.float32(2.0**-31)
+    np.minimum(out, np.float32(_MAX_UNIFORM), out=out)
+    for step in (np.negative, np.log1p, np.negative, np.log, np.negative):
+        step(out, out=out)
