@@ -44,6 +44,14 @@ class TokensCommitted(msgspec.Struct, tag=True, kw_only=True):
     logprobs: list[TokenLogprob] | None = None
 
 
+class PromptScored(msgspec.Struct, tag=True, kw_only=True):
+    """Log-probabilities of the next tokens of the prompt, in order; the first token of a prompt has none. Only when the
+    request asked for them."""
+
+    request_id: str
+    logprobs: list[TokenLogprob]
+
+
 class DraftUpdated(msgspec.Struct, tag=True, kw_only=True):
     """What is not settled yet: replaces the request's previous draft whole. Only when the request asked for drafts."""
 
@@ -72,7 +80,7 @@ class Finished(msgspec.Struct, tag=True, kw_only=True):
     """For reason `error`: one sanitised line."""
 
 
-GenerationEvent = TokensCommitted | DraftUpdated | Finished
+GenerationEvent = TokensCommitted | PromptScored | DraftUpdated | Finished
 
 
 class StepStats(msgspec.Struct, kw_only=True):

@@ -6,7 +6,15 @@ import copy
 
 from engine.batch import BatchPlan, Phase
 from engine.decoding.base import StepOutcome
-from engine.events import DraftUpdated, Finished, FinishReason, GenerationEvent, StepStats, TokensCommitted
+from engine.events import (
+    DraftUpdated,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    PromptScored,
+    StepStats,
+    TokensCommitted,
+)
 from engine.sequence import Sequence
 
 NON_FINITE = "The model produced non-finite logits for this request."
@@ -21,6 +29,8 @@ def apply_outcome(outcome: StepOutcome, events: list[GenerationEvent], stats: St
         return True
     if outcome.num_cached is not None:
         seq.num_cached = outcome.num_cached
+    if outcome.prompt_logprobs:
+        events.append(PromptScored(request_id=seq.request.request_id, logprobs=outcome.prompt_logprobs))
     tokens, reason, stop_token = _cut(seq, outcome.token_ids)
     seq.token_ids += tokens
     seq.stats.completion_tokens += len(tokens)
@@ -56,6 +66,8 @@ def finish_event(
 
 def _cut(seq: Sequence, tokens: list[int]) -> tuple[list[int], FinishReason | None, int | None]:
     """Cuts newly settled tokens at the first end token (which is kept) or at `max_tokens`."""
+    if not tokens:
+        return [], None, None
     remaining = seq.num_remaining
     tokens = tokens[:remaining]
     for i, token in enumerate(tokens):

@@ -99,6 +99,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Infill: the text after the gap. None: plain generation."""
     include_drafts: bool = False
     """Emit `DraftUpdated` events."""
+    prompt_logprobs: int | None = None
+    """Emit `PromptScored` events: the log-probability of every prompt token but the first, given those before it, and
+    those of the k most likely tokens. Such a prompt is run whole, whatever the prefix cache holds, and may be all there
+    is to do (`max_tokens` 0)."""
     grammar: Grammar | None = None
     """Only text of this grammar is generated. None: any text."""
 
@@ -109,8 +113,11 @@ def check_request(request: Request, info: EngineInfo) -> None:
     if not prompt:
         raise RequestError("The prompt is empty: it must have at least one token.", "prompt")
     _check_ids(prompt, "prompt", info)
-    if request.max_tokens < 1:
-        raise RequestError(f"max_tokens must be at least 1, not {request.max_tokens}.", "max_tokens")
+    least = 1 if request.prompt_logprobs is None else 0
+    if request.max_tokens < least:
+        raise RequestError(f"max_tokens must be at least {least}, not {request.max_tokens}.", "max_tokens")
+    if request.prompt_logprobs is not None and request.prompt_logprobs < 0:
+        raise RequestError(f"prompt_logprobs must be at least 0, not {request.prompt_logprobs}.", "prompt_logprobs")
     suffix_length = len(request.suffix_token_ids or ())
     total = len(prompt) + suffix_length + request.max_tokens
     if total > info.max_model_len:

@@ -123,7 +123,7 @@ class Scheduler:
         # At least one prompt token has to be run for its logit, and no shared page may ever be written.
         limit = (target - needs_seed(seq)) // self.config.page_size
         pages: list[int] = []
-        if self.config.prefix_caching:
+        if self.config.prefix_caching and not seq.scores_prompt:
             self.allocator.extend_hashes(seq.page_hashes, seq.token_ids, seq.request.cache_salt, limit)
             pages = self.allocator.match(seq.page_hashes, limit)
         missing = self._pages_for(target) - len(pages)
@@ -163,10 +163,18 @@ class Scheduler:
         return used
 
     def _plan_prefilling(self, planned: dict[Sequence, list[Span]], budget: int) -> None:
-        """Gives what is left of the budget to prompts, first come first served. Their pages are theirs already."""
+        """Gives what is left of the budget to prompts, first come first served. Their pages are theirs already.
+
+        One prompt a pass is scored: rows of logits are what such a chunk takes memory for.
+        """
+        scoring = False
         for seq in self._prefilling:
             if budget <= 0:
                 return
+            if seq.scores_prompt:
+                if scoring:
+                    continue
+                scoring = True
             span = self.prefill.chunk(seq, budget)
             planned[seq] = [span]
             budget -= len(span.token_ids)

@@ -107,6 +107,8 @@ class Sequence:
     received_at: float = 0.0
     admitted: bool = False
     """Has been scheduled at least once."""
+    num_scored: int = 1
+    """Leading prompt tokens whose log-probabilities are known; the first has none."""
     plain: bool = field(init=False)
     """No parameter of the request has a say in which token is chosen."""
 
@@ -114,6 +116,11 @@ class Sequence:
         if not self.token_ids:
             self.token_ids = list(self.request.prompt_token_ids)
         self.plain = self.request.sampling.plain and self.request.grammar is None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Log-probabilities of prompt tokens are wanted and not all known yet."""
+        return self.request.prompt_logprobs is not None and self.num_scored < self.num_prompt
 
     @property
     def num_prompt(self) -> int:

@@ -59,8 +59,8 @@ ANSWERS: dict[str, Schema] = {
     ),
     "CompletionLogprobs": _object(
         tokens=_list(_TEXT),
-        token_logprobs=_list(_NUMBER),
-        top_logprobs=_maybe(_list({"type": "object", "additionalProperties": _NUMBER})),
+        token_logprobs=_list(_maybe(_NUMBER)),
+        top_logprobs=_maybe(_list(_maybe({"type": "object", "additionalProperties": _NUMBER}))),
         text_offset=_list(_INT),
     ),
     "ScoredToken": _SCORED,

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.events import DraftUpdated, Finished, GenerationEvent, GenerationStats, TokenLogprob, TokensCommitted
+from engine.events import (
+    DraftUpdated,
+    Finished,
+    GenerationEvent,
+    GenerationStats,
+    PromptScored,
+    TokenLogprob,
+    TokensCommitted,
+)
 from server.detokenizer import IncrementalDecoder, StopFinder
 from server.tokenizer import Tokenizer
 
@@ -19,6 +28,8 @@ class ScoredToken:
 
     scores: TokenLogprob
     offset: int
+    of_prompt: bool = False
+    """Its text is the prompt's, and so is the offset; it comes before the answer."""
 
 
 @dataclass(slots=True)
@@ -56,7 +67,17 @@ class Delta:
 class ChoiceState:
     """Follows one choice. Events are fed as they arrive; `take` hands out what has become known since."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, stops: tuple[str, ...], end_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        stops: tuple[str, ...],
+        end_token_ids: frozenset[int],
+        prompt_offsets: Sequence[int] = (),
+        first_token_id: int = 0,
+    ) -> None:
+        """prompt_offsets: where in the echoed prompt each of its tokens begins, if their log-probabilities are to be
+        told; `first_token_id` is the first of them, which has none."""
         self.index = index
         self.stats = GenerationStats()
         self.text = ""
@@ -69,6 +90,10 @@ class ChoiceState:
         self._end_token_ids = end_token_ids
         self._decoded = 0  # characters decoded, held back ones included
         self._scored: list[ScoredToken] = []  # not handed out yet
+        self._prompt_offsets = list(prompt_offsets)  # of the tokens whose scores have not come yet
+        self._prompt: list[ScoredToken] = []  # not handed out yet
+        if self._prompt_offsets:
+            self._feed_prompt([TokenLogprob(first_token_id, math.nan, [])])
         self._taken = 0  # characters handed out
         self._draft: DraftUpdated | None = None
         self._draft_is_new = False
@@ -85,6 +110,9 @@ class ChoiceState:
         if isinstance(event, DraftUpdated):
             self._draft, self._draft_is_new = event, True
             return
+        if isinstance(event, PromptScored):
+            self._feed_prompt(event.logprobs)
+            return
         self.stats = event.stats
         self._draft_is_new = self._draft_is_new or self._draft is not None
         self._draft = None  # it showed what has settled now
@@ -92,6 +120,10 @@ class ChoiceState:
             self._commit(event)
         elif isinstance(event, Finished):
             self._finish(event)
+
+    def _feed_prompt(self, scores: list[TokenLogprob]) -> None:
+        offsets, self._prompt_offsets = self._prompt_offsets[: len(scores)], self._prompt_offsets[len(scores) :]
+        self._prompt += [ScoredToken(score, at, of_prompt=True) for score, at in zip(scores, offsets, strict=False)]
 
     def _commit(self, event: TokensCommitted) -> None:
         scores: Sequence[TokenLogprob | None] = event.logprobs or [None] * len(event.token_ids)
@@ -128,6 +160,8 @@ class ChoiceState:
         if not self.done:
             released = next((n for n, token in enumerate(self._scored) if token.offset >= self._taken), released)
         tokens, self._scored = self._scored[:released], self._scored[released:]
+        if self._prompt and (self.done or self.stats.completion_tokens):  # whole, with the first of the answer
+            tokens, self._prompt = self._prompt + tokens, []
         drafted, self._draft_is_new = self._draft_is_new, False
         if not (text or tokens or drafted or self.done):
             return None

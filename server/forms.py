@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Any
@@ -46,6 +47,11 @@ def _clamped(logprob: float) -> float:
     return max(logprob, LOWEST_LOGPROB)
 
 
+def _is_known(token: ScoredToken) -> bool:
+    """False for the first token of a prompt, which follows nothing."""
+    return not math.isnan(token.scores.logprob)
+
+
 class Form(ABC):
     """How an endpoint writes its answers. One per request: a stream's first chunks differ from the rest."""
 
@@ -75,7 +81,7 @@ class Form(ABC):
     def chunk(self, state: ChoiceState, delta: Delta) -> dict[str, Any]:
         """One chunk of a stream that only appends."""
         text = self._opening(delta.index) + delta.text
-        choice = self._chunk_choice(delta.index, text, self.logprobs(delta.tokens), delta.finish_reason)
+        choice = self._chunk_choice(delta.index, text, self.logprobs(delta.index, delta.tokens), delta.finish_reason)
         if self.job.include_drafts and delta.drafted:
             draft = state.draft()
             choice["draft"] = None if draft is None else asdict(draft)
@@ -100,10 +106,10 @@ class Form(ABC):
         return "" if index in self._begun else self._echo(index)
 
     def _echo(self, index: int) -> str:
-        return self.job.choices[index].echo
+        return self.job.choices[index].echo.text
 
     @abstractmethod
-    def logprobs(self, tokens: list[ScoredToken]) -> dict[str, Any] | None:
+    def logprobs(self, index: int, tokens: list[ScoredToken]) -> dict[str, Any] | None:
         """The log-probabilities of some tokens, as this endpoint writes them; None when they were not asked for."""
 
     @abstractmethod
@@ -123,26 +129,29 @@ class CompletionForm(Form):
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def logprobs(self, tokens: list[ScoredToken]) -> dict[str, Any] | None:
+    def logprobs(self, index: int, tokens: list[ScoredToken]) -> dict[str, Any] | None:
         if self.job.logprobs is None:
             return None
-        name = self.tokenizer.token_text
+        name, echoed = self.tokenizer.token_text, len(self._echo(index))
         return {
             "tokens": [name(token.scores.token_id) for token in tokens],
-            "token_logprobs": [_clamped(token.scores.logprob) for token in tokens],
+            "token_logprobs": [_clamped(token.scores.logprob) if _is_known(token) else None for token in tokens],
             "top_logprobs": [
-                {name(token_id): _clamped(logprob) for token_id, logprob in token.scores.top} for token in tokens
+                {name(token_id): _clamped(logprob) for token_id, logprob in token.scores.top}
+                if _is_known(token)
+                else None
+                for token in tokens
             ]
             if self.job.logprobs
             else None,
-            "text_offset": [token.offset for token in tokens],
+            "text_offset": [token.offset + (0 if token.of_prompt else echoed) for token in tokens],
         }
 
     def _whole(self, state: ChoiceState, tokens: list[ScoredToken]) -> dict[str, Any]:
         return {
             "index": state.index,
             "text": self._echo(state.index) + state.text,
-            "logprobs": self.logprobs(tokens),
+            "logprobs": self.logprobs(state.index, tokens),
             "finish_reason": state.finish_reason,
         }
 
@@ -159,7 +168,7 @@ class ChatForm(Form):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def logprobs(self, tokens: list[ScoredToken]) -> dict[str, Any] | None:
+    def logprobs(self, index: int, tokens: list[ScoredToken]) -> dict[str, Any] | None:
         if self.job.logprobs is None:
             return None
         content = [
@@ -179,7 +188,7 @@ class ChatForm(Form):
         return {
             "index": state.index,
             "message": {"role": "assistant", "content": state.text, "refusal": None},
-            "logprobs": self.logprobs(tokens),
+            "logprobs": self.logprobs(state.index, tokens),
             "finish_reason": state.finish_reason,
         }
 

@@ -36,7 +36,10 @@ class Generation:
     def __init__(self, engine: Engine, job: Job, tokenizer: Tokenizer) -> None:
         self.job = job
         self.choices = [
-            ChoiceState(index, tokenizer, job.stops, job.end_token_ids) for index in range(len(job.choices))
+            ChoiceState(
+                index, tokenizer, job.stops, job.end_token_ids, plan.echo.offsets, plan.request.prompt_token_ids[0]
+            )
+            for index, plan in enumerate(job.choices)
         ]
         self.started = time.monotonic()
         self.first_text: float | None = None

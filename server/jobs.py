@@ -15,7 +15,7 @@ from engine.request import MAX_SEED, Decoding, DecodingParams, Grammar, Request,
 from server.errors import BadRequest, from_request_error
 from server.parameters import Endpoint, check_decoding_fields
 from server.schema import ChatRequest, CompletionRequest, GenerationParams
-from server.served import ServedModel
+from server.served import Echo, ServedModel
 from server.structured import check_grammar_mode, choose_grammar
 
 COMPLETION_MAX_TOKENS = 16
@@ -40,8 +40,8 @@ class ChoicePlan:
 
     request: Request
     prompt_index: int
-    echo: str = ""
-    """Text that stands before the answer."""
+    echo: Echo
+    """What stands before the answer."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,15 @@ async def completion_job(params: CompletionRequest, model: ServedModel, max_choi
             raise BadRequest("'stop_token_ids' cannot end an answer of given length before a 'suffix'.",
                              "stop_token_ids", "unsupported_parameter")  # fmt: skip
         [suffix] = await model.encode_prompts([params.suffix], add_bos=False, param="suffix")
-    echoes = [""] * len(prompts)
+    echoes = [Echo()] * len(prompts)
     builder = _Builder(params, model, decoding, "completions", params.logprobs, suffix)
+    if params.echo and (params.logprobs is not None or params.max_tokens == 0):
+        builder.prompt_logprobs = params.logprobs or 0
     requests = [builder.request(ids, COMPLETION_MAX_TOKENS) for ids in encoded]
     if params.echo:  # after the door: ids are known to be of the vocabulary
         echoes = [
-            prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt, skip_special_tokens=False)
-            for prompt in prompts
+            await model.echo(cast(str | list[int], prompt), ids, offsets=params.logprobs is not None)
+            for prompt, ids in zip(prompts, encoded, strict=True)
         ]
     return builder.job(requests, echoes)
 
@@ -109,7 +111,7 @@ async def chat_job(params: ChatRequest, model: ServedModel, max_choices: int) ->
     if params.max_tokens is None and params.max_completion_tokens is not None:
         builder.max_tokens = params.max_completion_tokens
     rest = max(1, model.info.max_model_len - len(prompt))
-    return builder.job([builder.request(prompt, rest)], [""])
+    return builder.job([builder.request(prompt, rest)], [Echo()])
 
 
 def _split_prompt(params: CompletionRequest) -> list[str] | list[list[int]]:
@@ -153,6 +155,7 @@ class _Builder:
         self.id = f"{'chatcmpl' if endpoint == 'chat' else 'cmpl'}-{secrets.token_hex(12)}"
         self.seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED)
         self.max_tokens = params.max_tokens
+        self.prompt_logprobs: int | None = None
         self.decoding = self._decoding(decoding)
 
     def _decoding(self, decoding: Decoding) -> DecodingParams:
@@ -195,6 +198,7 @@ class _Builder:
             suffix_token_ids=self.suffix,
             grammar=self.grammar,
             include_drafts=params.diffusing or params.options.include_drafts,
+            prompt_logprobs=self.prompt_logprobs,
         )
         self._check(request)
         return request
@@ -218,7 +222,7 @@ class _Builder:
                 raise BadRequest(str(exc), self.grammar_field, exc.code) from None
             raise from_request_error(exc) from None
 
-    def job(self, requests: list[Request], echoes: list[str]) -> Job:
+    def job(self, requests: list[Request], echoes: list[Echo]) -> Job:
         """Every prompt times `n`, seeds derived, as one job."""
         params, info, options = self.params, self.model.info, self.params.options
         choices: list[ChoicePlan] = []

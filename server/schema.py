@@ -147,11 +147,13 @@ class CompletionRequest(GenerationParams):
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
     suffix: str | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    """0 only with `echo`: the prompt alone, with its log-probabilities if they are asked for."""
 
     @model_validator(mode="after")
     def _check_completion(self) -> Self:
-        if self.echo and self.logprobs is not None:
-            raise _wrong("'logprobs' with 'echo' would need log-probabilities of the prompt, which are not computed")
+        if self.max_tokens == 0 and not self.echo:
+            raise _wrong("'max_tokens' must be at least 1, or 0 with 'echo'")
         if self.echo and self.suffix is not None:
             raise _wrong("'echo' and 'suffix' cannot be combined: the answer to a suffix is the middle only")
         if self.diffusing and self.logprobs is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -24,6 +25,15 @@ _T = TypeVar("_T")
 
 LONG_TEXT = 20_000
 """Characters from which encoding is worth a thread, so that no other request waits for it."""
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt as it is repeated in front of its answer."""
+
+    text: str = ""
+    offsets: tuple[int, ...] = ()
+    """Where in the text each token of the prompt begins; empty unless the tokens' log-probabilities are told."""
 
 
 class ServedModel:
@@ -85,6 +95,17 @@ class ServedModel:
             self._check_length(len(text), param)
         encode = self.tokenizer.encode_prompt
         return await self._encode(lambda: [encode(text, add_bos=add_bos) for text in texts], sum(map(len, texts)))
+
+    async def echo(self, prompt: str | list[int], token_ids: list[int], *, offsets: bool) -> Echo:
+        """A prompt as it stands before its answer; `token_ids` are what it was encoded as. With `offsets` it is told
+        where in its text each of them begins."""
+        tokenizer = self.tokenizer
+        text = prompt if isinstance(prompt, str) else tokenizer.decode(token_ids, skip_special_tokens=False)
+        if not offsets:
+            return Echo(text)
+        bos = tokenizer.bos_token_id  # in front of every prompt, whether it was spelled there or not
+        unseen = isinstance(prompt, str) and token_ids[0] == bos and not prompt.startswith(tokenizer.token_text(bos))
+        return Echo(text, await self._encode(lambda: tokenizer.offsets(token_ids, skip_first=unseen), len(text)))
 
     async def encode_chat(self, messages: list[Message]) -> list[int]:
         """A chat's tokens, up to where the assistant speaks."""

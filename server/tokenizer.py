@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.decoders import DecodeStream
 
 from engine.config import EngineInfo
 from engine.errors import ModelLoadError
@@ -122,6 +123,17 @@ class Tokenizer:
         """Token ids as text; ids without text (padding rows of the embedding) are empty."""
         text: str = self._plain.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def offsets(self, token_ids: list[int], *, skip_first: bool) -> tuple[int, ...]:
+        """Where in their text, control tokens spelled out, each of some tokens begins; with `skip_first` the first one
+        is not in it."""
+        stream = DecodeStream(skip_special_tokens=False)
+        place, found = 0, []
+        for number, token_id in enumerate(token_ids):
+            found.append(place)
+            if number or not skip_first:
+                place += len(stream.step(self._plain, token_id) or "")
+        return tuple(found)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._guarded.encode(text, add_special_tokens=False).ids

@@ -40,6 +40,12 @@ class Choices:
     """[n, r, k] int64: the likeliest tokens; of a draft under a grammar, what else it might have been."""
     top_logprobs: torch.Tensor | None = None
     """[n, r, k]"""
+    prompt_logprobs: torch.Tensor | None = None
+    """[n, p]: of the prompt's own next tokens, at each of p rows; the same for the likeliest ones there:"""
+    prompt_top_ids: torch.Tensor | None = None
+    """[n, p, k] int64"""
+    prompt_top_logprobs: torch.Tensor | None = None
+    """[n, p, k]"""
 
 
 HostChoices = dict[str, Any]
@@ -54,6 +60,8 @@ class StepOutcome:
     token_ids: list[int] = field(default_factory=list)
     """Tokens that settled, in order; the scheduler cuts them at an end token or at `max_tokens`."""
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    """Of prompt tokens, in order."""
     num_cached: int | None = None
     """New length of the valid KV prefix; None: unchanged."""
     error: str | None = None

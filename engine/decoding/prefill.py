@@ -13,7 +13,12 @@ from engine.decoding.base import (
     next_token_choices,
     next_token_outcome,
 )
+from engine.events import TokenLogprob
+from engine.sampling import log_probabilities
 from engine.sequence import Sequence
+
+SCORED_CHUNK = 128
+"""Most prompt tokens scored in one pass: each needs a row of logits, which no other part of a prompt does."""
 
 
 def prefill_target(seq: Sequence) -> int:
@@ -41,20 +46,81 @@ class Prefill(DecodingPolicy):
         return [self.chunk(seq, len(seq.token_ids))]
 
     def chunk(self, seq: Sequence, max_tokens: int) -> Span:
-        """The next chunk, at most `max_tokens` long. Only the last one needs a logit, and only if it gives the seed."""
+        """The next chunk, at most `max_tokens` long. Of a prompt that is scored every token needs a logit; of others
+        only the last chunk's last one, and only if it gives the seed."""
         target = prefill_target(seq)
-        end = min(target, seq.num_cached + max_tokens)
-        length = end - seq.num_cached
-        seeds = end == target and needs_seed(seq)
+        if seq.scores_prompt:
+            end = min(target, seq.num_cached + min(max_tokens, SCORED_CHUNK))
+            first, num_logits = 0, end - seq.num_cached
+        else:
+            end = min(target, seq.num_cached + max_tokens)
+            first, num_logits = end - seq.num_cached - 1, int(end == target and needs_seed(seq))
         return Span(
             seq, Phase.PREFILL, seq.num_cached, seq.token_ids[seq.num_cached : end],
-            kv_limit=None, num_logits=int(seeds), logit_start=length - 1,
+            kv_limit=None, num_logits=num_logits, logit_start=first,
         )  # fmt: skip
 
     def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
-        return next_token_choices(self.sampler, group, logits)
+        if not any(span.seq.scores_prompt for span in group.spans):
+            return next_token_choices(self.sampler, group, logits)
+        total = logits.sum(dim=(1, 2))
+        scores = score_prompts(group, logits)
+        last = StepGroup(group.policy, group.phase, 1, [_last_row(span) for span in group.spans])
+        choices = next_token_choices(self.sampler, last, logits[:, -1:].clone())
+        choices.finite = total - total == 0
+        choices.prompt_logprobs, choices.prompt_top_ids, choices.prompt_top_logprobs = scores
+        return choices
 
     def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:
         if not span.num_logits:
             return StepOutcome(span, num_cached=span.end)
-        return next_token_outcome(span, choices, i)
+        scored = read_scores(span, choices, i) if span.seq.scores_prompt else None
+        if span.end == prefill_target(span.seq) and needs_seed(span.seq):
+            outcome = next_token_outcome(span, choices, i)
+        else:
+            outcome = StepOutcome(span, num_cached=span.end, finite=choices["finite"][i])
+        outcome.prompt_logprobs = scored
+        return outcome
+
+
+def _last_row(span: Span) -> Span:
+    """The span as far as its last logit goes."""
+    return Span(
+        span.seq, span.phase, span.start, span.token_ids, kv_limit=None, num_logits=1,
+        logit_start=len(span.token_ids) - 1,
+    )  # fmt: skip
+
+
+def score_prompts(
+    group: StepGroup, logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Log-probabilities, by the model's own distribution, of what follows each token of a group of prompt chunks.
+
+    logits: [n, p, V]. Returns [n, p], and, where any request wants k of the likeliest tokens, [n, p, k] ids and
+    log-probabilities. Rows after which the prompt says nothing hold figures of no meaning.
+    """
+    rows = logits.shape[1]
+    following = [span.seq.token_ids[span.start + 1 : span.start + 1 + rows] for span in group.spans]
+    targets = torch.tensor([ids + [0] * (rows - len(ids)) for ids in following], device=logits.device)
+    logprobs = log_probabilities(logits, targets)
+    most = min(max(span.seq.request.prompt_logprobs or 0 for span in group.spans), logits.shape[-1])
+    if not most:
+        return logprobs, None, None
+    top, ids = logits.topk(most, dim=-1)
+    return logprobs, ids, top - logits.logsumexp(dim=-1, keepdim=True)
+
+
+def read_scores(span: Span, choices: HostChoices, i: int) -> list[TokenLogprob]:
+    """The log-probabilities of span i that were not known yet; from now on they are."""
+    seq, count = span.seq, span.seq.request.prompt_logprobs or 0
+    found = []
+    # After a preemption the prompt is run again from its beginning.
+    for place in range(max(span.start + 1, seq.num_scored), min(span.end + 1, seq.num_prompt)):
+        row = place - span.start - 1
+        top: list[tuple[int, float]] = []
+        if count:
+            ids, values = choices["prompt_top_ids"][i][row], choices["prompt_top_logprobs"][i][row]
+            top = list(zip(ids[:count], values[:count], strict=True))
+        found.append(TokenLogprob(seq.token_ids[place], choices["prompt_logprobs"][i][row], top))
+    seq.num_scored = max(seq.num_scored, min(span.end + 1, seq.num_prompt))
+    return found

@@ -132,7 +132,7 @@ def test_requests_survive_the_wire() -> None:
         logit_bias={9: -2.5},
         presence_penalty=0.1, frequency_penalty=-0.2, repetition_penalty=1.1, min_tokens=2, logprobs=3, block_length=4,
         threshold=None, max_denoising_steps=2, stop_token_ids=(7,), ignore_eos=True, priority=-3, cache_salt="ä",
-        suffix_token_ids=[11], include_drafts=True,
+        suffix_token_ids=[11], include_drafts=True, prompt_logprobs=2,
     )  # fmt: skip
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=Request) == request
     defaults = Request(request_id="r", prompt_token_ids=PROMPT, max_tokens=1)

@@ -158,3 +158,46 @@ def test_models_and_metrics(client: OpenAI, url: str) -> None:
     metrics = httpx.get(f"{url}/metrics").text
     assert 'lightcone_engine_up{model="builtin"} 1.0' in metrics
     assert "lightcone_passes_total{" in metrics
+
+
+def test_a_texts_likelihood_is_what_it_was_when_it_was_written(client: OpenAI) -> None:
+    """Evaluations score given texts by `echo`, `logprobs` and `max_tokens` 0; both ways must see one model."""
+    prompt = "Q: What is the capital of Norway?\nA:"
+    written = client.completions.create(
+        model="builtin", prompt=prompt, temperature=0, max_tokens=6, logprobs=2, echo=True
+    ).choices[0]
+    assert written.logprobs is not None
+    assert written.text.startswith(prompt + " The capital")
+    scored = client.completions.create(model="builtin", prompt=written.text, max_tokens=0, logprobs=2, echo=True)
+    [choice], usage = scored.choices, scored.usage
+    assert usage is not None
+    assert (choice.text, choice.finish_reason, usage.completion_tokens) == (written.text, "length", 0)
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == written.logprobs.tokens
+    assert choice.logprobs.text_offset == written.logprobs.text_offset
+    assert choice.logprobs.token_logprobs is not None
+    assert written.logprobs.token_logprobs is not None
+    assert choice.logprobs.token_logprobs[0] is None, "nothing comes before the first token"
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(written.logprobs.token_logprobs[1:], abs=1e-3)
+    texts = zip(choice.logprobs.tokens or [], choice.logprobs.text_offset or [], strict=True)
+    assert all(choice.text[offset:].startswith(token) for token, offset in list(texts)[1:])
+
+
+def test_echo_and_logprobs_stream_too(url: str) -> None:
+    body = {
+        "prompt": [[6, 30, 31], [1, 40, 41, 42]], "max_tokens": 5, "temperature": 0, "echo": True, "logprobs": 1,
+        "n": 2,
+    }  # fmt: skip
+    whole = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"]
+    streamed: list[dict[str, list[Any]]] = [{} for _ in whole]
+    texts = [""] * len(whole)
+    lines = httpx.post(f"{url}/v1/completions", json=body | {"stream": True}, timeout=60).text.splitlines()
+    for line in lines:
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                texts[choice["index"]] += choice["text"]
+                for name, values in choice["logprobs"].items():
+                    streamed[choice["index"]].setdefault(name, []).extend(values)
+    assert texts == [choice["text"] for choice in whole]
+    assert streamed == [choice["logprobs"] for choice in whole]
+    assert [len(choice["logprobs"]["tokens"]) for choice in whole[2:]] == [9, 9]
