@@ -14,7 +14,11 @@ from engine.request import GREEDY_BELOW
 from engine.sequence import Block, Sequence
 
 EXPLORE_EVERY = 64
-"""While plain AR looks best, one block in so many is still drafted, so that acceptance keeps being observed."""
+"""While plain AR looks best, one sequence in so many passes drafts all the same, so that acceptance keeps being
+observed. More would cost every pass two further step groups."""
+
+FORGETTING = 0.1
+"""How fast what is known of a place fades while drafts do not reach it, next to how fast it changes when they do."""
 
 VERIFY_STEP = 8
 """Verified lengths are multiples of this: sequences that verify equally many tokens share one step group."""
@@ -56,22 +60,47 @@ class CostTable:
 
 
 class AcceptanceEstimate:
-    """Exponential moving average of P(at least k drafts accepted), k = 1, 2, ..., over recent verifications."""
+    """How far drafts are accepted lately, by how far into the block: P(draft k is accepted, those before it were).
+
+    Places that drafts have not reached, or not for long, are thought to be like the others: without that, a server that
+    began with narrow blocks would never learn that wide ones pay.
+    """
 
     def __init__(self, max_width: int, decay: float = 0.95, prior: float = 0.85) -> None:
         self._decay = decay
-        self.survival = [prior**k for k in range(1, max_width)]
+        self._overall = prior
+        self._rates: list[float | None] = [None] * (max_width - 1)
+        self._survival: list[float] | None = None
+        self._tokens: list[float] = []
 
     def observe(self, drafted: int, accepted: int) -> None:
-        """Takes in one verification of `drafted` tokens. Positions beyond a rejection are known to fail too."""
-        known = len(self.survival) if accepted < drafted else min(drafted, len(self.survival))
-        for k in range(known):
+        """Takes in one verification of `drafted` tokens. Of what follows a rejection nothing is known."""
+        new, drafted = 1.0 - self._decay, min(drafted, len(self._rates))
+        for k in range(min(accepted + 1, drafted)):
             hit = 1.0 if k < accepted else 0.0
-            self.survival[k] = self._decay * self.survival[k] + (1 - self._decay) * hit
+            rate = self._rates[k]
+            rate = self._overall if rate is None else rate
+            self._rates[k] = rate + new * (hit - rate)
+            self._overall += new * (hit - self._overall)
+        for k in range(drafted, len(self._rates)):
+            rate = self._rates[k]
+            if rate is not None:
+                self._rates[k] = rate + new * FORGETTING * (self._overall - rate)
+        self._survival = None
+
+    @property
+    def survival(self) -> list[float]:
+        """P(drafts 1..k are all accepted), k = 1, 2, ..."""
+        if self._survival is None:
+            rates = (self._overall if rate is None else rate for rate in self._rates)
+            self._survival = list(accumulate(rates, lambda a, b: a * b))
+            self._tokens = list(accumulate(self._survival, initial=1.0))
+        return self._survival
 
     def tokens_per_round(self, width: int) -> float:
         """Expected tokens a round emits: the accepted drafts and the bonus token."""
-        return 1.0 + sum(self.survival[: width - 1])
+        longest = len(self.survival) + 1
+        return self._tokens[min(width, longest) - 1]
 
 
 class WidthController:
@@ -93,7 +122,7 @@ class WidthController:
         if widest_rate * self.costs.lookup(1, num_running) >= 1.0:
             return widest
         self._unexplored += 1
-        if self._unexplored < EXPLORE_EVERY:
+        if self._unexplored < EXPLORE_EVERY * num_running:
             return 1
         self._unexplored = 0
         return widest

@@ -36,12 +36,30 @@ def test_an_estimate_converges_to_what_is_observed() -> None:
     assert estimate.tokens_per_round(8) == pytest.approx(4.0, abs=0.01)
 
 
-def test_a_wholly_accepted_draft_says_nothing_about_longer_ones() -> None:
-    estimate = AcceptanceEstimate(8)
-    before = list(estimate.survival)
+def test_a_wholly_accepted_draft_speaks_for_longer_ones() -> None:
+    """Else whoever begins with narrow blocks never learns that wide ones would pay."""
+    estimate = AcceptanceEstimate(16)
+    for _ in range(400):
+        estimate.observe(3, 3)
+    assert estimate.survival[-1] > 0.95
+    assert estimate.tokens_per_round(16) > 15
+
+
+def test_what_is_known_of_longer_drafts_outweighs_it_and_fades() -> None:
+    estimate = AcceptanceEstimate(16)
+    for _ in range(200):
+        estimate.observe(15, 5)
     estimate.observe(3, 3)
-    assert estimate.survival[3:] == before[3:]
-    assert estimate.survival[:3] > before[:3]
+    assert estimate.tokens_per_round(16) == pytest.approx(6.0, abs=0.1)
+    for _ in range(4000):
+        estimate.observe(3, 3)
+    assert estimate.tokens_per_round(16) > 12, "the texts of today may not be like those of yesterday"
+
+
+def test_a_width_beyond_what_is_estimated_counts_as_the_widest() -> None:
+    estimate = AcceptanceEstimate(8)
+    assert estimate.tokens_per_round(1) == 1.0
+    assert estimate.tokens_per_round(64) == estimate.tokens_per_round(8) < 8
 
 
 def test_blocks_are_wide_when_the_device_is_idle_and_narrow_when_it_is_busy() -> None:
@@ -60,6 +78,8 @@ def test_bad_drafts_lead_to_plain_decoding_which_still_tries_now_and_then() -> N
     widths = [controller.draft_width(1, 32) for _ in range(4 * EXPLORE_EVERY)]
     assert widths.count(1) == 4 * (EXPLORE_EVERY - 1)
     assert max(widths) > 1
+    crowd = [controller.draft_width(16, 32) for _ in range(2 * 16 * EXPLORE_EVERY)]
+    assert sum(width > 1 for width in crowd) == 2, "one sequence in so many passes, however many run"
 
 
 def test_a_limit_below_the_narrowest_measured_width_is_plain_decoding() -> None:
