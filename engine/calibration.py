@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from engine.batch import BatchPlan, Phase, Span, StepGroup
 from engine.config import EngineConfig
@@ -14,6 +15,10 @@ from engine.sequence import Sequence
 
 CONTEXT = 128
 """Tokens of context the measured passes attend to."""
+LONG_CONTEXT = 1024
+"""Tokens of context, at most, of the passes that tell what context costs."""
+LONG_BATCH = 8
+"""Sequences in those, at most."""
 REPEATS = 3
 
 
@@ -26,6 +31,7 @@ def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPol
     widths = [1 << i for i in range(config.max_block_length.bit_length()) if 1 << i <= config.max_block_length]
     batches = [1 << i for i in range(config.max_running.bit_length()) if 1 << i <= config.max_running]
     widths = [width for width in widths if width <= max_model_len]
+    context = min(CONTEXT, max_model_len - widths[-1])
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     deadline = time.monotonic() + config.calibration_seconds
     for batch in batches:
@@ -33,9 +39,34 @@ def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPol
             reached = len(seconds[width]) == batches.index(batch)
             fits = batch * width <= config.max_batch_tokens
             if reached and (batch == 1 or (fits and time.monotonic() < deadline)):
-                plan = _verifying_pass(runner, policy, width, batch, min(CONTEXT, max_model_len - width))
+                plan = _verifying_pass(runner, policy, width, batch, context)
                 seconds[width].append(_time_pass(runner, plan))
-    return CostTable(tuple(widths), tuple(batches), tuple(tuple(seconds[width]) for width in widths))
+    measured = tuple(tuple(seconds[width]) for width in widths)
+    table = CostTable(tuple(widths), tuple(batches), measured, context)
+    return with_context_costs(table, runner, config, policy, max_model_len)
+
+
+def with_context_costs(
+    table: CostTable, runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, max_model_len: int
+) -> CostTable:
+    """The table, with what a longer context adds: from a narrow and a wide pass, each at a short and a long context."""
+    narrow, wide = table.widths[0], table.widths[-1]
+    batch = min(LONG_BATCH, config.max_running, config.max_batch_tokens // wide)
+    pages = runner.pool.num_pages * runner.pool.page_size // batch
+    long = min(LONG_CONTEXT, max_model_len - wide, pages - wide)
+    more = long - table.context
+    if narrow == wide or more < table.context:
+        return table  # too little to tell by
+
+    def added(width: int) -> float:
+        """Seconds a sequence and position."""
+        plans = (_verifying_pass(runner, policy, width, batch, context) for context in (table.context, long))
+        before, after = (_time_pass(runner, plan) for plan in plans)
+        return max(after - before, 0.0) / (more * batch)
+
+    low, high = added(narrow), added(wide)
+    per_pair = max(high - low, 0.0) / (wide - narrow)
+    return replace(table, per_position=max(low - per_pair * narrow, 0.0), per_pair=per_pair)
 
 
 def _verifying_pass(runner: ModelRunner, policy: DecodingPolicy, width: int, batch: int, context: int) -> BatchPlan:

@@ -12,4 +12,4 @@ class Auto(SelfSpeculation):
     name = "auto"
 
     def width(self, seq: Sequence, num_running: int) -> int:
-        return self.controller.draft_width(num_running, seq.request.decoding.block_length)
+        return self.controller.draft_width(num_running, seq.request.decoding.block_length, seq.num_cached)

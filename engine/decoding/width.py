@@ -34,6 +34,12 @@ class CostTable:
     """Ascending, beginning with 1."""
     seconds: tuple[tuple[float, ...], ...]
     """seconds[i][j]: a causal pass of batches[j] spans of widths[i] tokens. Rows may end early."""
+    context: int = 0
+    """KV positions that each of those sequences had cached."""
+    per_position: float = 0.0
+    """Further seconds for every cached position of a sequence more, and"""
+    per_pair: float = 0.0
+    """for every such position and query token."""
 
     @classmethod
     def assumed(cls, max_width: int) -> CostTable:
@@ -41,8 +47,16 @@ class CostTable:
         widths = tuple(1 << i for i in range(max_width.bit_length()) if 1 << i <= max_width)
         return cls(widths, (1, 2), tuple((64.0 + width, 64.0 + 2 * width) for width in widths))
 
-    def lookup(self, width: int, batch: int) -> float:
-        """Seconds of a pass, linear between and beyond the measured widths and batches."""
+    def lookup(self, width: int, batch: int, context: int | None = None) -> float:
+        """Seconds of a pass whose sequences have `context` positions cached; None: as many as when it was measured.
+
+        Linear between and beyond the measured widths and batches, and in the context.
+        """
+        further = 0 if context is None else context - self.context
+        attention = further * batch * (self.per_position + width * self.per_pair)
+        return max(self._measured(width, batch) + attention, 1e-9)
+
+    def _measured(self, width: int, batch: int) -> float:
         i = min(max(bisect_right(self.widths, width) - 1, 0), max(len(self.widths) - 2, 0))
         low = self._at(i, batch)
         if self.widths[i] == width or len(self.widths) == 1:
@@ -111,15 +125,18 @@ class WidthController:
         self.acceptance = acceptance
         self._unexplored = 0
 
-    def draft_width(self, num_running: int, limit: int) -> int:
-        """Tokens of the next canvas, seed included, up to `limit`; 1 is plain AR. A wider round is two passes."""
+    def draft_width(self, num_running: int, limit: int, context: int | None = None) -> int:
+        """Tokens of the next canvas, seed included, up to `limit`; 1 is plain AR. A wider round is two passes.
+
+        context: KV positions that the sequence has cached, taken for those of all.
+        """
         widest, widest_rate = 1, 0.0
         for width in self.costs.widths:
             if 1 < width <= limit:
-                rate = self.acceptance.tokens_per_round(width) / (2 * self.costs.lookup(width, num_running))
+                rate = self.acceptance.tokens_per_round(width) / (2 * self.costs.lookup(width, num_running, context))
                 if rate > widest_rate:
                     widest, widest_rate = width, rate
-        if widest_rate * self.costs.lookup(1, num_running) >= 1.0:
+        if widest_rate * self.costs.lookup(1, num_running, context) >= 1.0:
             return widest
         self._unexplored += 1
         if self._unexplored < EXPLORE_EVERY * num_running:
@@ -145,12 +162,13 @@ class WidthController:
                 limit = j + 1
                 break
         survival = self.survival(seq, block)
-        drafted = self.costs.lookup(len(block), num_running)
+        cost, context = self.costs.lookup, seq.num_cached
+        drafted = cost(len(block), num_running, context)
         best, best_rate = len(block), 0.0
         for length in range(VERIFY_STEP, len(block) + VERIFY_STEP, VERIFY_STEP):
             length = min(length, len(block))
             expected = 1.0 + sum(survival[: min(length, limit) - 1])
-            rate = expected / (drafted + self.costs.lookup(length, num_running))
+            rate = expected / (drafted + cost(length, num_running, context))
             if rate > best_rate:
                 best, best_rate = length, rate
         return best
@@ -161,6 +179,7 @@ class WidthController:
             return False
         survival = self.survival(seq, block)
         whole = survival[len(block) - 2] if len(block) - 2 < len(survival) else 0.0
-        verify = self.costs.lookup(len(block), num_running)
-        together = self.costs.lookup(len(block) + next_width, num_running)
-        return whole * self.costs.lookup(next_width, num_running) > together - verify
+        cost, context = self.costs.lookup, seq.num_cached
+        verify = cost(len(block), num_running, context)
+        together = cost(len(block) + next_width, num_running, context)
+        return whole * cost(next_width, num_running, context) > together - verify

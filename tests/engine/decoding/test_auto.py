@@ -33,7 +33,7 @@ class Whimsical(WidthController):
         super().__init__(CostTable.assumed(64), AcceptanceEstimate(64))
         self.dice = random.Random(seed)
 
-    def draft_width(self, num_running: int, limit: int) -> int:
+    def draft_width(self, num_running: int, limit: int, context: int | None = None) -> int:
         return self.dice.randint(1, limit)
 
     def verify_length(self, seq: Sequence, block: Block, num_running: int) -> int:

@@ -20,6 +20,23 @@ def test_a_table_says_what_was_measured_and_is_linear_between() -> None:
     assert table.lookup(2, 1) == pytest.approx(1.0 + 2.0 / 3)
 
 
+def test_context_costs_by_position_and_by_pair() -> None:
+    """A long context weighs the same on a narrow pass and, but for the pairs, on a wide one."""
+    table = CostTable((1, 4), (1, 2), ((1.0, 2.0), (3.0, 6.0)), context=100, per_position=0.01, per_pair=0.001)
+    assert table.lookup(1, 2, 100) == table.lookup(1, 2) == 2.0
+    assert table.lookup(1, 2, 200) == pytest.approx(2.0 + 100 * 2 * 0.011)
+    assert table.lookup(4, 1, 0) == pytest.approx(3.0 - 100 * 0.014)
+    assert table.lookup(1, 1, 0) > 0
+
+
+def test_a_long_context_makes_wide_blocks_pay() -> None:
+    """Reading the cache costs a pass the same however many tokens it reads it for."""
+    rows = tuple(tuple(width * batch * 1.0 for batch in BATCHES) for width in WIDTHS)
+    controller = WidthController(CostTable(WIDTHS, BATCHES, rows, per_position=1.0), AcceptanceEstimate(32, prior=0.95))
+    assert controller.draft_width(16, 32, 0) == 1
+    assert controller.draft_width(16, 32, 1000) == 32
+
+
 def test_noisy_measurements_never_make_a_pass_free() -> None:
     """A falling line, extended far enough, would be negative and win every comparison."""
     table = CostTable((1, 2), (1, 2), ((2.0, 1.0), (2.0, 0.5)))
