@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from engine.batch import BatchPlan, Phase, Span, StepGroup
 from engine.config import EngineConfig
@@ -15,10 +14,8 @@ from engine.sequence import Sequence
 
 CONTEXT = 128
 """Tokens of context the measured passes attend to."""
-LONG_CONTEXT = 1024
-"""Tokens of context, at most, of the passes that tell what context costs."""
-LONG_BATCH = 8
-"""Sequences in those, at most."""
+LONG_CONTEXT, LONG_BATCH, LONG_WIDTH = 1024, 8, 16
+"""Tokens of context, sequences and query tokens of each, at most, of the passes that tell what context costs."""
 REPEATS = 3
 
 
@@ -34,6 +31,7 @@ def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPol
     context = min(CONTEXT, max_model_len - widths[-1])
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     deadline = time.monotonic() + config.calibration_seconds
+    per_position, per_pair = context_costs(runner, config, policy, context, max_model_len, deadline)
     for batch in batches:
         for width in widths:
             reached = len(seconds[width]) == batches.index(batch)
@@ -42,31 +40,31 @@ def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPol
                 plan = _verifying_pass(runner, policy, width, batch, context)
                 seconds[width].append(_time_pass(runner, plan))
     measured = tuple(tuple(seconds[width]) for width in widths)
-    table = CostTable(tuple(widths), tuple(batches), measured, context)
-    return with_context_costs(table, runner, config, policy, max_model_len)
+    return CostTable(tuple(widths), tuple(batches), measured, context, per_position, per_pair)
 
 
-def with_context_costs(
-    table: CostTable, runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, max_model_len: int
-) -> CostTable:
-    """The table, with what a longer context adds: from a narrow and a wide pass, each at a short and a long context."""
-    narrow, wide = table.widths[0], table.widths[-1]
-    batch = min(LONG_BATCH, config.max_running, config.max_batch_tokens // wide)
-    pages = runner.pool.num_pages * runner.pool.page_size // batch
-    long = min(LONG_CONTEXT, max_model_len - wide, pages - wide)
-    more = long - table.context
-    if narrow == wide or more < table.context:
-        return table  # too little to tell by
+def context_costs(
+    runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, context: int, longest: int, deadline: float
+) -> tuple[float, float]:
+    """What context adds to a pass: seconds a sequence and cached position, and seconds a query token and such position.
 
-    def added(width: int) -> float:
-        """Seconds a sequence and position."""
-        plans = (_verifying_pass(runner, policy, width, batch, context) for context in (table.context, long))
+    From a narrow and a wide pass, each at `context` and at a longer one. Zeros where there is no room for one, or no
+    time until `deadline` (time.monotonic).
+    """
+    wide = min(LONG_WIDTH, config.max_block_length)
+    batch = max(1, min(LONG_BATCH, config.max_running, config.max_batch_tokens // wide))
+    room = runner.pool.num_pages // batch * runner.pool.page_size
+    long = min(LONG_CONTEXT, longest - wide, room - wide)
+    added = []
+    for width in (1, wide):
+        if long < 2 * context or time.monotonic() >= deadline:
+            return 0.0, 0.0
+        plans = (_verifying_pass(runner, policy, width, batch, positions) for positions in (context, long))
         before, after = (_time_pass(runner, plan) for plan in plans)
-        return max(after - before, 0.0) / (more * batch)
-
-    low, high = added(narrow), added(wide)
-    per_pair = max(high - low, 0.0) / (wide - narrow)
-    return replace(table, per_position=max(low - per_pair * narrow, 0.0), per_pair=per_pair)
+        added.append(max(after - before, 0.0) / ((long - context) * batch))
+    narrow, broad = added
+    per_pair = max(broad - narrow, 0.0) / (wide - 1)
+    return max(narrow - per_pair, 0.0), per_pair
 
 
 def _verifying_pass(runner: ModelRunner, policy: DecodingPolicy, width: int, batch: int, context: int) -> BatchPlan:

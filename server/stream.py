@@ -73,10 +73,10 @@ async def chunks(
                 async with asyncio.timeout(min(left, keepalive or left)):
                     deltas = await generation.next()
             except TimeoutError:
-                if time.monotonic() >= deadline:
-                    raise expired() from None
-                yield KEEPALIVE
-                continue
+                if keepalive and time.monotonic() < deadline:
+                    yield KEEPALIVE
+                    continue
+                raise expired() from None
             on_chunk()
             data = b"".join([finished(write(generation.choices[delta.index], delta)) for delta in deltas])
             if generation.reported:

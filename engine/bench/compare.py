@@ -25,7 +25,7 @@ from engine.bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.engine import Engine
 from engine.models.files import model_directory
 
-SCHEMA = "lightcone-bench-compare/1"
+SCHEMA = "lightcone-bench-compare/2"
 MODES = ("ar", "diffusion", "speculative")
 
 RATIOS = (

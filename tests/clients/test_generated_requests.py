@@ -48,7 +48,7 @@ def integral(value: Any) -> Any:
 
 
 def known_id(token: Any) -> Any:
-    return 6 + token % 1600 if type(token) is int and token > 1642 and token % 3 else token
+    return 6 + token % 1594 if type(token) is int and token >= 1600 and token % 3 else token
 
 
 def sensible(path: str, raw: Any) -> Any:

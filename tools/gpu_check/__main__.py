@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from engine.batch import Phase
-from engine.bench.measure import PassKind
+from engine.bench.measure import PassKind, counter_of
 from engine.config import EngineConfig
 from engine.device_speed import measure_device_speed
 from engine.engine import Engine
@@ -164,8 +164,8 @@ class Check:
                 )
             )  # fmt: skip
             seconds = time.monotonic() - started
-            parameters = engine.info.num_parameters / 1e9
-            return Part("Random weights", [{"billion parameters": parameters, "seconds to load": seconds}])
+            weights = counter_of(engine).weight_bytes / 1e9
+            return Part("Random weights", [{"a pass reads GB": weights, "seconds to load": seconds}])
 
         self.part("load", load)
         if engine is None:

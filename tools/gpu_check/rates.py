@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from engine.batch import Phase, Span
-from engine.bench.measure import PassKind, counter_of, time_passes
+from engine.bench.measure import PassKind, time_passes
 from engine.bench.passes import pass_figures
 from engine.bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.config import EngineConfig
@@ -99,7 +99,6 @@ def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpe
         if bar:
             name = f"{kind.phase} of {kind.batch} x {kind.width} at {kind.context}, times the floor"
             part.bars.append(Bar(name, multiple, bar, at_most=True))
-    part.rows.append({"phase": f"weights: {counter_of(engine).weight_bytes / 1e9:.2f} GB"})
     return part
 
 
@@ -171,8 +170,8 @@ def throughput(
             # Prompts first, so that the rate is decoding's alone.
             for request in requests:
                 engine.add(request)
-            started, tokens = _decode(engine)
-            rate = tokens / started if started else 0.0
+            seconds, tokens = _decode(engine)
+            rate = tokens / seconds if seconds else 0.0
             if forced and count in best:
                 best[count] = max(best[count], rate)
             part.rows.append(
