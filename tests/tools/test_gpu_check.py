@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +95,37 @@ def test_a_missed_bar_is_a_failed_check() -> None:
     report = Report({"device": "x"}, [Part("speed", [{"rate": 1.0}], [low])])
     assert not report.passed
     assert "**missed**: rate: 1 (at least 2)" in report.markdown()
+
+
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+from runpy import run_module
+
+class Bare:
+    find_distributions = PathFinder.find_distributions
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        absent = {absent!r}
+        return None if name.partition(".")[0] in absent else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+sys.argv = ["gpu_check", *{words!r}]
+run_module("tools.gpu_check", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_it_runs_where_only_torch_and_transformers_are_installed(tmp_path: Path) -> None:
+    """A GPU machine often has no network: nothing could be installed there first."""
+    absent = ["msgspec", "llguidance", "zmq", "fastapi", "pydantic", "pydantic_core", "uvicorn", "aiohttp", "openai"]
+    script = BARE.format(absent=absent, words=["--size", "toy", "--out", str(tmp_path)])
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"]
+    assert report["machine"]["without"] == "msgspec, llguidance, zmq"

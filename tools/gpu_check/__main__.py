@@ -24,7 +24,7 @@ from engine.config import EngineConfig
 from engine.device_speed import measure_device_speed
 from engine.engine import Engine
 from engine.roofline import DeviceSpeed
-from tools.gpu_check import rates
+from tools.gpu_check import MISSING, rates
 from tools.gpu_check.idle import idle
 from tools.gpu_check.parity import Heads, Spans, bandwidth, parity
 from tools.gpu_check.report import Part, Report, Row
@@ -213,6 +213,7 @@ def _machine(device: torch.device) -> Row:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "torch": installed("torch"), "triton": installed("triton"), "transformers": installed("transformers"),
+        "without": ", ".join(MISSING) or "nothing",
     }  # fmt: skip
 
 
