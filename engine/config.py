@@ -18,9 +18,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Of weights, activations and KV. `auto`: the checkpoint's on a GPU, float32 on a CPU."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto`: the first GPU, or the CPU where there is none."""
-    attention: Literal["sdpa", "triton"] = "sdpa"
-    """`sdpa`: torch's own, on any device. `triton`: a paged kernel for NVIDIA GPUs, which needs the `triton` extra and
-    has so far been run in Triton's interpreter only, never on a GPU."""
+    kernels: Literal["torch", "triton"] = "torch"
+    """`torch`: torch's own, on any device. `triton`: paged attention, rotation, activation and sampling in kernels for
+    NVIDIA GPUs, and recorded passes. They need the `triton` extra; so far they have been compiled for GPUs and run in
+    Triton's interpreter, never on a GPU."""
+    enforce_eager: bool = False
+    """Record no passes: each runs operation by operation. On a GPU with `kernels` triton small passes are otherwise
+    recorded (CUDA graphs) at start-up, which takes up to half a minute."""
     max_model_len: int | None = None
     """Longest prompt plus answer. None: what the model's config says, as far as the KV pool can hold it."""
     max_running: int = 64

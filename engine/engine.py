@@ -6,10 +6,10 @@ import logging
 import os
 import time
 from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING
 
 import torch
 
-from engine.attention.registry import make_attention
 from engine.batch import BatchPlan
 from engine.calibration import measure_costs
 from engine.config import EngineConfig, EngineInfo
@@ -24,6 +24,7 @@ from engine.grammar import GrammarVocabulary
 from engine.grammar_compiler import GrammarCompiler, load_vocabulary
 from engine.grammar_queue import GrammarQueue
 from engine.history import TokenHistory
+from engine.kernels import make_kernels
 from engine.kv_cache.pages import PageAllocator
 from engine.kv_cache.pool import KVCachePool
 from engine.kv_cache.sizing import choose_pool_size
@@ -36,6 +37,9 @@ from engine.roofline import DeviceSpeed, PassShape, WorkCounter
 from engine.sampling import Sampler
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from engine.graphs import PassGraphs
 
 log = logging.getLogger("lightcone.engine")
 
@@ -78,9 +82,11 @@ class Engine:
             device_bandwidth=speed.bandwidth,
             device_rate=speed.rate,
         )
+        # Recorded passes have padding, whose K and V go to a page that the allocator does not know.
+        recorded = device.type == "cuda" and config.kernels == "triton" and not config.enforce_eager
         pool = KVCachePool(
             num_layers=shape.num_layers,
-            num_pages=size.num_pages,
+            num_pages=size.num_pages + recorded,
             page_size=config.page_size,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
@@ -89,10 +95,12 @@ class Engine:
             dtype=dtype,
             device=device,
         )
-        attention = make_attention(config.attention, pool, shape.num_heads)
-        self.runner = ModelRunner(model.decoder, pool, attention, device)
+        kernels = make_kernels(config.kernels, pool, shape, spec.banned_token_ids)
+        self.runner = ModelRunner(model.decoder, pool, kernels, device)
+        if recorded:
+            self.runner.graphs = record_passes(self.runner, config.max_batch_tokens)
         history = TokenHistory(config.max_running, shape.vocab_size, device)
-        self.sampler = Sampler(spec.banned_token_ids, history, device)
+        self.sampler = Sampler(spec.banned_token_ids, history, device, kernels.choice)
         self.scheduler = Scheduler(
             config,
             PageAllocator(size.num_pages, config.page_size, config.prefix_caching),
@@ -242,6 +250,18 @@ def decode(plan: BatchPlan, logits: Rows[torch.Tensor | None]) -> list[StepOutco
                 log.exception("request %s failed", span.seq.request.request_id)
                 outcomes.append(StepOutcome(span, error=STEP_FAILED))
     return outcomes
+
+
+def record_passes(runner: ModelRunner, max_tokens: int) -> PassGraphs:
+    """Records a runner's passes of up to `max_tokens` query tokens on a GPU. Only with the triton kernels."""
+    from engine.attention.triton_paged import TritonAttention  # these need Triton, and nothing else does
+    from engine.graphs import CudaRecorder, PassGraphs
+
+    if not isinstance(runner.attention, TritonAttention):
+        raise TypeError("only passes of the triton backend can be recorded")
+    graphs = PassGraphs(runner.decoder, runner.attention, runner.elementwise, runner.pool, CudaRecorder())
+    graphs.warm_up(max_tokens)
+    return graphs
 
 
 def default_threads() -> int:

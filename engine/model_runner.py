@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
-from engine.attention.base import AttentionBackend
-from engine.batch import BatchPlan, ForwardBatch, Phase
+from engine.batch import BatchPlan, PackedPass, Phase
+from engine.kernels import Kernels
 from engine.kv_cache.pool import KVCachePool
 from engine.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from engine.graphs import PassGraphs
 
 
 class ModelRunner:
     """Owns the model, the KV pool and the attention backend. It knows nothing of requests' parameters."""
 
-    def __init__(self, decoder: Decoder, pool: KVCachePool, attention: AttentionBackend, device: torch.device) -> None:
+    graphs: PassGraphs | None = None
+    """Recorded passes, where there are any; those that fit none run operation by operation."""
+
+    def __init__(self, decoder: Decoder, pool: KVCachePool, kernels: Kernels, device: torch.device) -> None:
         self.decoder = decoder
         self.pool = pool
-        self.attention = attention
+        self.attention = kernels.attention
+        self.elementwise = kernels.elementwise
         self.device = device
 
     @torch.inference_mode()
     def forward(self, plan: BatchPlan) -> list[torch.Tensor | None]:
-        """One packed pass. Returns for each group its logits [n, num_logits, V], or None if it needs none.
+        """One packed pass. Returns for each group its logits [n, num_logits, V] of the model's dtype, or None if it
+        needs none.
 
         K and V of every query token are written to its pages; nothing else changes, so a pass may be repeated.
         """
         self._map_pages(plan)
-        batch = self.pack(plan)
-        self.attention.prepare(batch)
-        hidden = self.decoder.forward(batch, self.attention)
-        if not batch.logit_rows.numel():
+        packed = self.pack(plan)
+        hidden = None if self.graphs is None else self.graphs.forward(packed)
+        if hidden is None:
+            batch = packed.to(self.device, self.pool.dtype)
+            self.attention.prepare(batch)
+            hidden = self.decoder.forward(batch, self.attention, self.elementwise)
+        num_rows = len(packed.logit_rows)
+        if not num_rows:
             return [None] * len(plan.groups)
-        if batch.logit_rows.numel() < hidden.shape[0]:
-            hidden = hidden.index_select(0, batch.logit_rows)
+        if num_rows < hidden.shape[0]:
+            hidden = hidden.index_select(0, torch.from_numpy(packed.logit_rows).to(self.device))
         return self._split(plan, self.decoder.logits(hidden))
 
-    def pack(self, plan: BatchPlan) -> ForwardBatch:
-        """The plan as tensors on the device, in one transfer."""
+    def pack(self, plan: BatchPlan) -> PackedPass:
+        """The plan as arrays. Its pages are mapped."""
         # Python lists over spans, numpy over tokens: a numpy call a span would cost more than the whole of this.
         ids: list[int] = []
         offsets, kv_ends, rows, lengths = [0], [], [], []
@@ -65,22 +79,14 @@ class ModelRunner:
         size = self.pool.page_size
         page, within = np.divmod(packed[1], size)
         packed[3] = self.pool.host_page_table[packed[3], page] * size + within
-        device = self.device
-        token_ids, positions, kv_limits, slots = torch.from_numpy(packed).to(device).unbind(0)
-        draft_tokens = None
-        if self.decoder.adapter is not None and any(drafting):
-            draft_tokens = torch.from_numpy(np.repeat(drafting, lengths)).to(device, self.pool.dtype)[:, None]
-        return ForwardBatch(
-            token_ids=token_ids,
-            positions=positions,
-            kv_limits=kv_limits,
-            slots=slots,
-            logit_rows=torch.from_numpy(logit_rows).to(device),
+        drafts = self.decoder.adapter is not None and any(drafting)
+        return PackedPass(
+            inputs=packed,
+            logit_rows=logit_rows,
             span_offsets=offsets,
             span_rows=rows,
             span_kv_ends=kv_ends,
-            host_kv_limits=packed[2],
-            draft_tokens=draft_tokens,
+            drafting=np.repeat(drafting, lengths) if drafts else None,
         )
 
     def _map_pages(self, plan: BatchPlan) -> None:

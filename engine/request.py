@@ -63,9 +63,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
     @property
+    def edits(self) -> bool:
+        """Logits are changed before temperature, filters and noise."""
+        return bool(self.penalises or self.logit_bias or self.min_tokens)
+
+    @property
     def plain(self) -> bool:
         """The choice is the likeliest token, whatever came before it."""
-        return not (self.temperature >= GREEDY_BELOW or self.penalises or self.logit_bias or self.min_tokens)
+        return not (self.temperature >= GREEDY_BELOW or self.edits)
 
 
 class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from engine.request import GREEDY_BELOW, SamplingParams
 
 if TYPE_CHECKING:
     from engine.sequence import Sequence
+    from engine.triton_choice import TritonChoice
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -33,17 +34,33 @@ class Chosen:
     """[n] bool: the model's logits held no NaN and no infinity."""
     logits: torch.Tensor
     """[n, r, V]: after bans, grammar, bias and penalties, before temperature: the distribution confidence is taken
-    from."""
+    from. Of the model's dtype where nothing but bans changed it."""
+    logprobs: torch.Tensor | None = None
+    """[n, r]: natural-log probability of each chosen token; None where nobody has computed it yet."""
+
+    def log_probabilities(self) -> torch.Tensor:
+        """[n, r]: natural-log probability of each chosen token. Of no meaning where there is none."""
+        if self.logprobs is None:
+            self.logprobs = log_probabilities(widened(self.logits), self.token_ids.clamp(min=0))
+        return self.logprobs
 
 
 class Sampler:
     """Applies requests' sampling parameters. Holds only what all requests share: banned ids and token histories."""
 
-    def __init__(self, banned_token_ids: tuple[int, ...], history: TokenHistory, device: torch.device) -> None:
+    def __init__(
+        self,
+        banned_token_ids: tuple[int, ...],
+        history: TokenHistory,
+        device: torch.device,
+        kernel: TritonChoice | None = None,
+    ) -> None:
+        """kernel: does the last step, from logits to tokens, with fewer passes over them. None: torch does."""
         self._banned = torch.tensor(banned_token_ids, dtype=torch.int64, device=device)
         self._bits = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
         self._history = history
         self._device = device
+        self._kernel = kernel
 
     def choose(
         self,
@@ -66,31 +83,49 @@ class Sampler:
         walks: for each span the r - 1 tokens its rows walk over; row i is bound by the grammar's state after the first
         i of them. None: grammars do not bind (the result is a draft).
         """
-        total = logits.sum(dim=(1, 2))
-        finite = total - total == 0  # neither NaN nor infinite
-        logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
-        if min_tokens is None and all(seq.plain for seq in seqs):
-            return Chosen(best_tokens(logits), finite, logits)
-        if positions is None:
-            raise ValueError("positions are needed: a request's parameters have a say in the choice")
         bound = [] if walks is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
-        if bound and walks is not None:
-            self._apply_grammars(logits, bound, [seqs[i] for i in bound], [walks[i] for i in bound])
-        self._apply_bias(logits, seqs)
-        self._apply_min_tokens(logits, seqs, positions, min_tokens)
-        self._apply_penalties(logits, seqs, drafts, cumulative)
-        token_ids = best_tokens(logits)
-        sampled = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
-        if sampled:
-            params = [seqs[i].request.sampling for i in sampled]
-            if len(sampled) == len(seqs):
-                token_ids = sample(logits, params, positions)
-            else:
-                index = torch.tensor(sampled, device=self._device)
-                token_ids[index] = sample(logits[index], params, positions[index])
+        edited = bool(bound) or min_tokens is not None or any(seq.request.sampling.edits for seq in seqs)
+        if positions is None and not all(seq.plain for seq in seqs):
+            raise ValueError("positions are needed: a request's parameters have a say in the choice")
+        finite = None
+        if edited or self._kernel is None:
+            finite = all_finite(logits)
+            logits = widened(logits)
+            logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
+        if edited and positions is not None:
+            if walks is not None and bound:
+                self._apply_grammars(logits, bound, [seqs[i] for i in bound], [walks[i] for i in bound])
+            self._apply_bias(logits, seqs)
+            self._apply_min_tokens(logits, seqs, positions, min_tokens)
+            self._apply_penalties(logits, seqs, drafts, cumulative)
+        chosen = self._pick(logits, finite, [seq.request.sampling for seq in seqs], positions)
         if bound:
-            scores = logits.gather(-1, token_ids[..., None])[..., 0]
-            token_ids = token_ids.masked_fill(scores == NEGATIVE_INFINITY, -1)
+            scores = logits.gather(-1, chosen.token_ids[..., None])[..., 0]
+            chosen.token_ids.masked_fill_(scores == NEGATIVE_INFINITY, -1)
+        return chosen
+
+    def _pick(
+        self,
+        logits: torch.Tensor,
+        finite: torch.Tensor | None,
+        params: list[SamplingParams],
+        positions: torch.Tensor | None,
+    ) -> Chosen:
+        """Temperature, filters, noise and the best token. finite: of the logits before anything changed them; None only
+        if nothing has, not even bans, which the kernel then applies."""
+        if self._kernel is not None:
+            picked = self._kernel.pick(logits, params, positions)
+            return Chosen(picked.token_ids, picked.finite if finite is None else finite, logits, picked.logprobs)
+        if finite is None:
+            raise ValueError("only the kernel tells whether logits are finite")
+        sampled = [i for i, own in enumerate(params) if own.temperature >= GREEDY_BELOW]
+        if positions is None or not sampled:
+            return Chosen(best_tokens(logits), finite, logits)
+        if len(sampled) == len(params):
+            return Chosen(sample(logits, params, positions), finite, logits)
+        token_ids = best_tokens(logits)
+        index = torch.tensor(sampled, device=self._device)
+        token_ids[index] = sample(logits[index], [params[i] for i in sampled], positions[index])
         return Chosen(token_ids, finite, logits)
 
     def rank(
@@ -101,6 +136,7 @@ class Sampler:
         logits: [n, r, V] of a Chosen; positions: [n, r]. Returns ([n, r, count] int64 ids, best first, and their
         natural-log probabilities); count is at most V.
         """
+        logits = widened(logits)
         scores = logits
         sampled = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
         if sampled:
@@ -173,6 +209,17 @@ class Sampler:
         rows = torch.where(seen, torch.where(rows > 0, rows / repetition, rows * repetition), rows)
         rows = rows - counts.to(rows.dtype) * frequency - (counts > 0).to(rows.dtype) * presence
         logits[index] = rows
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """The logits as float32 where they are of a half type, else themselves."""
+    return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
+def all_finite(logits: torch.Tensor) -> torch.Tensor:
+    """[n] bool: no NaN and no infinity among [n, r, V] logits."""
+    total = logits.sum(dim=(1, 2))
+    return total - total == 0
 
 
 def best_tokens(scores: torch.Tensor) -> torch.Tensor:

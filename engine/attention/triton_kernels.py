@@ -2,6 +2,9 @@
 
 The softmax is computed online (Milakov and Gimelshein 2018); splitting the context where queries are few is
 Flash-Decoding (Dao et al. 2023). Only what Triton has had for long is used: no descriptors, no block pointers.
+
+Whatever differs from pass to pass is read from the device, so that a recorded launch serves other passes too: tiles
+beyond those in use have no tokens, and splits beyond those in use do nothing.
 """
 
 from __future__ import annotations
@@ -10,19 +13,19 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def attend_tiles(
     q_ptr,  # [T, num_heads, HEAD_DIM], contiguous within a head
     k_ptr,  # [num_slots, num_kv_heads, HEAD_DIM], contiguous: one layer of the pool
     v_ptr,  # like k
     out_ptr,  # [splits, T, num_heads, HEAD_DIM], contiguous: of q's type without splits, else float32
     lse_ptr,  # [splits, T, num_heads] float32: log2 of each split's sum of weights; unused without splits
-    tiles_ptr,  # [num_tiles, 3] int32: first query token, number of query tokens, row of the page table
+    layout_ptr,  # [1 + num_tiles, 3] int32: KV positions of a split (a multiple of BLOCK_KV), splits in use, nothing;
+    # then of each tile its first query token, number of query tokens, row of the page table
     limits_ptr,  # [T] int64: query token t sees positions [0, limit)
     table_ptr,  # [rows, TABLE_STRIDE] int64: pages of a row, by position
     scale,  # of the scores, times log2(e)
     num_tokens,  # T
-    split_length,  # KV positions of a split, a multiple of BLOCK_KV
     q_token_stride,
     q_head_stride,
     TABLE_STRIDE: tl.constexpr,
@@ -39,9 +42,12 @@ def attend_tiles(
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
-    first = tl.load(tiles_ptr + tile * 3)
-    count = tl.load(tiles_ptr + tile * 3 + 1)
-    table = table_ptr + tl.load(tiles_ptr + tile * 3 + 2).to(tl.int64) * TABLE_STRIDE
+    split_length = tl.load(layout_ptr)
+    first = tl.load(layout_ptr + tile * 3 + 3)
+    count = tl.load(layout_ptr + tile * 3 + 4)
+    table = table_ptr + tl.load(layout_ptr + tile * 3 + 5).to(tl.int64) * TABLE_STRIDE
+    if (count == 0) | (split >= tl.load(layout_ptr + 1)):
+        return
 
     rows = tl.arange(0, BLOCK_ROWS)
     dims = tl.arange(0, HEAD_DIM)
@@ -94,28 +100,46 @@ def attend_tiles(
         tl.store(lse_ptr + head_rows, highest + tl.log2(filled), mask=in_tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def merge_splits(
-    parts_ptr,  # [num_splits, num_rows, HEAD_DIM] float32, where a row is one head of one query token
-    lse_ptr,  # [num_splits, num_rows] float32
+    parts_ptr,  # [splits, num_rows, HEAD_DIM] float32, where a row is one head of one query token
+    lse_ptr,  # [splits, num_rows] float32
     out_ptr,  # [num_rows, HEAD_DIM]
+    layout_ptr,  # as above
     num_rows,
-    num_splits,
     HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,  # at least the splits in use, a power of two: all are loaded at once, not one after another
 ):
     """Program (row): the splits' results, weighted by their shares of the softmax."""
     row = tl.program_id(0).to(tl.int64)
+    splits = tl.arange(0, SPLITS)
     dims = tl.arange(0, HEAD_DIM)
-    # The first split holds position 0, which every query sees: its weight is never log2(0).
-    highest = tl.load(lse_ptr + row)
-    total = highest * 0.0 + 1.0
-    mixed = tl.load(parts_ptr + row * HEAD_DIM + dims)
-    for split in range(1, num_splits):
-        at = row + split * num_rows
-        lse = tl.load(lse_ptr + at)
-        new_highest = tl.maximum(highest, lse)
-        fading, weight = tl.exp2(highest - new_highest), tl.exp2(lse - new_highest)
-        mixed = mixed * fading + tl.load(parts_ptr + at * HEAD_DIM + dims) * weight
-        total = total * fading + weight
-        highest = new_highest
-    tl.store(out_ptr + row * HEAD_DIM + dims, (mixed / total).to(out_ptr.dtype.element_ty))
+    used = splits < tl.load(layout_ptr + 1)
+    at = row + splits.to(tl.int64) * num_rows
+    lse = tl.load(lse_ptr + at, mask=used, other=float("-inf"))
+    # The first split holds position 0, which every query sees: the highest is never -inf.
+    weights = tl.exp2(lse - tl.max(lse, 0))
+    parts = tl.load(parts_ptr + at[:, None] * HEAD_DIM + dims[None, :], mask=used[:, None], other=0.0)
+    mixed = tl.sum(parts * weights[:, None], 0) / tl.sum(weights, 0)
+    tl.store(out_ptr + row * HEAD_DIM + dims, mixed.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def store_kv(
+    k_ptr,  # [T, num_kv_heads, HEAD_DIM], contiguous within a token
+    v_ptr,  # like k
+    stored_k_ptr,  # [num_slots, num_kv_heads, HEAD_DIM], contiguous: one layer of the pool
+    stored_v_ptr,  # like stored_k
+    slots_ptr,  # [T] int64
+    k_token_stride,
+    v_token_stride,
+    TOKEN_SIZE: tl.constexpr,  # num_kv_heads * HEAD_DIM
+    BLOCK: tl.constexpr,  # at least TOKEN_SIZE, a power of two
+):
+    """Program (token): writes K and V of a query token to its slot."""
+    token = tl.program_id(0).to(tl.int64)
+    places = tl.arange(0, BLOCK)
+    inside = places < TOKEN_SIZE
+    at = tl.load(slots_ptr + token) * TOKEN_SIZE + places
+    tl.store(stored_k_ptr + at, tl.load(k_ptr + token * k_token_stride + places, mask=inside), mask=inside)
+    tl.store(stored_v_ptr + at, tl.load(v_ptr + token * v_token_stride + places, mask=inside), mask=inside)

@@ -7,33 +7,64 @@ module only where it is asked for.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 
 from engine.attention.base import AttentionBackend
-from engine.attention.triton_kernels import attend_tiles, merge_splits
-from engine.batch import ForwardBatch
+from engine.attention.triton_kernels import attend_tiles, merge_splits, store_kv
+from engine.batch import ForwardBatch, PackedPass
 from engine.kv_cache.pool import KVCachePool
 
 HEAD_DIMS = (32, 64, 128)
 MIN_ROWS = 16
 """Fewest rows that a matrix product on a GPU's tensor cores takes; smaller tiles are padded."""
-MAX_ROWS = 128
-"""Most rows of a tile (query tokens times heads of a group): more would not fit a processor's registers."""
-BLOCK_KV = {2: 64, 4: 32}
-"""KV positions read at a time, by bytes of an element."""
 MIN_SPLIT = 256
 """Fewest KV positions of a split: below, merging costs more than the parallelism brings."""
+MAX_SPLITS = 64
+"""Splits that a merging program can load at once."""
 INTERPRETER_PROGRAMS = 32
 """Programs to aim at where there is no GPU to ask: Triton's interpreter, which is for tests."""
+
+
+class TileShape(NamedTuple):
+    """How a program works through the KV positions of its tile."""
+
+    block_kv: int
+    """KV positions read at a time."""
+    num_warps: int
+    num_stages: int = 3
+    """Depth of the software pipeline: the page table is read a stage before K and V are."""
+
+
+TILE_SHAPES = {
+    2: {16: TileShape(64, 4), 32: TileShape(64, 4), 64: TileShape(64, 4), 128: TileShape(64, 8)},
+    4: {16: TileShape(16, 4)},
+}
+"""By bytes of an element, then by rows of a tile (query tokens times heads of a group): shapes whose registers do not
+spill (tests/engine/attention/test_compiled.py). Float32 products take no tensor cores and many registers."""
+
+
+@dataclass(slots=True, eq=False)
+class Tiles:
+    """A pass cut into tiles of query tokens."""
+
+    rows: list[tuple[int, int, int]]
+    """Of each tile its first query token, number of query tokens, and row of the page table."""
+    block_rows: int
+    """Rows of the kernel's tile: query tokens times heads of a group, padded."""
+    longest: int
+    """Most KV positions that any query token sees."""
 
 
 class TritonAttention(AttentionBackend):
     """Cuts every span into tiles of query tokens and, where those are too few to fill the GPU, the context into splits.
 
-    The host decides tiles and splits from the spans' lengths alone; what a token sees (`kv_limits`) and where it lies
-    (the page table) is read on the device.
+    The host decides tiles and splits from the spans' lengths alone; they, what a token sees (`kv_limits`) and where it
+    lies (the page table) are read on the device, so that a launch can be recorded (engine.graphs).
     """
 
     def __init__(self, pool: KVCachePool, num_heads: int, *, programs: int | None = None) -> None:
@@ -52,35 +83,77 @@ class TritonAttention(AttentionBackend):
         self._pool = pool
         self._num_heads = num_heads
         self._group = num_heads // pool.num_kv_heads
-        if self._group > MAX_ROWS:
-            raise ValueError(f"the triton backend takes at most {MAX_ROWS} query heads a KV head, not {self._group}")
-        self._block_kv = BLOCK_KV[pool.dtype.itemsize]
+        self._shapes = TILE_SHAPES[pool.dtype.itemsize]
+        if self._group > max(self._shapes):
+            raise ValueError(
+                f"the triton backend takes at most {max(self._shapes)} query heads a KV head in {pool.dtype}, "
+                f"not {self._group}"
+            )
         self._scale = math.log2(math.e) / math.sqrt(pool.head_dim)
         self._programs = programs or _programs_of(pool.device)
         self._slots = self._limits = torch.empty(0, dtype=torch.int64, device=pool.device)
-        self._tiles = torch.empty((0, 3), dtype=torch.int32, device=pool.device)
-        self._block_rows = MIN_ROWS
-        self._num_splits = self._split_length = 1
+        self._layout = torch.empty((0, 3), dtype=torch.int32, device=pool.device)
+        self._block_rows, self._num_splits = MIN_ROWS, 1
 
     def prepare(self, batch: ForwardBatch) -> None:
         """Lays out tiles and splits; one small transfer to the device."""
+        tiles = self.tiles(batch)
+        layout = self.layout(tiles, len(tiles.rows))
+        device_layout = torch.from_numpy(layout).to(self._pool.device)
+        self.use(batch.slots, batch.kv_limits, device_layout, tiles.block_rows, int(layout[0, 1]))
+
+    def tiles(self, batch: ForwardBatch | PackedPass) -> Tiles:
+        """Cuts a pass into tiles."""
         lengths = [end - start for start, end in zip(batch.span_offsets, batch.span_offsets[1:], strict=False)]
-        rows = triton.next_power_of_2(max(lengths) * self._group)
-        self._block_rows = min(max(rows, MIN_ROWS), MAX_ROWS)
-        step = self._block_rows // self._group
-        tiles = [
+        block_rows = self.block_rows(max(lengths))
+        step = block_rows // self._group
+        rows = [
             (start + done, min(step, length - done), row)
             for start, length, row in zip(batch.span_offsets, lengths, batch.span_rows, strict=False)
             for done in range(0, length, step)
         ]
-        self._tiles = torch.tensor(tiles, dtype=torch.int32).to(self._pool.device)
-        self._slots, self._limits = batch.slots, batch.kv_limits
-        self._choose_splits(len(tiles), max(batch.span_kv_ends))
+        return Tiles(rows, block_rows, max(batch.span_kv_ends))
+
+    def block_rows(self, length: int) -> int:
+        """Rows of the tiles of a pass whose longest span has `length` query tokens."""
+        return min(max(int(triton.next_power_of_2(length * self._group)), MIN_ROWS), max(self._shapes))
+
+    @property
+    def tile_rows(self) -> list[int]:
+        """Every size of tile that a pass may have."""
+        return list(self._shapes)
+
+    def tile_tokens(self, block_rows: int) -> int:
+        """Query tokens that a tile holds."""
+        return block_rows // self._group
+
+    def most_splits(self, num_tiles: int) -> int:
+        """Splits of the context in a pass of so many tiles, at most."""
+        return min(-(-self._programs // (num_tiles * self._pool.num_kv_heads)), MAX_SPLITS)
+
+    def layout(self, tiles: Tiles, room: int) -> np.ndarray:
+        """What the kernels read of a pass: [1 + room, 3] int32, see triton_kernels. room: for so many tiles, no fewer
+        than there are; the context is split as for so many."""
+        layout = np.zeros((1 + room, 3), dtype=np.int32)
+        layout[1 : 1 + len(tiles.rows)] = tiles.rows
+        length = max(-(-tiles.longest // self.most_splits(room)), MIN_SPLIT)
+        block_kv = self._shapes[tiles.block_rows].block_kv
+        length = -(-length // block_kv) * block_kv
+        layout[0, :2] = length, -(-tiles.longest // length)
+        return layout
+
+    def use(
+        self, slots: torch.Tensor, limits: torch.Tensor, layout: torch.Tensor, block_rows: int, num_splits: int
+    ) -> None:
+        """What `forward` takes from now on: slots and limits [T] int64 and a `layout`, all on the device; the tiles'
+        rows; splits to start programs for, no fewer than the layout uses."""
+        self._slots, self._limits, self._layout = slots, limits, layout
+        self._block_rows, self._num_splits = block_rows, num_splits
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """See AttentionBackend. All K and V are written before any is read, so spans of one sequence see each other."""
-        pool, splits = self._pool, self._num_splits
-        pool.write(layer, self._slots, k, v)
+        pool, splits, shape = self._pool, self._num_splits, self._shapes[self._block_rows]
+        self._store(k, v, layer)
         if q.stride(2) != 1:
             q = q.contiguous()
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -88,23 +161,28 @@ class TritonAttention(AttentionBackend):
         if splits > 1:
             parts = torch.empty((splits, *q.shape), dtype=torch.float32, device=q.device)
             lse = torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device)
-        attend_tiles[(len(self._tiles), pool.num_kv_heads, splits)](
-            q, pool.k[layer], pool.v[layer], parts, lse, self._tiles, self._limits, pool.page_table,
-            self._scale, q.shape[0], self._split_length, q.stride(0), q.stride(1),
+        attend_tiles[(len(self._layout) - 1, pool.num_kv_heads, splits)](
+            q, pool.k[layer], pool.v[layer], parts, lse, self._layout, self._limits, pool.page_table,
+            self._scale, q.shape[0], q.stride(0), q.stride(1),
             TABLE_STRIDE=pool.page_table.stride(0), NUM_KV_HEADS=pool.num_kv_heads, GROUP=self._group,
-            HEAD_DIM=pool.head_dim, PAGE_SIZE=pool.page_size, BLOCK_ROWS=self._block_rows, BLOCK_KV=self._block_kv,
-            SPLIT=splits > 1, WIDEN=pool.device.type != "cuda",
+            HEAD_DIM=pool.head_dim, PAGE_SIZE=pool.page_size, BLOCK_ROWS=self._block_rows, BLOCK_KV=shape.block_kv,
+            SPLIT=splits > 1, WIDEN=pool.device.type != "cuda", num_warps=shape.num_warps, num_stages=shape.num_stages,
         )  # fmt: skip
         if splits > 1:
             num_rows = q.shape[0] * q.shape[1]
-            merge_splits[(num_rows,)](parts, lse, out, num_rows, splits, HEAD_DIM=pool.head_dim)
+            merge_splits[(num_rows,)](
+                parts, lse, out, self._layout, num_rows, HEAD_DIM=pool.head_dim, SPLITS=MAX_SPLITS
+            )
         return out
 
-    def _choose_splits(self, num_tiles: int, longest: int) -> None:
-        wanted = -(-self._programs // (num_tiles * self._pool.num_kv_heads))
-        length = max(-(-longest // wanted), MIN_SPLIT)
-        self._split_length = -(-length // self._block_kv) * self._block_kv
-        self._num_splits = -(-longest // self._split_length)
+    def _store(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
+        pool = self._pool
+        token_size = pool.num_kv_heads * pool.head_dim
+        k, v = (x if x.stride()[1:] == (pool.head_dim, 1) else x.contiguous() for x in (k, v))
+        store_kv[(k.shape[0],)](
+            k, v, pool.k[layer], pool.v[layer], self._slots, k.stride(0), v.stride(0),
+            TOKEN_SIZE=token_size, BLOCK=triton.next_power_of_2(token_size),
+        )  # fmt: skip
 
 
 def _programs_of(device: torch.device) -> int:

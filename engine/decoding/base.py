@@ -16,7 +16,7 @@ import torch
 
 from engine.batch import Phase, Span, StepGroup
 from engine.events import TokenLogprob
-from engine.sampling import Chosen, Sampler, log_probabilities
+from engine.sampling import Chosen, Sampler, widened
 from engine.sequence import Block, Sequence
 
 
@@ -142,11 +142,12 @@ def with_logprobs(choices: Choices, chosen: Chosen, group: StepGroup) -> Choices
     wanted = [span.seq.request.sampling.logprobs for span in group.spans]
     if all(count is None for count in wanted):
         return choices
-    choices.logprobs = log_probabilities(chosen.logits, chosen.token_ids.clamp(min=0))
+    choices.logprobs = chosen.log_probabilities()
     most = max(count or 0 for count in wanted)
     if most:
-        top, choices.top_ids = chosen.logits.topk(min(most, chosen.logits.shape[-1]), dim=-1)
-        choices.top_logprobs = top - chosen.logits.logsumexp(dim=-1, keepdim=True)
+        logits = widened(chosen.logits)
+        top, choices.top_ids = logits.topk(min(most, logits.shape[-1]), dim=-1)
+        choices.top_logprobs = top - logits.logsumexp(dim=-1, keepdim=True)
     return choices
 
 

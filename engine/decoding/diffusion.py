@@ -28,7 +28,7 @@ from engine.decoding.base import (
     same_rows,
     with_logprobs,
 )
-from engine.sampling import Sampler, log_probabilities
+from engine.sampling import Sampler
 from engine.sequence import Block, Sequence
 
 
@@ -89,7 +89,7 @@ def denoise_choices(
     unsettled = torch.tensor([_unsettled(block) for block in blocks], dtype=torch.int64, device=device)
     positions = same_rows(group, device)
     chosen = sampler.choose(logits, seqs, positions, drafts=unsettled, min_tokens=min_tokens)
-    confidences = log_probabilities(chosen.logits, chosen.token_ids).exp()
+    confidences = chosen.log_probabilities().exp()
     masked[:, 0] &= ~torch.tensor([block.awaits_seed for block in blocks], device=device)
     thresholds = [
         seq.request.decoding.threshold if seq.request.decoding.threshold is not None else math.inf for seq in seqs

@@ -14,7 +14,7 @@ from engine.decoding.base import (
     next_token_outcome,
 )
 from engine.events import TokenLogprob
-from engine.sampling import log_probabilities
+from engine.sampling import all_finite, log_probabilities, widened
 from engine.sequence import Sequence
 
 SCORED_CHUNK = 128
@@ -63,11 +63,11 @@ class Prefill(DecodingPolicy):
     def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
         if not any(span.seq.scores_prompt for span in group.spans):
             return next_token_choices(self.sampler, group, logits)
-        total = logits.sum(dim=(1, 2))
-        scores = score_prompts(group, logits)
+        finite = all_finite(logits)
+        scores = score_prompts(group, widened(logits))
         last = StepGroup(group.policy, group.phase, 1, [_last_row(span) for span in group.spans])
         choices = next_token_choices(self.sampler, last, logits[:, -1:].clone())
-        choices.finite = total - total == 0
+        choices.finite = finite
         choices.prompt_logprobs, choices.prompt_top_ids, choices.prompt_top_logprobs = scores
         return choices
 

@@ -31,7 +31,7 @@ from engine.decoding.base import (
     with_logprobs,
 )
 from engine.decoding.width import VERIFY_STEP, WidthController
-from engine.sampling import Sampler, log_probabilities
+from engine.sampling import Sampler
 from engine.sequence import Block, Sequence
 
 CANDIDATES = 32
@@ -106,7 +106,7 @@ def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> C
     seqs = [span.seq for span in group.spans]
     positions = same_rows(group, logits.device)
     chosen = sampler.choose(logits, seqs, positions)
-    confidences = log_probabilities(chosen.logits, chosen.token_ids).exp()
+    confidences = chosen.log_probabilities().exp()
     choices = Choices(chosen.token_ids, chosen.finite, confidences)
     bound = [i for i, seq in enumerate(seqs) if seq.grammar is not None]
     if bound:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from engine.attention.base import AttentionBackend
 from engine.batch import ForwardBatch
+from engine.models.elementwise import Elementwise
 from engine.models.rope import RopeConfig, RotaryTable, Rotation
 
 
@@ -145,9 +146,7 @@ class Decoder:
         self.head = self.embedding if config.tied_head else empty_weight(vocabulary, dtype, device)
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.layers = [Layer(config, dtype, device, adapter) for _ in range(config.num_layers)]
-        # None: torch has a kernel of its own. On a CPU it has none that computes in the type itself.
-        composed = device.type == "cpu" and dtype.itemsize >= 4
-        self._eps = torch.tensor(config.rms_norm_eps, dtype=dtype) if composed else None
+        self._elementwise = Elementwise(config.rms_norm_eps, dtype, device)
         self.rope = RotaryTable(config.rope, config.head_dim, num_positions, dtype, device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -172,9 +171,12 @@ class Decoder:
         """Parameters of the model without its draft adapter."""
         return sum(tensor.numel() for tensor in self.tensors().values())
 
-    def forward(self, batch: ForwardBatch, attention: AttentionBackend) -> torch.Tensor:
+    def forward(
+        self, batch: ForwardBatch, attention: AttentionBackend, elementwise: Elementwise | None = None
+    ) -> torch.Tensor:
         """Returns the final hidden states, normalised: [T, hidden_size].
 
+        elementwise: None: torch's own operations.
         The caller has called `attention.prepare(batch)`, and runs this under torch.inference_mode.
         """
         config = self.config
@@ -182,34 +184,25 @@ class Decoder:
         drafting = None
         if self.adapter is not None and batch.draft_tokens is not None:
             drafting = batch.draft_tokens * self.adapter.scale  # [T, 1]
+        elementwise = elementwise or self._elementwise
+        norm, gate = elementwise.norm, elementwise.gate
         hidden = F.embedding(batch.token_ids, self.embedding)
         for index, layer in enumerate(self.layers):
-            normed = self._norm(hidden, layer.input_norm)
-            q, k, v = self._project(layer, normed, rotation)
+            q, k, v = self._project(layer, norm(hidden, layer.input_norm), rotation, elementwise)
             context = attention.forward(q, k, v, index).reshape(-1, config.q_dim)
-            hidden = torch.addmm(hidden, context, layer.output.t())
+            hidden.addmm_(context, layer.output.t())
             if drafting is not None and layer.lora_a is not None and layer.lora_b is not None:
                 hidden.addmm_(F.linear(context, layer.lora_a) * drafting, layer.lora_b.t())
-            normed = self._norm(hidden, layer.mlp_norm)
-            gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
-            hidden.addmm_(F.silu(gate).mul_(up), layer.down.t())
-        return self._norm(hidden, self.norm)
+            gate_up = F.linear(norm(hidden, layer.mlp_norm), layer.gate_up)
+            hidden.addmm_(gate(gate_up), layer.down.t())
+        return norm(hidden, self.norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [R, hidden_size], the rows to predict from. Returns [R, vocab_size], float32 for half types."""
-        logits = F.linear(hidden, self.head)
-        return logits.float() if logits.dtype.itemsize < 4 else logits
-
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """x / sqrt(mean of its squares + eps) * weight, over the last dimension; half types are computed in float32."""
-        if self._eps is None:
-            return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.addcmul(self._eps, norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
-        return (x * scale).mul_(weight)
+        """hidden: [R, hidden_size], the rows to predict from. Returns [R, vocab_size] of the model's dtype."""
+        return F.linear(hidden, self.head)
 
     def _project(
-        self, layer: Layer, hidden: torch.Tensor, rotation: Rotation
+        self, layer: Layer, hidden: torch.Tensor, rotation: Rotation, elementwise: Elementwise
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rotated q [T, num_heads, head_dim], rotated k and v [T, num_kv_heads, head_dim]; all may be strided views."""
         config = self.config
@@ -218,9 +211,6 @@ class Decoder:
         qk, v = fused.split_with_sizes((sum(heads), config.num_kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = qk.split_with_sizes(heads, dim=1)
-            qk = torch.cat((self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)), dim=1)
-        qk = torch.addcmul(qk * rotation.cos, qk.roll(config.head_dim // 2, -1), rotation.sin)
-        q, k = qk.split_with_sizes(heads, dim=1)
-        if rotation.query_scale is not None:
-            q = q * rotation.query_scale
-        return q, k, v
+            norm = elementwise.norm
+            qk = torch.cat((norm(q, layer.q_norm), norm(k, layer.k_norm)), dim=1)
+        return *elementwise.rotate(qk, config.num_heads, rotation), v

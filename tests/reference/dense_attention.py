@@ -72,7 +72,6 @@ def dense_batch(spans: list[tuple[int, int, list[int], int | None]]) -> ForwardB
         positions=torch.tensor(positions),
         kv_limits=torch.tensor(limits),
         slots=torch.tensor(positions),
-        logit_rows=torch.arange(len(ids)),
         span_offsets=offsets,
         span_rows=[row for row, *_ in spans],
         span_kv_ends=[start + len(tokens) if limit is None else limit for _, start, tokens, limit in spans],

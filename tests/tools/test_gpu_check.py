@@ -59,7 +59,7 @@ def test_a_part_that_fails_is_told_and_stops_no_other(capsys: pytest.CaptureFixt
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
     forward = SdpaAttention.forward
     monkeypatch.setattr(SdpaAttention, "forward", lambda *inputs: spoil(forward(*inputs)))
-    part = parity("sdpa", CPU, TOY.heads[:1], TOY.spans[:1], seed=1)
+    part = parity("torch", CPU, TOY.heads[:1], TOY.spans[:1], seed=1)
     assert not any(bar.met for bar in part.bars)
 
 

@@ -120,16 +120,16 @@ class Check:
         self.size, self.device = size, device
         self.deadline = time.monotonic() + seconds
         self.report = Report(_machine(device))
-        self.attention: rates.Attention = "sdpa"
+        self.kernels: rates.Kernels = "torch"
 
     def run(self) -> Report:
         size, device = self.size, self.device
         seed = time.time_ns() % 1_000_000
-        backends = ["triton", "sdpa"] if device.type == "cuda" else ["sdpa"]
+        backends = ["triton", "torch"] if device.type == "cuda" else ["torch"]
         for backend in backends:
             part = self.part(f"parity {backend}", partial(parity, backend, device, size.heads, size.spans, seed))
             if backend == "triton" and not part.problem and all(bar.met for bar in part.bars):
-                self.attention = "triton"
+                self.kernels = "triton"
         speed = DeviceSpeed(1.0, 1.0)
 
         def measure() -> Part:
@@ -140,10 +140,8 @@ class Check:
 
         self.part("device", measure)
         bar = 0.7 if device.type == "cuda" else 0.0
-        self.part(
-            "bandwidth", lambda: bandwidth(self.attention, device, size.heads[0], size.wide, speed.bandwidth, bar)
-        )
-        self.part("agreement", lambda: rates.agreement(device, self.attention, size.requests, 0.99))
+        self.part("bandwidth", lambda: bandwidth(self.kernels, device, size.heads[0], size.wide, speed.bandwidth, bar))
+        self.part("agreement", lambda: rates.agreement(device, self.kernels, size.requests, 0.99))
         with tempfile.TemporaryDirectory(prefix="lightcone-gpu-check-") as folder:
             (Path(folder) / "config.json").write_text(json.dumps(size.config))
             self._random_weights(folder, speed)
@@ -159,7 +157,7 @@ class Check:
             engine = Engine.load(
                 EngineConfig(
                     model=folder, load_format="dummy", device=str(self.device), dtype="bfloat16",
-                    attention=self.attention, max_model_len=size.max_model_len, calibration_seconds=0.0,
+                    kernels=self.kernels, max_model_len=size.max_model_len, calibration_seconds=0.0,
                     max_batch_tokens=8192, prefix_caching=False,
                 )
             )  # fmt: skip

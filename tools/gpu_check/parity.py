@@ -78,7 +78,7 @@ class Case:
         return ForwardBatch(
             token_ids=nothing, positions=torch.from_numpy(places).to(pool.device),
             kv_limits=torch.from_numpy(limits).to(pool.device), slots=torch.from_numpy(slots).to(pool.device),
-            logit_rows=nothing, span_offsets=[i * spans.width for i in range(len(contexts) + 1)],
+            span_offsets=[i * spans.width for i in range(len(contexts) + 1)],
             span_rows=list(range(len(contexts))), span_kv_ends=ends.tolist(), host_kv_limits=limits,
         )  # fmt: skip
 
@@ -110,13 +110,13 @@ class Case:
 
 
 @torch.inference_mode()
-def parity(backend: str, device: torch.device, heads: list[Heads], spans: list[Spans], seed: int) -> Part:
+def parity(kernels: str, device: torch.device, heads: list[Heads], spans: list[Spans], seed: int) -> Part:
     """The backend's largest error over all head layouts, spans and types. NaN anywhere counts as infinite."""
-    part = Part(f"Parity of attention '{backend}'")
+    part = Part(f"Parity of {kernels} attention")
     worst = dict.fromkeys(TOLERANCE, 0.0)
     for number, (layout, shape, dtype) in enumerate((h, s, d) for h in heads for s in spans for d in TOLERANCE):
         case = Case(layout, shape, dtype, device, seed + number)
-        attention = make_attention(backend, case.pool, layout.num_heads)
+        attention = make_attention(kernels, case.pool, layout.num_heads)
         attention.prepare(case.batch)
         # An allocator likes to give the same memory again: what the kernel leaves unwritten is then NaN.
         poison = torch.full_like(case.q, torch.nan)
@@ -140,11 +140,11 @@ def parity(backend: str, device: torch.device, heads: list[Heads], spans: list[S
 
 
 @torch.inference_mode()
-def bandwidth(backend: str, device: torch.device, heads: Heads, spans: Spans, measured: float, bar: float) -> Part:
+def bandwidth(kernels: str, device: torch.device, heads: Heads, spans: Spans, measured: float, bar: float) -> Part:
     """How fast one layer's attention reads its K and V. measured: the device's bytes a second."""
-    part = Part(f"Bandwidth of attention '{backend}'")
+    part = Part(f"Bandwidth of {kernels} attention")
     case = Case(heads, spans, torch.bfloat16, device, 0)
-    attention = make_attention(backend, case.pool, heads.num_heads)
+    attention = make_attention(kernels, case.pool, heads.num_heads)
     attention.prepare(case.batch)
     seconds = fastest(lambda: attention.forward(case.q, case.k, case.v, 0), device)
     share = case.kv_bytes / seconds / measured

@@ -26,7 +26,7 @@ from engine.roofline import DeviceSpeed
 from engine.sequence import Block, Sequence
 from tools.gpu_check.report import Bar, Part
 
-Attention = Literal["sdpa", "triton"]
+Kernels = Literal["torch", "triton"]
 
 TOKENS_A_ROUND = {8: 5.78, 16: 8.53, 32: 11.36}
 """Of self-speculation by block length, as published for the 8B on a reasoning set: random weights accept nothing."""
@@ -55,14 +55,14 @@ def run(engine: Engine, requests: list[Request], in_flight: int) -> tuple[dict[s
     return answers, time.perf_counter() - started, tokens
 
 
-def agreement(device: torch.device, attention: Attention, count: int, bar: float) -> Part:
+def agreement(device: torch.device, kernels: Kernels, count: int, bar: float) -> Part:
     """Share of requests of the built-in model that self-speculation answers as AR does, greedy and sampled."""
     part = Part("Self-speculation equals AR")
     directory = model_directory("builtin")
     dtype: Literal["bfloat16", "float32"]
     for dtype, batch in (("bfloat16", 1), ("bfloat16", 32), ("float32", 1), ("float32", 32)):
         config = EngineConfig(
-            model=str(directory), device=str(device), dtype=dtype, attention=attention,
+            model=str(directory), device=str(device), dtype=dtype, kernels=kernels,
             calibration_seconds=0.0, kv_cache_tokens=65536,
         )  # fmt: skip
         engine = Engine.load(config)

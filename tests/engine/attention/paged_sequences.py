@@ -121,7 +121,6 @@ class PagedSequences:
             positions=torch.tensor([place for s in spans for place in range(s.start, s.start + s.length)]),
             kv_limits=torch.tensor(limits),
             slots=torch.tensor(slots),
-            logit_rows=torch.zeros(0, dtype=torch.int64),
             span_offsets=offsets,
             span_rows=[span.row for span in spans],
             span_kv_ends=[max(span.limits) for span in spans],

@@ -23,7 +23,7 @@ def refusal(name: str, world: PagedSequences) -> str:
 
 
 def test_sdpa_runs_anywhere() -> None:
-    assert isinstance(make_attention("sdpa", PagedSequences().pool, NUM_HEADS), SdpaAttention)
+    assert isinstance(make_attention("torch", PagedSequences().pool, NUM_HEADS), SdpaAttention)
 
 
 def test_an_unknown_backend_is_refused_by_name() -> None:
@@ -33,7 +33,7 @@ def test_an_unknown_backend_is_refused_by_name() -> None:
 def test_triton_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled kernels cannot run on a CPU, and the first request would be the one to find out."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert "runs on NVIDIA GPUs, not on cpu" in refusal("triton", PagedSequences())
+    assert "run on NVIDIA GPUs, not on cpu" in refusal("triton", PagedSequences())
 
 
 def test_triton_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,22 +53,19 @@ def test_sdpa_needs_no_triton() -> None:
     source = "engine.attention.triton_paged"
     if source in sys.modules:
         pytest.skip("another test of this process has imported it")
-    make_attention("sdpa", PagedSequences().pool, NUM_HEADS)
+    make_attention("torch", PagedSequences().pool, NUM_HEADS)
     assert source not in sys.modules
 
 
 @pytest.mark.parametrize("decoding", ["ar", "diffusion", "speculative"])
-def test_the_built_in_model_answers_alike_through_the_kernel(
-    decoding: str, builtin_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_built_in_model_answers_alike_through_the_kernel(decoding: str, builtin_engine: MakeEngine) -> None:
     """The whole path: the configuration, prompts and blocks in pages, and the same tokens as through sdpa."""
-    pytest.importorskip("triton", reason="Triton is not installed: pip install lightcone[triton]")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("tests.engine.interpreted", exc_type=ImportError)
     answers = []
-    for attention in ("sdpa", "triton"):
-        engine = builtin_engine(attention=attention, max_running=2)
+    for kernels in ("torch", "triton"):
+        engine = builtin_engine(kernels=kernels, max_running=2)
         requests = [
-            ask(f"r{n}", list(range(8, 15 + 9 * n)), decoding=decoding, max_tokens=10, ignore_eos=True)
+            ask(f"r{n}", list(range(8, 15 + 9 * n)), decoding, max_tokens=8, ignore_eos=True, temperature=0.8 * n)
             for n in range(2)
         ]
         answers.append({name: answer.outcome for name, answer in drive(engine, requests).items()})

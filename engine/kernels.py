@@ -1,0 +1,35 @@
+"""Which kernels run a model: torch's own, on any device, or those written in Triton, on NVIDIA GPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.attention.base import AttentionBackend
+from engine.attention.registry import make_attention
+from engine.kv_cache.pool import KVCachePool
+from engine.models.decoder import DecoderConfig
+from engine.models.elementwise import Elementwise
+
+if TYPE_CHECKING:
+    from engine.triton_choice import TritonChoice
+
+
+class Kernels(NamedTuple):
+    """Everything in a step that is not a matrix product, by who computes it."""
+
+    attention: AttentionBackend
+    elementwise: Elementwise
+    choice: TritonChoice | None
+    """None: engine.sampling does it with torch's own operations."""
+
+
+def make_kernels(name: str, pool: KVCachePool, config: DecoderConfig, banned_token_ids: tuple[int, ...]) -> Kernels:
+    """The kernels that `EngineConfig.kernels` names. Raises ConfigError where they cannot run this model here."""
+    attention = make_attention(name, pool, config.num_heads)
+    if name == "torch":
+        return Kernels(attention, Elementwise(config.rms_norm_eps, pool.dtype, pool.device), None)
+    from engine.models.triton_elementwise import TritonElementwise  # these need Triton, and nothing else does
+    from engine.triton_choice import TritonChoice
+
+    elementwise = TritonElementwise(config.rms_norm_eps, pool.dtype, pool.device)
+    return Kernels(attention, elementwise, TritonChoice(banned_token_ids, pool.device))

@@ -1,0 +1,129 @@
+"""Compiles every Triton kernel for NVIDIA GPUs, which needs none, and prints what each takes of a processor, as JSON.
+
+`python -m tests.engine.compiled [ARCHITECTURE...]` (90: Hopper). Not in Triton's interpreter, which replaces the
+compiler.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from engine import choice_kernels, triton_choice
+from engine.attention import triton_kernels as attention
+from engine.attention.triton_paged import HEAD_DIMS, MAX_SPLITS, TILE_SHAPES
+from engine.models import triton_kernels as elementwise
+from engine.models.triton_elementwise import GATE_BLOCK
+
+
+class Launch(NamedTuple):
+    """One specialisation of a kernel."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    """Of the arguments; what is absent here is in `constants`. Pointers and strides are multiples of 16."""
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+def attention_launches() -> Iterator[Launch]:
+    pointers = {"layout_ptr": "*i32", "limits_ptr": "*i64", "table_ptr": "*i64", "lse_ptr": "*fp32"}
+    numbers = {"scale": "fp32", "num_tokens": "i32", "q_token_stride": "i32", "q_head_stride": "i32"}
+    for dtype, size in (("bf16", 2), ("fp32", 4)):
+        for head_dim in HEAD_DIMS:
+            for rows, shape in TILE_SHAPES[size].items():
+                for split in (False, True) if head_dim == 128 else (True,):
+                    yield Launch(
+                        f"attend_tiles {dtype} {head_dim} x {rows}{' split' if split else ''}",
+                        attention.attend_tiles,
+                        dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{dtype}")
+                        | {"out_ptr": "*fp32" if split else f"*{dtype}"} | pointers | numbers,
+                        {
+                            "TABLE_STRIDE": 2048, "NUM_KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": head_dim, "PAGE_SIZE": 16,
+                            "BLOCK_ROWS": rows, "BLOCK_KV": shape.block_kv, "SPLIT": split, "WIDEN": False,
+                        },
+                        {"num_warps": shape.num_warps, "num_stages": shape.num_stages},
+                    )  # fmt: skip
+    merge = {"parts_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16", "layout_ptr": "*i32", "num_rows": "i32"}
+    yield Launch("merge_splits", attention.merge_splits, merge, {"HEAD_DIM": 128, "SPLITS": MAX_SPLITS}, {})
+    stored = dict.fromkeys(("k_ptr", "v_ptr", "stored_k_ptr", "stored_v_ptr"), "*bf16")
+    stored |= {"slots_ptr": "*i64", "k_token_stride": "i32", "v_token_stride": "i32"}
+    yield Launch("store_kv", attention.store_kv, stored, {"TOKEN_SIZE": 1024, "BLOCK": 1024}, {})
+
+
+def elementwise_launches() -> Iterator[Launch]:
+    strides = dict.fromkeys(("token_stride", "head_stride", "table_stride"), "i32")
+    yield Launch(
+        "rotate_rows", elementwise.rotate_rows,
+        dict.fromkeys(("qk_ptr", "cos_ptr", "sin_ptr", "scale_ptr"), "*bf16") | strides,
+        {"NUM_HEADS": 32, "ALL_HEADS": 40, "BLOCK_HEADS": 64, "HALF": 64, "SCALED": True}, {},
+    )  # fmt: skip
+    yield Launch(
+        "gate_rows", elementwise.gate_rows, {"gate_up_ptr": "*bf16", "out_ptr": "*bf16", "token_stride": "i32"},
+        {"SIZE": 14336, "BLOCK": GATE_BLOCK}, {},
+    )  # fmt: skip
+
+
+def choice_launches() -> Iterator[Launch]:
+    sizes = {"V": 131072, "BLOCK": triton_choice.MAX_BLOCK, "NUM_BANNED": 2}
+    options = {"num_warps": triton_choice.NUM_WARPS}
+    common = {"cuts_ptr": "*i32", "params_ptr": "*i32", "banned_ptr": "*i64", "rows_a_span": "i32"}
+    written = {"token_ptr": "*i64", "logprob_ptr": "*fp32", "finite_ptr": "*i8", "positions_ptr": "*i64"}
+    for dtype in ("bf16", "fp32"):
+        types = {"logits_ptr": f"*{dtype}"} | common
+        for sampled, cut in ((False, False), (True, False), (True, True)):
+            yield Launch(
+                f"choose_rows {dtype}{' sampled' * sampled}{' cut' * cut}", choice_kernels.choose_rows,
+                types | written, sizes | {"SAMPLED": sampled, "CUT": cut}, options,
+            )  # fmt: skip
+        cut_sizes = sizes | {"ID_BITS": 18}
+        yield Launch(f"find_cuts {dtype}", choice_kernels.find_cuts, types, cut_sizes, options)
+
+
+def compiled(launch: Launch, architecture: int) -> dict[str, int]:
+    """Registers and bytes of spilled ones by thread, bytes of shared memory by program, tensor-core instructions."""
+    names = launch.kernel.arg_names
+    signature = {name: launch.types.get(name, "constexpr") for name in names}
+    source = ASTSource(
+        fn=launch.kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in launch.constants.items()},
+        attrs={
+            (i,): [["tt.divisibility", 16]]
+            for i, (name, kind) in enumerate(signature.items())
+            if kind.startswith("*") or (name.endswith("stride") and kind != "constexpr")
+        },
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", usage)}
+    ptx = made.asm["ptx"]
+    products = ptx.count("wgmma.mma_async") + ptx.count("mma.sync")
+    return found | {"shared": made.metadata.shared, "products": products}
+
+
+def main(architectures: list[int]) -> None:
+    warnings.simplefilter("ignore")  # of Triton's own about its defaults to come
+    launches = [*attention_launches(), *elementwise_launches(), *choice_launches()]
+    found = {f"{a} {launch.name}": compiled(launch, a) for a in architectures for launch in launches}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main([int(word) for word in sys.argv[1:]] or [90])

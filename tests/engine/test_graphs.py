@@ -1,0 +1,175 @@
+"""Recorded passes, with a tape in place of a CUDA graph. If one fails, a GPU answers with some other pass's data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+pytest.importorskip("tests.engine.interpreted", exc_type=ImportError)
+
+from engine import graphs
+from engine.attention import triton_paged
+from engine.attention.triton_paged import TritonAttention
+from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.engine import Engine
+from engine.events import TokensCommitted
+from engine.graphs import Bucket, PassGraphs
+from engine.models.triton_elementwise import TritonElementwise
+from engine.request import DecodingParams, Request, SamplingParams
+from engine.sequence import Sequence
+from tests.conftest import MakeEngine, engine_maker
+from tests.engine.tape import TapeRecorder
+from tests.reference.checkpoints import write_checkpoint
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+
+@pytest.fixture(scope="module")
+def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
+    """Engines of a tiny random model with a draft adapter and heads that the kernel knows."""
+    directory = write_checkpoint(tmp_path_factory.mktemp("models") / "wide", lora_rank=4, head_dim=32)
+    return engine_maker(directory, "float32")
+
+
+class Recorded:
+    """Two engines of one model: one runs its passes recorded, in the triton backend, the other as they come."""
+
+    def __init__(self, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, programs: int = 24) -> None:
+        monkeypatch.setattr("engine.attention.triton_paged.MIN_SPLIT", 32)
+        # Tiles of several sizes, as the kernel has them in bfloat16.
+        monkeypatch.setitem(triton_paged.TILE_SHAPES, 4, dict.fromkeys((16, 32, 64), triton_paged.TileShape(16, 4)))
+        self.eager = make_engine(prefix_caching=False)
+        self.engine = make_engine(prefix_caching=False)
+        # The last page is padding's: the engine's own pool grows by one only on a GPU.
+        self.engine.scheduler.allocator = type(self.engine.scheduler.allocator)(
+            self.engine.runner.pool.num_pages - 1, self.engine.config.page_size, False
+        )
+        runner = self.engine.runner
+        config = runner.decoder.config
+        runner.attention = TritonAttention(runner.pool, config.num_heads, programs=programs)
+        runner.elementwise = TritonElementwise(config.rms_norm_eps, runner.pool.dtype, runner.device)
+        self.recorder = TapeRecorder(monkeypatch)
+        self.graphs = PassGraphs(runner.decoder, runner.attention, runner.elementwise, runner.pool, self.recorder)
+        runner.graphs = self.graphs
+
+
+@pytest.fixture
+def recorded(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
+    return Recorded(make_engine, monkeypatch)
+
+
+WIDE = [
+    Bucket(64, tiles, rows, drafting) for tiles, rows in ((64, 16), (32, 32), (32, 64)) for drafting in (False, True)
+]
+"""Whatever the requests below run: the prompts' longer spans need larger tiles."""
+
+
+def requests() -> list[Request]:
+    modes = [("ar", 8, 0.0), ("diffusion", 8, 0.0), ("speculative", 8, 0.0), ("speculative", 4, 0.8), ("ar", 8, 0.8)]
+    return [
+        Request(
+            request_id=str(i), prompt_token_ids=[1, *range(20, 20 + length)], max_tokens=8, ignore_eos=True,
+            sampling=SamplingParams(temperature=temperature, seed=i),
+            decoding=DecodingParams(decoding=decoding, block_length=block),
+        )
+        for i, ((decoding, block, temperature), length) in enumerate(zip(modes, (3, 9, 17, 1, 6), strict=True))
+    ]  # fmt: skip
+
+
+def answers(engine: Engine) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    waiting = requests()
+    while waiting or engine.has_work:
+        if waiting:  # one joins with each pass, so that prompts, drafts and decodes share passes
+            engine.add(waiting.pop(0))
+        for event in engine.step()[0]:
+            if isinstance(event, TokensCommitted):
+                found.setdefault(event.request_id, []).extend(event.token_ids)
+    return found
+
+
+def test_one_recording_serves_any_mix_of_requests(recorded: Recorded) -> None:
+    for bucket in (*WIDE, Bucket(8, 8, 16, False)):
+        recorded.graphs.record(bucket)
+    passes = 0
+    forward = recorded.graphs.forward
+
+    def counting(packed: object) -> torch.Tensor | None:
+        nonlocal passes
+        passes += 1
+        return forward(packed)  # type: ignore[arg-type]
+
+    recorded.graphs.forward = counting  # type: ignore[method-assign]
+    assert answers(recorded.engine) == answers(recorded.eager)
+    assert recorded.recorder.replays == passes > 8
+
+
+def test_a_pass_that_fits_no_recording_runs_eagerly(recorded: Recorded) -> None:
+    recorded.graphs.record(Bucket(4, 4, 16, False))  # decodes; not the prompts, canvases and drafts
+    assert answers(recorded.engine) == answers(recorded.eager)
+    assert recorded.recorder.replays > 0
+
+
+def span_of(engine: Engine, tokens: list[int]) -> BatchPlan:
+    """One causal pass over a fresh sequence, whose page is the first one."""
+    request = Request(request_id="one", prompt_token_ids=[0], max_tokens=1)
+    policy = engine.scheduler.prefill
+    seq = Sequence(request, policy, frozenset(), 0, row=0)
+    seq.pages = [0]
+    span = Span(seq, Phase.VERIFY, 0, tokens, kv_limit=None, num_logits=len(tokens))
+    return BatchPlan([StepGroup(policy, Phase.VERIFY, len(tokens), [span])])
+
+
+def test_padding_writes_to_the_page_that_is_nobodys(recorded: Recorded) -> None:
+    pool = recorded.engine.runner.pool
+    recorded.graphs.record(Bucket(8, 4, 16, False))
+    pool.k.fill_(7.0)
+    recorded.engine.runner.forward(span_of(recorded.engine, [20, 21, 22]))
+    changed = (pool.k != 7.0).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
+    assert changed == [0, 1, 2, (pool.num_pages - 1) * pool.page_size]
+    assert recorded.recorder.replays == 1
+
+
+def test_a_replay_leaves_nothing_to_the_next(recorded: Recorded) -> None:
+    """A long pass, then a short one: what the first left in the buffers is padding to the second."""
+    recorded.graphs.record(Bucket(8, 4, 16, False))
+    for tokens in ([20, 21, 22, 23, 24, 25], [30], [31, 32]):
+        for engine in (recorded.engine, recorded.eager):
+            engine.runner.pool.k.zero_()
+        found = recorded.engine.runner.forward(span_of(recorded.engine, tokens))[0]
+        expected = recorded.eager.runner.forward(span_of(recorded.eager, tokens))[0]
+        assert found is not None
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert recorded.recorder.replays == 3
+
+
+def test_warming_up_keeps_to_its_seconds_and_its_tokens(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded.graphs.warm_up(512, seconds=0.0)
+    assert recorded.graphs.buckets == []
+    monkeypatch.setattr(graphs, "TOKENS", (1, 4, 512))
+    recorded.graphs.warm_up(8, seconds=600.0)
+    assert {bucket.num_tokens for bucket in recorded.graphs.buckets} == {1, 4}
+    assert {bucket.drafting for bucket in recorded.graphs.buckets} == {False, True}
+    assert recorded.recorder.replays == 0
+
+
+def test_too_little_memory_leaves_what_was_recorded(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = recorded.recorder.record
+
+    def full(run: object) -> object:
+        if len(recorded.graphs.buckets) == 2:
+            raise torch.OutOfMemoryError("no room")
+        return record(run)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recorded.recorder, "record", full)
+    recorded.graphs.warm_up(8)
+    assert len(recorded.graphs.buckets) == 2
+
+
+def test_a_cpu_records_nothing(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    assert engine.runner.graphs is None
+    assert engine.runner.pool.num_pages == engine.info.num_pages
