@@ -20,8 +20,6 @@ from engine.batch import ForwardBatch, PackedPass
 from engine.kv_cache.pool import KVCachePool
 
 HEAD_DIMS = (32, 64, 128)
-MIN_ROWS = 16
-"""Fewest rows that a matrix product on a GPU's tensor cores takes; smaller tiles are padded."""
 MIN_SPLIT = 256
 """Fewest KV positions of a split: below, merging costs more than the parallelism brings."""
 MAX_SPLITS = 64
@@ -44,8 +42,9 @@ TILE_SHAPES = {
     2: {16: TileShape(64, 4), 32: TileShape(64, 4), 64: TileShape(64, 4), 128: TileShape(64, 8)},
     4: {16: TileShape(16, 4)},
 }
-"""By bytes of an element, then by rows of a tile (query tokens times heads of a group): shapes whose registers do not
-spill (tests/engine/attention/test_compiled.py). Float32 products take no tensor cores and many registers."""
+"""By bytes of an element, then by rows of a tile (query tokens times heads of a group), ascending: shapes whose
+registers do not spill (tests/engine/test_compiled_kernels.py). Fewer rows than 16 no tensor core multiplies; float32
+products take no tensor cores and many registers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,8 +66,16 @@ class TritonAttention(AttentionBackend):
     lies (the page table) are read on the device, so that a launch can be recorded (engine.graphs).
     """
 
-    def __init__(self, pool: KVCachePool, num_heads: int, *, programs: int | None = None) -> None:
+    def __init__(
+        self,
+        pool: KVCachePool,
+        num_heads: int,
+        *,
+        programs: int | None = None,
+        shapes: dict[int, TileShape] | None = None,
+    ) -> None:
         """programs: split the context until a pass has about as many. None: two for each of the GPU's processors.
+        shapes: tiles to use, by their rows. None: TILE_SHAPES.
 
         Raises ValueError for heads, head sizes, page sizes or types that the kernel does not know.
         """
@@ -83,7 +90,7 @@ class TritonAttention(AttentionBackend):
         self._pool = pool
         self._num_heads = num_heads
         self._group = num_heads // pool.num_kv_heads
-        self._shapes = TILE_SHAPES[pool.dtype.itemsize]
+        self._shapes = shapes or TILE_SHAPES[pool.dtype.itemsize]
         if self._group > max(self._shapes):
             raise ValueError(
                 f"the triton backend takes at most {max(self._shapes)} query heads a KV head in {pool.dtype}, "
@@ -93,7 +100,7 @@ class TritonAttention(AttentionBackend):
         self._programs = programs or _programs_of(pool.device)
         self._slots = self._limits = torch.empty(0, dtype=torch.int64, device=pool.device)
         self._layout = torch.empty((0, 3), dtype=torch.int32, device=pool.device)
-        self._block_rows, self._num_splits = MIN_ROWS, 1
+        self._block_rows, self._num_splits = min(self._shapes), 1
 
     def prepare(self, batch: ForwardBatch) -> None:
         """Lays out tiles and splits; one small transfer to the device."""
@@ -116,7 +123,8 @@ class TritonAttention(AttentionBackend):
 
     def block_rows(self, length: int) -> int:
         """Rows of the tiles of a pass whose longest span has `length` query tokens."""
-        return min(max(int(triton.next_power_of_2(length * self._group)), MIN_ROWS), max(self._shapes))
+        wanted = int(triton.next_power_of_2(length * self._group))
+        return next((rows for rows in self._shapes if rows >= wanted), max(self._shapes))
 
     @property
     def tile_rows(self) -> list[int]:

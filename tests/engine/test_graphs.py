@@ -71,11 +71,11 @@ def requests() -> list[Request]:
     modes = [("ar", 8, 0.0), ("diffusion", 8, 0.0), ("speculative", 8, 0.0), ("speculative", 4, 0.8), ("ar", 8, 0.8)]
     return [
         Request(
-            request_id=str(i), prompt_token_ids=[1, *range(20, 20 + length)], max_tokens=8, ignore_eos=True,
+            request_id=str(i), prompt_token_ids=[1, *range(20, 20 + length)], max_tokens=6, ignore_eos=True,
             sampling=SamplingParams(temperature=temperature, seed=i),
             decoding=DecodingParams(decoding=decoding, block_length=block),
         )
-        for i, ((decoding, block, temperature), length) in enumerate(zip(modes, (3, 9, 17, 1, 6), strict=True))
+        for i, ((decoding, block, temperature), length) in enumerate(zip(modes, (3, 9, 17, 1, 2), strict=True))
     ]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_one_recording_serves_any_mix_of_requests(recorded: Recorded) -> None:
 
     recorded.graphs.forward = counting  # type: ignore[method-assign]
     assert answers(recorded.engine) == answers(recorded.eager)
-    assert recorded.recorder.replays == passes > 8
+    assert recorded.recorder.replays == passes > 6
 
 
 def test_a_pass_that_fits_no_recording_runs_eagerly(recorded: Recorded) -> None:

@@ -21,6 +21,7 @@ from tools.gpu_check.idle import idle_share
 from tools.gpu_check.parity import parity
 from tools.gpu_check.rates import force, run
 from tools.gpu_check.report import Bar, Part, Report
+from tools.gpu_check.small import choosing, elementwise_parity, tiles
 
 TOY = SIZES["toy"]
 CPU = torch.device("cpu")
@@ -61,6 +62,33 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, spoil: Any) ->
     monkeypatch.setattr(SdpaAttention, "forward", lambda *inputs: spoil(forward(*inputs)))
     part = parity("torch", CPU, TOY.heads[:1], TOY.spans[:1], seed=1)
     assert not any(bar.met for bar in part.bars)
+
+
+def test_a_wrong_small_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tests.engine.interpreted", exc_type=ImportError)
+    from engine.models.triton_elementwise import TritonElementwise
+    from engine.triton_choice import TritonChoice
+
+    assert elementwise_parity(CPU, TOY.heads[0], TOY.small, 1).sound
+    gate, pick = TritonElementwise.gate, TritonChoice.pick
+    monkeypatch.setattr(TritonElementwise, "gate", lambda *inputs: gate(*inputs) * 1.1)
+    assert not elementwise_parity(CPU, TOY.heads[0], TOY.small, 1).sound
+
+    def other(*inputs: Any) -> Any:
+        picked = pick(*inputs)
+        return picked._replace(token_ids=picked.token_ids.index_fill(0, torch.tensor(0), 5))
+
+    monkeypatch.setattr(TritonChoice, "pick", other)
+    monkeypatch.setattr("tools.gpu_check.small.WAYS", {"greedy": SamplingParams(temperature=0.0)})
+    assert not choosing(CPU, TOY.small, 1, with_kernel=True).sound
+
+
+def test_shapes_of_tiles_are_ranked() -> None:
+    pytest.importorskip("tests.engine.interpreted", exc_type=ImportError)
+    rows = tiles(CPU, TOY.heads[0], [TOY.wide], 1e9).rows
+    assert all(row["us"] for row in rows)
+    assert [row["us"] for row in rows] == sorted(row["us"] for row in rows)  # type: ignore[type-var]
+    assert any(row["in use"] for row in rows)
 
 
 @pytest.mark.parametrize(("rate", "block"), [(5.78, 8), (3.0, 8), (1.0, 4)])
@@ -121,7 +149,7 @@ def test_it_runs_where_only_torch_and_transformers_are_installed(tmp_path: Path)
     absent = ["msgspec", "llguidance", "zmq", "fastapi", "pydantic", "pydantic_core", "uvicorn", "aiohttp", "openai"]
     script = BARE.format(absent=absent, words=["--size", "toy", "--out", str(tmp_path)])
     root = Path(__file__).parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "TRITON_INTERPRET": "0"}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tools.gpu_check import MISSING, rates
 from tools.gpu_check.idle import idle
 from tools.gpu_check.parity import Heads, Spans, bandwidth, parity
 from tools.gpu_check.report import Part, Report, Row
+from tools.gpu_check.small import Sizes, choosing, elementwise_parity, tiles
 
 _COMMON = {
     "architectures": ["NemotronLabsDiffusionModel"], "model_type": "nemotron_labs_diffusion", "dtype": "bfloat16",
@@ -50,6 +53,8 @@ class Size:
     spans: list[Spans]
     wide: Spans
     """For the kernel's bandwidth."""
+    small: Sizes
+    """For the kernels beside attention."""
     requests: int
     """For the agreement of modes."""
     passes: list[tuple[PassKind, float]]
@@ -84,6 +89,7 @@ SIZES = {
             Spans("prefill", [0, 5000], 700, True),
         ],
         wide=Spans("32 x 32 at 4096", [4096] * 32, 32, False),
+        small=Sizes(intermediate=14336, tokens=[1, 33, 2048], vocabulary=131072, rows=[(1, 1), (1, 32), (32, 32)]),
         requests=200,
         passes=[
             (_kind(Phase.DENOISE, 32, 1, 1024), 1.20), (_kind(Phase.DECODE, 1, 32, 1024), 1.35),
@@ -106,6 +112,7 @@ SIZES = {
             Spans("verify", [3, 30], 8, True), Spans("prefill", [0, 20], 20, True),
         ],
         wide=Spans("2 x 4 at 64", [64] * 2, 4, False),
+        small=Sizes(intermediate=48, tokens=[3], vocabulary=160, rows=[(1, 1), (2, 2)]),
         requests=4,
         passes=[(_kind(Phase.DENOISE, 8, 1, 64), 0.0), (_kind(Phase.DECODE, 1, 2, 64), 0.0)],
         in_flight=[1, 2], block_lengths=[8], prompt=16, answer=12, max_model_len=256, steps=4,
@@ -125,11 +132,17 @@ class Check:
     def run(self) -> Report:
         size, device = self.size, self.device
         seed = time.time_ns() % 1_000_000
-        backends = ["triton", "torch"] if device.type == "cuda" else ["torch"]
-        for backend in backends:
-            part = self.part(f"parity {backend}", partial(parity, backend, device, size.heads, size.spans, seed))
-            if backend == "triton" and not part.problem and all(bar.met for bar in part.bars):
-                self.kernels = "triton"
+        triton = kernels_run(device)
+        sound = triton and device.type == "cuda"  # the interpreter takes minutes where a GPU takes milliseconds
+        for name in ("triton", "torch") if triton else ("torch",):
+            part = self.part(f"parity {name}", partial(parity, name, device, size.heads, size.spans, seed))
+            sound &= name == "torch" or part.sound
+        if triton:
+            part = self.part("elementwise", partial(elementwise_parity, device, size.heads[0], size.small, seed))
+            sound &= part.sound
+        sound &= self.part("choosing", partial(choosing, device, size.small, seed, triton)).sound
+        if sound:
+            self.kernels = "triton"
         speed = DeviceSpeed(1.0, 1.0)
 
         def measure() -> Part:
@@ -145,6 +158,9 @@ class Check:
         with tempfile.TemporaryDirectory(prefix="lightcone-gpu-check-") as folder:
             (Path(folder) / "config.json").write_text(json.dumps(size.config))
             self._random_weights(folder, speed)
+        if device.type == "cuda":
+            narrow = Spans("32 x 1 at 4096", size.wide.contexts, 1, True)
+            self.part("tiles", lambda: tiles(device, size.heads[0], [size.wide, narrow], speed.bandwidth))
         return self.report
 
     def _random_weights(self, folder: str, speed: DeviceSpeed) -> None:
@@ -199,6 +215,11 @@ class Check:
         self.report.parts.append(part)
         print(f"{part.name}: {part.problem or 'done'} ({part.seconds:.1f} s)", flush=True)
         return part
+
+
+def kernels_run(device: torch.device) -> bool:
+    """Whether the Triton kernels can run at all: on a GPU, or in Triton's interpreter."""
+    return find_spec("triton") is not None and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def _machine(device: torch.device) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 
 from engine.batch import Phase, Span
-from engine.bench.measure import PassKind, time_passes
+from engine.bench.measure import PassKind, make_plan, time_passes
 from engine.bench.passes import pass_figures
 from engine.bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.config import EngineConfig
@@ -87,19 +88,39 @@ def agreement(device: torch.device, kernels: Kernels, count: int, bar: float) ->
 
 
 def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpeed) -> Part:
-    """Passes against their least time on this device; each kind with the most multiples of it that it may take."""
+    """Passes against their least time on this device; each kind with the most multiples of it that it may take. Where
+    passes are recorded, also what they take operation by operation, and how far their logits are from that."""
     part = Part("Passes against the floor")
-    fitting = [(kind, bar) for kind, bar in kinds if kind.fits(engine)]
-    found = time_passes(engine, [kind for kind, _ in fitting], repeats=5)
-    rows = pass_figures(engine, [kind for kind, _ in fitting], found, speed)
-    for row, (kind, bar) in zip(rows, fitting, strict=True):
+    fitting = [kind for kind, _ in kinds if kind.fits(engine)]
+    bars = [bar for kind, bar in kinds if kind.fits(engine)]
+    found = time_passes(engine, fitting, repeats=5)
+    recorded, graphs = [_logits(engine, kind) for kind in fitting], engine.runner.graphs
+    engine.runner.graphs = None
+    eager = [_logits(engine, kind) for kind in fitting]
+    eager_seconds = time_passes(engine, fitting, repeats=3) if graphs is not None else [[] for _ in fitting]
+    engine.runner.graphs = graphs
+    rows = pass_figures(engine, fitting, found, speed)
+    for i, (row, kind, bar) in enumerate(zip(rows, fitting, bars, strict=True)):
         multiple = 1 / float(str(row["light_share"]))
         names = ("phase", "width", "batch", "context", "floor_ms", "median_ms")
-        part.rows.append({name: row[name] for name in names} | {"times the floor": multiple})
+        part.rows.append(
+            {name: row[name] for name in names}
+            | {
+                "times the floor": multiple,
+                "operation by operation, ms": statistics.median(eager_seconds[i]) * 1e3 if eager_seconds[i] else None,
+                "largest difference of logits": float((recorded[i] - eager[i]).abs().max()),
+            }
+        )
         if bar:
             name = f"{kind.phase} of {kind.batch} x {kind.width} at {kind.context}, times the floor"
             part.bars.append(Bar(name, multiple, bar, at_most=True))
     return part
+
+
+def _logits(engine: Engine, kind: PassKind) -> torch.Tensor:
+    """Of one pass of a kind, the first span's."""
+    logits = engine.runner.forward(make_plan(engine, kind))[0]
+    return torch.zeros(1) if logits is None else logits[0].float().cpu()
 
 
 class WholeBlocks(WidthController):

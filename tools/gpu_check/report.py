@@ -33,6 +33,11 @@ class Part:
     """Why it did not run to its end; empty if it did."""
     seconds: float = 0.0
 
+    @property
+    def sound(self) -> bool:
+        """It ran to its end, and every bar is met."""
+        return not self.problem and all(bar.met for bar in self.bars)
+
 
 @dataclass
 class Report:
@@ -44,7 +49,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """Every part ran, and every bar is met."""
-        return all(not part.problem and all(bar.met for bar in part.bars) for part in self.parts)
+        return all(part.sound for part in self.parts)
 
     def as_dict(self) -> dict[str, object]:
         parts = [asdict(part) | {"bars": [asdict(bar) | {"met": bar.met} for bar in part.bars]} for part in self.parts]
