@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from engine.transfer import to_device
+
 if TYPE_CHECKING:
     from engine.decoding.base import DecodingPolicy
     from engine.sequence import Sequence
@@ -108,10 +110,10 @@ class PackedPass:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> ForwardBatch:
         """On the device, in one transfer (a pass that drafts with an adapter: two). dtype: the model's."""
-        token_ids, positions, kv_limits, slots = torch.from_numpy(self.inputs).to(device).unbind(0)
+        token_ids, positions, kv_limits, slots = to_device(self.inputs, device).unbind(0)
         draft_tokens = None
         if self.drafting is not None:
-            draft_tokens = torch.from_numpy(self.drafting).to(device, dtype)[:, None]
+            draft_tokens = to_device(self.drafting, device).to(dtype)[:, None]
         return ForwardBatch(
             token_ids=token_ids,
             positions=positions,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_a_span"])
 def choose_rows(
     logits_ptr,  # [R, V], contiguous; the banned columns are overwritten with -inf
     token_ptr,  # [R] int64
@@ -81,7 +81,7 @@ def choose_rows(
         tl.store(logits + tl.load(banned_ptr + i), float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_a_span"])
 def find_cuts(
     logits_ptr,  # [R, V], contiguous
     cuts_ptr,  # [R, 2] int32: kept are tokens with a key above the first, or the same one and an id up to the second

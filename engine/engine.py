@@ -125,6 +125,8 @@ class Engine:
         device = resolve_device(config.device)
         if device.type == "cpu":
             torch.set_num_threads(config.threads or default_threads())
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # kernels of Triton start on the current device
         model = load_model(
             model_directory(config.model),
             load_format=config.load_format,

@@ -23,6 +23,7 @@ from engine.batch import ForwardBatch, PackedPass
 from engine.kv_cache.pool import KVCachePool
 from engine.models.decoder import Decoder
 from engine.models.elementwise import Elementwise
+from engine.transfer import to_device
 
 log = logging.getLogger("lightcone.engine")
 
@@ -161,11 +162,11 @@ class PassGraphs:
         inputs[:, :num_tokens] = packed.inputs
         inputs[3, num_tokens:] = self._padding_slot
         layout = self._attention.layout(tiles, graph.bucket.num_tiles)
-        # Ordinary memory is staged before such a copy returns, so nothing need outlive it.
-        graph.inputs.copy_(torch.from_numpy(inputs), non_blocking=True)
-        graph.layout.copy_(torch.from_numpy(layout), non_blocking=True)
+        device = self._pool.device
+        graph.inputs.copy_(to_device(inputs, device))
+        graph.layout.copy_(to_device(layout, device))
         if graph.draft_tokens is not None and packed.drafting is not None:
-            graph.draft_tokens[:num_tokens, 0].copy_(torch.from_numpy(packed.drafting), non_blocking=True)
+            graph.draft_tokens[:num_tokens, 0].copy_(to_device(packed.drafting, device))
         graph.replay()
         return graph.hidden[:num_tokens]
 

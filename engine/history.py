@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.transfer import to_device
+
 if TYPE_CHECKING:
     from engine.sequence import Sequence
 
@@ -42,14 +44,14 @@ class TokenHistory:
             self._counted[seq.row] = len(seq.token_ids)
         if rows:
             ones = torch.ones(len(rows), dtype=torch.int32, device=self._device)
-            where = (torch.tensor(rows, device=self._device), torch.tensor(tokens, device=self._device))
+            where = (to_device(rows, self._device), to_device(tokens, self._device))
             self._generated.index_put_(where, ones, accumulate=True)
-        index = torch.tensor([seq.row for seq in seqs], device=self._device)
+        index = to_device([seq.row for seq in seqs], self._device)
         return self._generated[index], self._prompt[index]
 
     def _adopt(self, seq: Sequence, generated: torch.Tensor, prompt: torch.Tensor) -> None:
         generated[seq.row] = 0
         prompt[seq.row] = False
-        prompt[seq.row, torch.tensor(seq.request.prompt_token_ids, device=self._device)] = True
+        prompt[seq.row, to_device(seq.request.prompt_token_ids, self._device)] = True
         self._owners[seq.row] = seq
         self._counted[seq.row] = seq.num_prompt

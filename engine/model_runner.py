@@ -11,6 +11,7 @@ from engine.batch import BatchPlan, PackedPass, Phase
 from engine.kernels import Kernels
 from engine.kv_cache.pool import KVCachePool
 from engine.models.decoder import Decoder
+from engine.transfer import to_device
 
 if TYPE_CHECKING:
     from engine.graphs import PassGraphs
@@ -47,7 +48,7 @@ class ModelRunner:
         if not num_rows:
             return [None] * len(plan.groups)
         if num_rows < hidden.shape[0]:
-            hidden = hidden.index_select(0, torch.from_numpy(packed.logit_rows).to(self.device))
+            hidden = hidden.index_select(0, to_device(packed.logit_rows, self.device))
         return self._split(plan, self.decoder.logits(hidden))
 
     def pack(self, plan: BatchPlan) -> PackedPass:

@@ -16,6 +16,7 @@ from engine.grammar import token_masks
 from engine.history import TokenHistory
 from engine.noise import gumbel_noise
 from engine.request import GREEDY_BELOW, SamplingParams
+from engine.transfer import to_device
 
 if TYPE_CHECKING:
     from engine.sequence import Sequence
@@ -124,7 +125,7 @@ class Sampler:
         if len(sampled) == len(params):
             return Chosen(sample(logits, params, positions), finite, logits)
         token_ids = best_tokens(logits)
-        index = torch.tensor(sampled, device=self._device)
+        index = to_device(sampled, self._device)
         token_ids[index] = sample(logits[index], [params[i] for i in sampled], positions[index])
         return Chosen(token_ids, finite, logits)
 
@@ -140,7 +141,7 @@ class Sampler:
         scores = logits
         sampled = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
         if sampled:
-            index = torch.tensor(sampled, device=self._device)
+            index = to_device(sampled, self._device)
             params = [seqs[i].request.sampling for i in sampled]
             scores = logits.index_copy(0, index, noisy_scores(logits[index], params, positions[index]).to(logits.dtype))
         ids = scores.topk(min(count, logits.shape[-1]), dim=-1).indices
@@ -150,12 +151,12 @@ class Sampler:
         self, logits: torch.Tensor, index: list[int], seqs: Rows[Sequence], walks: Rows[Rows[int]]
     ) -> None:
         """Only the spans at `index` have a grammar; seqs and walks are theirs alone."""
-        packed = torch.from_numpy(token_masks(seqs, walks, logits.shape[1])).to(self._device)  # [k, r, bytes]
+        packed = to_device(token_masks(seqs, walks, logits.shape[1]), self._device)  # [k, r, bytes]
         refused = (packed[..., None] & self._bits == 0).flatten(-2)[..., : logits.shape[-1]]
         if len(index) == logits.shape[0]:
             logits.masked_fill_(refused, NEGATIVE_INFINITY)
         else:
-            where = torch.tensor(index, device=self._device)
+            where = to_device(index, self._device)
             logits[where] = logits[where].masked_fill(refused, NEGATIVE_INFINITY)
 
     def _apply_bias(self, logits: torch.Tensor, seqs: Rows[Sequence]) -> None:
@@ -164,8 +165,8 @@ class Sampler:
         ]
         if entries:
             rows, tokens, values = zip(*entries, strict=True)
-            bias = torch.tensor(values, dtype=logits.dtype, device=self._device)[:, None]
-            logits[torch.tensor(rows), :, torch.tensor(tokens)] += bias
+            bias = to_device(values, self._device, logits.dtype)[:, None]
+            logits[to_device(rows, self._device), :, to_device(tokens, self._device)] += bias
 
     def _apply_min_tokens(
         self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor, override: Rows[int] | None
@@ -178,7 +179,7 @@ class Sampler:
             for token in seq.end_token_ids
         ]
         if entries:
-            columns = torch.tensor(entries, dtype=torch.int64, device=self._device)
+            columns = to_device(entries, self._device)
             rows, tokens, limits = columns.unbind(dim=1)
             banned = positions[rows] < limits[:, None]  # [entries, r]
             logits[rows, :, tokens] = logits[rows, :, tokens].masked_fill(banned, NEGATIVE_INFINITY)
@@ -189,19 +190,19 @@ class Sampler:
         penalised = [i for i, seq in enumerate(seqs) if seq.request.sampling.penalises]
         if not penalised:
             return
-        index = torch.tensor(penalised, device=self._device)
+        index = to_device(penalised, self._device)
         subset = [seqs[i] for i in penalised]
         generated, prompt = self._history.counts(subset)  # [k, V] each
         counts = generated[:, None, :]
         if drafts is not None:
             counts = counts + _draft_counts(drafts[index], logits.shape[-1], cumulative)
-        params = torch.tensor(
+        params = to_device(
             [
                 (s.request.sampling.repetition_penalty, s.request.sampling.frequency_penalty,
                  s.request.sampling.presence_penalty)
                 for s in subset
             ],
-            dtype=logits.dtype, device=self._device,
+            self._device, logits.dtype,
         )  # fmt: skip
         repetition, frequency, presence = (column[:, None, None] for column in params.unbind(dim=1))
         rows = logits[index]
@@ -240,16 +241,16 @@ def noisy_scores(logits: torch.Tensor, params: Rows[SamplingParams], positions: 
     logits: [n, r, V]; params: n, all with temperature above zero; positions: [n, r]. Returns [n, r, V].
     """
     device = logits.device
-    table = torch.tensor([(p.temperature, p.top_p, p.min_p) for p in params], dtype=logits.dtype, device=device)
+    table = to_device([(p.temperature, p.top_p, p.min_p) for p in params], device, logits.dtype)
     temperature, top_p, min_p = (column[:, None, None] for column in table.unbind(dim=1))
     scores = logits / temperature
     if any(p.top_k > 0 or p.top_p < 1 for p in params):
-        top_k = torch.tensor([p.top_k if p.top_k > 0 else logits.shape[-1] for p in params], device=device)
+        top_k = to_device([p.top_k if p.top_k > 0 else logits.shape[-1] for p in params], device)
         scores = filter_top(scores, top_k[:, None, None], top_p)
     if any(p.min_p > 0 for p in params):
         floor = scores.amax(dim=-1, keepdim=True) + torch.log(min_p)
         scores = scores.masked_fill(scores < floor, NEGATIVE_INFINITY)
-    seeds = torch.tensor([p.seed for p in params], dtype=torch.int64, device=device)
+    seeds = to_device([p.seed for p in params], device)
     return scores.add_(gumbel_noise(seeds, positions, logits.shape[-1]))
 
 

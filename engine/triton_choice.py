@@ -15,6 +15,7 @@ import triton
 
 from engine.choice_kernels import choose_rows, find_cuts
 from engine.request import GREEDY_BELOW, SamplingParams
+from engine.transfer import to_device
 
 MAX_BLOCK = 4096
 """Logits that a program reads at a time."""
@@ -58,7 +59,7 @@ class TritonChoice:
         if sampled:
             if positions is None:
                 raise ValueError("positions are needed: the noise of a sampled token depends on them")
-            table = torch.from_numpy(_table(params)).to(device)
+            table = to_device(_table(params), device)
         block = min(MAX_BLOCK, triton.next_power_of_2(vocab_size))
         sizes = {"V": vocab_size, "BLOCK": block, "NUM_BANNED": len(self._banned), "num_warps": NUM_WARPS}
         if cut:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["limits_ptr"])
 def attend_tiles(
     q_ptr,  # [T, num_heads, HEAD_DIM], contiguous within a head
     k_ptr,  # [num_slots, num_kv_heads, HEAD_DIM], contiguous: one layer of the pool
@@ -124,7 +124,7 @@ def merge_splits(
     tl.store(out_ptr + row * HEAD_DIM + dims, mixed.to(out_ptr.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr"])
 def store_kv(
     k_ptr,  # [T, num_kv_heads, HEAD_DIM], contiguous within a token
     v_ptr,  # like k

@@ -18,6 +18,7 @@ from engine.attention.base import AttentionBackend
 from engine.attention.triton_kernels import attend_tiles, merge_splits, store_kv
 from engine.batch import ForwardBatch, PackedPass
 from engine.kv_cache.pool import KVCachePool
+from engine.transfer import to_device
 
 HEAD_DIMS = (32, 64, 128)
 MIN_SPLIT = 256
@@ -106,7 +107,7 @@ class TritonAttention(AttentionBackend):
         """Lays out tiles and splits; one small transfer to the device."""
         tiles = self.tiles(batch)
         layout = self.layout(tiles, len(tiles.rows))
-        device_layout = torch.from_numpy(layout).to(self._pool.device)
+        device_layout = to_device(layout, self._pool.device)
         self.use(batch.slots, batch.kv_limits, device_layout, tiles.block_rows, int(layout[0, 1]))
 
     def tiles(self, batch: ForwardBatch | PackedPass) -> Tiles:

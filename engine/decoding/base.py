@@ -18,6 +18,7 @@ from engine.batch import Phase, Span, StepGroup
 from engine.events import TokenLogprob
 from engine.sampling import Chosen, Sampler, widened
 from engine.sequence import Block, Sequence
+from engine.transfer import to_device
 
 
 @dataclass(slots=True)
@@ -134,7 +135,7 @@ def next_token_rows(group: StepGroup, device: torch.device) -> torch.Tensor:
 def same_rows(group: StepGroup, device: torch.device, shift: int = 0) -> torch.Tensor:
     """[n, r] int64: absolute positions of a group's logit rows themselves, plus `shift`."""
     starts = np.array([span.start + span.logit_start + shift for span in group.spans], dtype=np.int64)
-    return torch.from_numpy(starts[:, None] + np.arange(group.num_logits)).to(device)
+    return to_device(starts[:, None] + np.arange(group.num_logits), device)
 
 
 def with_logprobs(choices: Choices, chosen: Chosen, group: StepGroup) -> Choices:

@@ -30,6 +30,7 @@ from engine.decoding.base import (
 )
 from engine.sampling import Sampler
 from engine.sequence import Block, Sequence
+from engine.transfer import to_device
 
 
 class Diffusion(DecodingPolicy):
@@ -85,12 +86,12 @@ def denoise_choices(
     device = logits.device
     blocks = [block for span in group.spans if (block := open_block(span)) is not None]
     seqs = [span.seq for span in group.spans]
-    masked = torch.tensor([block.masked for block in blocks], device=device)
-    unsettled = torch.tensor([_unsettled(block) for block in blocks], dtype=torch.int64, device=device)
+    masked = to_device([block.masked for block in blocks], device)
+    unsettled = to_device([_unsettled(block) for block in blocks], device)
     positions = same_rows(group, device)
     chosen = sampler.choose(logits, seqs, positions, drafts=unsettled, min_tokens=min_tokens)
     confidences = chosen.log_probabilities().exp()
-    masked[:, 0] &= ~torch.tensor([block.awaits_seed for block in blocks], device=device)
+    masked[:, 0] &= ~to_device([block.awaits_seed for block in blocks], device)
     thresholds = [
         seq.request.decoding.threshold if seq.request.decoding.threshold is not None else math.inf for seq in seqs
     ]
@@ -98,8 +99,8 @@ def denoise_choices(
     unmask = select_unmask(
         confidences,
         masked,
-        torch.tensor(thresholds, dtype=confidences.dtype, device=device),
-        torch.tensor(quotas, device=device),
+        to_device(thresholds, device, confidences.dtype),
+        to_device(quotas, device),
     )
     return with_logprobs(Choices(chosen.token_ids, chosen.finite, confidences, unmask), chosen, group)
 

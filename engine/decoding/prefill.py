@@ -16,6 +16,7 @@ from engine.decoding.base import (
 from engine.events import TokenLogprob
 from engine.sampling import all_finite, log_probabilities, widened
 from engine.sequence import Sequence
+from engine.transfer import to_device
 
 SCORED_CHUNK = 128
 """Most prompt tokens scored in one pass: each needs a row of logits, which no other part of a prompt does."""
@@ -101,7 +102,7 @@ def score_prompts(
     """
     rows = logits.shape[1]
     following = [span.seq.token_ids[span.start + 1 : span.start + 1 + rows] for span in group.spans]
-    targets = torch.tensor([ids + [0] * (rows - len(ids)) for ids in following], device=logits.device)
+    targets = to_device([ids + [0] * (rows - len(ids)) for ids in following], logits.device)
     logprobs = log_probabilities(logits, targets)
     most = min(max(span.seq.request.prompt_logprobs or 0 for span in group.spans), logits.shape[-1])
     if not most:

@@ -33,6 +33,7 @@ from engine.decoding.base import (
 from engine.decoding.width import VERIFY_STEP, WidthController
 from engine.sampling import Sampler
 from engine.sequence import Block, Sequence
+from engine.transfer import to_device
 
 CANDIDATES = 32
 """Tokens looked at, best first, where a grammar refuses a drafted one."""
@@ -110,7 +111,7 @@ def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> C
     choices = Choices(chosen.token_ids, chosen.finite, confidences)
     bound = [i for i, seq in enumerate(seqs) if seq.grammar is not None]
     if bound:
-        index = torch.tensor(bound, device=logits.device)
+        index = to_device(bound, logits.device)
         ids, logprobs = sampler.rank(chosen.logits[index], [seqs[i] for i in bound], positions[index], CANDIDATES)
         shape = (*positions.shape, ids.shape[-1])
         choices.top_ids = ids.new_zeros(shape).index_copy(0, index, ids)
@@ -164,7 +165,7 @@ def _share(candidates: list[int], logprobs: list[float], token: int) -> float:
 
 def verify_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
     """AR's own choice after every prefix of the drafts, and how many drafts equal it. logits: [n, r, V]."""
-    drafts = torch.tensor([span.token_ids for span in group.spans], dtype=torch.int64, device=logits.device)
+    drafts = to_device([span.token_ids for span in group.spans], logits.device)
     history = drafts.clone()
     history[:, 0] = -1  # the seed has settled: the sequence's own history holds it
     seqs = [span.seq for span in group.spans]

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from engine.transfer import to_device
+
 
 class KVCachePool:
     """Pages of K and V for all layers, allocated once. Which page belongs to whom is PageAllocator's business.
@@ -54,7 +56,7 @@ class KVCachePool:
         """Sets page_table[row, first : first + len(pages)]."""
         self.host_page_table[row, first : first + len(pages)] = pages
         if self.device.type != "cpu":
-            self.page_table[row, first : first + len(pages)] = torch.tensor(pages, device=self.device)
+            self.page_table[row, first : first + len(pages)] = to_device(pages, self.device)
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Stores K and V of T tokens. slots: [T] int64, without repeats; k, v: [T, num_kv_heads, head_dim]."""
@@ -63,6 +65,6 @@ class KVCachePool:
 
     def clear(self, pages: list[int]) -> None:
         """Zeroes pages in every layer, so that non-finite values in them cannot reach their next owner."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        index = to_device(pages, self.device, torch.int64)
         for stored in (self.k, self.v):
             stored.view(self.num_layers, self.num_pages, -1).index_fill_(1, index, 0)

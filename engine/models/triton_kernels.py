@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["scale_ptr"])
 def rotate_rows(
     qk_ptr,  # [T, ALL_HEADS, 2 * HALF], contiguous within a head: overwritten
     cos_ptr,  # [T, 1, 2 * HALF], contiguous within a row
