@@ -8,6 +8,7 @@ that fits. What fits none runs operation by operation, and nothing is recorded o
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -118,6 +119,9 @@ class PassGraphs:
         device runs out of memory, those recorded so far are all there is."""
         started = time.monotonic()
         wanted = self._wanted(max_tokens)
+        # torch collects garbage before each recording: everything loaded so far would be looked at a hundred times.
+        gc.collect()
+        gc.freeze()
         for number, bucket in enumerate(wanted):
             if time.monotonic() - started >= seconds:
                 log.warning("%d of %d passes recorded in %.0f s; others run eagerly", number, len(wanted), seconds)
@@ -127,6 +131,7 @@ class PassGraphs:
             except torch.OutOfMemoryError:
                 log.warning("%d of %d passes recorded: no memory for more", number, len(wanted))
                 break
+        gc.unfreeze()
         log.info("recorded %d passes in %.1f s", len(self._graphs), time.monotonic() - started)
 
     @torch.inference_mode()

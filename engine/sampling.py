@@ -84,10 +84,13 @@ class Sampler:
         walks: for each span the r - 1 tokens its rows walk over; row i is bound by the grammar's state after the first
         i of them. None: grammars do not bind (the result is a draft).
         """
-        bound = [] if walks is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
-        edited = bool(bound) or min_tokens is not None or any(seq.request.sampling.edits for seq in seqs)
-        if positions is None and not all(seq.plain for seq in seqs):
+        plain = min_tokens is None and all(seq.plain for seq in seqs)
+        if positions is None and not plain:
             raise ValueError("positions are needed: a request's parameters have a say in the choice")
+        bound = [] if plain or walks is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
+        edited = not plain and (
+            bool(bound) or min_tokens is not None or any(seq.request.sampling.edits for seq in seqs)
+        )
         finite = None
         if edited or self._kernel is None:
             finite = all_finite(logits)
@@ -99,7 +102,7 @@ class Sampler:
             self._apply_bias(logits, seqs)
             self._apply_min_tokens(logits, seqs, positions, min_tokens)
             self._apply_penalties(logits, seqs, drafts, cumulative)
-        chosen = self._pick(logits, finite, [seq.request.sampling for seq in seqs], positions)
+        chosen = self._pick(logits, finite, seqs, None if plain else positions)
         if bound:
             scores = logits.gather(-1, chosen.token_ids[..., None])[..., 0]
             chosen.token_ids.masked_fill_(scores == NEGATIVE_INFINITY, -1)
@@ -109,24 +112,26 @@ class Sampler:
         self,
         logits: torch.Tensor,
         finite: torch.Tensor | None,
-        params: list[SamplingParams],
+        seqs: Rows[Sequence],
         positions: torch.Tensor | None,
     ) -> Chosen:
         """Temperature, filters, noise and the best token. finite: of the logits before anything changed them; None only
-        if nothing has, not even bans, which the kernel then applies."""
+        if nothing has, not even bans, which the kernel then applies. positions: None only if nothing is sampled."""
         if self._kernel is not None:
-            picked = self._kernel.pick(logits, params, positions)
+            picked = self._kernel.pick(logits, [seq.request.sampling for seq in seqs], positions)
             return Chosen(picked.token_ids, picked.finite if finite is None else finite, logits, picked.logprobs)
         if finite is None:
             raise ValueError("only the kernel tells whether logits are finite")
-        sampled = [i for i, own in enumerate(params) if own.temperature >= GREEDY_BELOW]
-        if positions is None or not sampled:
+        if positions is None:
             return Chosen(best_tokens(logits), finite, logits)
+        params = [seq.request.sampling for seq in seqs]
+        sampled = [i for i, own in enumerate(params) if own.temperature >= GREEDY_BELOW]
         if len(sampled) == len(params):
             return Chosen(sample(logits, params, positions), finite, logits)
         token_ids = best_tokens(logits)
-        index = to_device(sampled, self._device)
-        token_ids[index] = sample(logits[index], [params[i] for i in sampled], positions[index])
+        if sampled:
+            index = to_device(sampled, self._device)
+            token_ids[index] = sample(logits[index], [params[i] for i in sampled], positions[index])
         return Chosen(token_ids, finite, logits)
 
     def rank(

@@ -1,7 +1,8 @@
 """Which part of the model a pass's time goes to.
 
-The pass runs once as it is, for its time, and once metered, for the shares: every torch call of the decoder is timed by
-what it is. What no call accounts for is the host's: Python between the calls, packing, launching.
+The pass runs once as it is, for its time, and once metered, for the shares: every torch call of the decoder, and every
+kernel beside torch's, is timed by what it is. What no call accounts for is the host's: Python between the calls,
+packing, launching.
 """
 
 from __future__ import annotations
@@ -109,15 +110,18 @@ def _metering(engine: Engine, timer: Timer) -> Iterator[None]:
     def as_part(part: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return lambda method: lambda *args: timer.time(part, lambda: method(*args))
 
-    def unmetered(method: Callable[..., Any]) -> Callable[..., Any]:
-        def attend(*args: Any) -> Any:
-            meter.__exit__(None, None, None)
-            try:
-                return timer.time("attention", lambda: method(*args))
-            finally:
-                meter.__enter__()
+    def whole(part: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            def unmetered(*args: Any) -> Any:
+                meter.__exit__(None, None, None)
+                try:
+                    return timer.time(part, lambda: method(*args))
+                finally:
+                    meter.__enter__()
 
-        return attend
+            return unmetered
+
+        return wrap
 
     def metered(method: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any) -> Any:
@@ -127,9 +131,13 @@ def _metering(engine: Engine, timer: Timer) -> Iterator[None]:
 
         return forward
 
+    graphs, runner.graphs = runner.graphs, None  # a recorded pass has no parts
     with ExitStack() as stack:
+        stack.callback(setattr, runner, "graphs", graphs)
         stack.enter_context(wrapped(runner.attention, "prepare", as_part("attention")))
-        stack.enter_context(wrapped(runner.attention, "forward", unmetered))
+        stack.enter_context(wrapped(runner.attention, "forward", whole("attention")))
+        for name in ("rotate", "gate"):  # kernels are no torch calls
+            stack.enter_context(wrapped(runner.elementwise, name, whole("elementwise")))
         stack.enter_context(wrapped(runner.decoder, "forward", metered))
         stack.enter_context(wrapped(runner.decoder, "logits", as_part("head")))
         yield

@@ -62,7 +62,7 @@ def recorded(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 WIDE = [
-    Bucket(64, tiles, rows, drafting) for tiles, rows in ((64, 16), (32, 32), (32, 64)) for drafting in (False, True)
+    Bucket(64, tiles, rows, drafting) for tiles, rows in ((32, 16), (16, 32), (8, 64)) for drafting in (False, True)
 ]
 """Whatever the requests below run: the prompts' longer spans need larger tiles."""
 

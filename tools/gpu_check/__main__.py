@@ -112,7 +112,7 @@ SIZES = {
             Spans("verify", [3, 30], 8, True), Spans("prefill", [0, 20], 20, True),
         ],
         wide=Spans("2 x 4 at 64", [64] * 2, 4, False),
-        small=Sizes(intermediate=48, tokens=[3], vocabulary=160, rows=[(1, 1), (2, 2)]),
+        small=Sizes(intermediate=48, tokens=[3], vocabulary=160, rows=[(1, 2)]),
         requests=4,
         passes=[(_kind(Phase.DENOISE, 8, 1, 64), 0.0), (_kind(Phase.DECODE, 1, 2, 64), 0.0)],
         in_flight=[1, 2], block_lengths=[8], prompt=16, answer=12, max_model_len=256, steps=4,
