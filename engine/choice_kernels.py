@@ -1,7 +1,8 @@
 """Triton kernels that turn logits into tokens, one program a row of logits; their caller is engine.triton_choice.
 
 A row is read for the likeliest token and the sum of exponentials (online, Milakov and Gimelshein 2018), and once more,
-where it is sampled, for the best of `logits / temperature + noise`. Nothing of the vocabulary's size is written.
+where it is sampled, for the best of `logits / temperature + noise`; `find_cuts` reads it some twenty times where others
+sort it. Nothing of the vocabulary's size is written.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def choose_rows(
     V: tl.constexpr,
     BLOCK: tl.constexpr,
     NUM_BANNED: tl.constexpr,
+    KEY_SHIFT: tl.constexpr,  # low bits of a float32 that the logits' type leaves without meaning
     SAMPLED: tl.constexpr,  # whether any row's temperature is above 0; params, positions and cuts are unused otherwise
     CUT: tl.constexpr,
 ):
@@ -65,7 +67,7 @@ def choose_rows(
                 x = _without_banned(x, ids, banned_ptr, NUM_BANNED)
                 kept = x / temperature >= floor
                 if CUT:
-                    key, cut_key = _key(x), tl.load(cuts_ptr + row * 2)
+                    key, cut_key = _key(x, KEY_SHIFT), tl.load(cuts_ptr + row * 2)
                     kept &= (key > cut_key) | ((key == cut_key) & (ids <= tl.load(cuts_ptr + row * 2 + 1)))
                 noisy = tl.where(kept, x / temperature + _gumbel(ids, first, second), float("-inf"))
                 best_id = tl.where(noisy > best, ids, best_id)
@@ -91,6 +93,7 @@ def find_cuts(
     V: tl.constexpr,
     BLOCK: tl.constexpr,
     NUM_BANNED: tl.constexpr,
+    KEY_SHIFT: tl.constexpr,
     ID_BITS: tl.constexpr,  # of V
 ):
     """Program (row): the `top_k` best tokens and, of their renormalised distribution, the smallest set of mass `top_p`.
@@ -105,8 +108,9 @@ def find_cuts(
     if temperature > 0.0:
         if (top_k > 0) & (top_k < V):
             key, last_id = _cut(
-                logits, banned_ptr, key, last_id, top_k.to(tl.float32), 0.0, 0.0, V, BLOCK, NUM_BANNED, ID_BITS
-            )
+                logits, banned_ptr, key, last_id, top_k.to(tl.float32), 0.0, 0.0,
+                V, BLOCK, NUM_BANNED, KEY_SHIFT, ID_BITS,
+            )  # fmt: skip
         if top_p < 1.0:
             lanes = tl.arange(0, BLOCK)
             highest = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -115,11 +119,12 @@ def find_cuts(
                 highest = tl.maximum(highest, _without_banned(x, at + lanes, banned_ptr, NUM_BANNED))
             best = tl.max(highest, 0)
             mass = _mass(
-                logits, banned_ptr, key, last_id, key, last_id, best, 1.0 / temperature, V, BLOCK, NUM_BANNED, False
-            )
+                logits, banned_ptr, key, last_id, key, last_id, best, 1.0 / temperature,
+                V, BLOCK, NUM_BANNED, KEY_SHIFT, False,
+            )  # fmt: skip
             key, last_id = _cut(
                 logits, banned_ptr, key, last_id, tl.maximum(top_p * mass, 1e-30), best, 1.0 / temperature,
-                V, BLOCK, NUM_BANNED, ID_BITS,
+                V, BLOCK, NUM_BANNED, KEY_SHIFT, ID_BITS,
             )  # fmt: skip
     tl.store(cuts_ptr + row * 2, key)
     tl.store(cuts_ptr + row * 2 + 1, last_id)
@@ -128,29 +133,37 @@ def find_cuts(
 @triton.jit
 def _cut(
     logits, banned_ptr, kept_key, kept_id, goal, best, inverse,
-    V: tl.constexpr, BLOCK: tl.constexpr, NUM_BANNED: tl.constexpr, ID_BITS: tl.constexpr,
+    V: tl.constexpr, BLOCK: tl.constexpr, NUM_BANNED: tl.constexpr, KEY_SHIFT: tl.constexpr, ID_BITS: tl.constexpr,
 ):  # fmt: skip
-    """Where to cut what is kept so far, so that the best of it just reach `goal`: bit by bit, first the key, then the
-    id among equal keys. See `_mass` for best and inverse."""
+    """Where to cut what is kept so far, so that the best of it just reach `goal`: bit by bit, first the key, then, if
+    some of the tokens with that key are too many, the id. See `_mass` for best and inverse."""
     one = tl.full([], 1, tl.int32)
-    key = tl.full([], -(2**31), tl.int32)
-    for step in range(32):
-        trial = key ^ (one << (31 - step))  # the first one turns the sign: keys ascend from the lowest integer
-        mass = _mass(logits, banned_ptr, kept_key, kept_id, trial, V, best, inverse, V, BLOCK, NUM_BANNED, False)
+    key = tl.full([], -(2 ** (31 - KEY_SHIFT)), tl.int32)
+    for step in range(32 - KEY_SHIFT):
+        trial = key + (one << (31 - KEY_SHIFT - step))
+        mass = _mass(
+            logits, banned_ptr, kept_key, kept_id, trial, V, best, inverse, V, BLOCK, NUM_BANNED, KEY_SHIFT, False
+        )
         key = tl.where(mass >= goal, trial, key)
-    above = _mass(logits, banned_ptr, kept_key, kept_id, key, -1, best, inverse, V, BLOCK, NUM_BANNED, False)
-    last = tl.full([], 0, tl.int32)
-    for step in range(ID_BITS):
-        trial = last + (one << (ID_BITS - 1 - step))
-        ties = _mass(logits, banned_ptr, kept_key, kept_id, key, trial - 1, best, inverse, V, BLOCK, NUM_BANNED, True)
-        last = tl.where(above + ties < goal, trial, last)
+    above = _mass(logits, banned_ptr, kept_key, kept_id, key, -1, best, inverse, V, BLOCK, NUM_BANNED, KEY_SHIFT, False)
+    ties = _mass(logits, banned_ptr, kept_key, kept_id, key, V, best, inverse, V, BLOCK, NUM_BANNED, KEY_SHIFT, True)
+    last = tl.full([], V, tl.int32)
+    if above + ties > goal:
+        last = tl.full([], 0, tl.int32)
+        for step in range(ID_BITS):
+            trial = last + (one << (ID_BITS - 1 - step))
+            ties = _mass(
+                logits, banned_ptr, kept_key, kept_id, key, trial - 1, best, inverse,
+                V, BLOCK, NUM_BANNED, KEY_SHIFT, True,
+            )  # fmt: skip
+            last = tl.where(above + ties < goal, trial, last)
     return key, tl.where(key == kept_key, tl.minimum(last, kept_id), last)
 
 
 @triton.jit
 def _mass(
     logits, banned_ptr, kept_key, kept_id, key, last_id, best, inverse,
-    V: tl.constexpr, BLOCK: tl.constexpr, NUM_BANNED: tl.constexpr, TIES: tl.constexpr,
+    V: tl.constexpr, BLOCK: tl.constexpr, NUM_BANNED: tl.constexpr, KEY_SHIFT: tl.constexpr, TIES: tl.constexpr,
 ):  # fmt: skip
     """Sum of exp((x - best) * inverse) over the kept tokens beyond a cut; with TIES over those on the cut alone. An
     inverse temperature of 0 counts tokens."""
@@ -160,7 +173,7 @@ def _mass(
         ids = at + lanes
         x = tl.load(logits + ids, mask=ids < V, other=float("-inf")).to(tl.float32)
         x = _without_banned(x, ids, banned_ptr, NUM_BANNED)
-        own = _key(x)
+        own = _key(x, KEY_SHIFT)
         kept = (ids < V) & ((own > kept_key) | ((own == kept_key) & (ids <= kept_id)))
         on_cut = (own == key) & (ids <= last_id)
         within = on_cut if TIES else (own > key) | on_cut
@@ -170,10 +183,10 @@ def _mass(
 
 
 @triton.jit
-def _key(x):
+def _key(x, KEY_SHIFT: tl.constexpr):
     """int32 in the order of the floats; both zeros are one."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >> KEY_SHIFT
 
 
 @triton.jit

@@ -40,7 +40,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_tokens: int | None = None
     """KV pool size. None: sized from the device's free memory, or from `max_running` on a CPU."""
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that weights, activations and an automatically sized KV pool may take together."""
+    """Share of a GPU's memory that weights and an automatically sized KV pool may take together. The rest is for
+    activations (a pass of `max_batch_tokens`) and recorded passes."""
     prefix_caching: bool = True
     """KV of prompts stays for later requests that begin alike; see also `cache_salt` of a request."""
     shared_commit: bool = True

@@ -82,11 +82,10 @@ class Engine:
             device_bandwidth=speed.bandwidth,
             device_rate=speed.rate,
         )
-        # Recorded passes have padding, whose K and V go to a page that the allocator does not know.
         recorded = device.type == "cuda" and config.kernels == "triton" and not config.enforce_eager
         pool = KVCachePool(
             num_layers=shape.num_layers,
-            num_pages=size.num_pages + recorded,
+            num_pages=size.num_pages,
             page_size=config.page_size,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
@@ -94,9 +93,12 @@ class Engine:
             max_pages_per_row=-(-size.max_model_len // config.page_size),
             dtype=dtype,
             device=device,
+            padding_page=recorded,
         )
         kernels = make_kernels(config.kernels, pool, shape, spec.banned_token_ids)
         self.runner = ModelRunner(model.decoder, pool, kernels, device)
+        if device.type == "cuda":
+            kernels.warm_up(shape.vocab_size, dtype)
         if recorded:
             self.runner.graphs = record_passes(self.runner, config.max_batch_tokens)
         history = TokenHistory(config.max_running, shape.vocab_size, device)

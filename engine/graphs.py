@@ -8,7 +8,6 @@ that fits. What fits none runs operation by operation, and nothing is recorded o
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -21,10 +20,10 @@ import torch
 
 from engine.attention.triton_paged import TritonAttention
 from engine.batch import ForwardBatch, PackedPass
+from engine.device_speed import synchronise
 from engine.kv_cache.pool import KVCachePool
 from engine.models.decoder import Decoder
 from engine.models.elementwise import Elementwise
-from engine.transfer import to_device
 
 log = logging.getLogger("lightcone.engine")
 
@@ -59,17 +58,19 @@ class CudaRecorder(Recorder):
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: the matrix library keeps a workspace of its own for every stream it has seen.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def record(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        """See Recorder. Runs once beforehand, on a stream of its own: kernels are compiled and libraries set up
-        then, neither of which can be recorded."""
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
+        """See Recorder. Runs once beforehand: kernels are compiled and libraries set up then, neither of which can be
+        recorded."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             run()
-        current.wait_stream(aside)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             result = run()
         return result, graph.replay
 
@@ -89,8 +90,7 @@ class _Graph:
 
 
 class PassGraphs:
-    """The recorded passes of one model. Padding tokens write their K and V to the pool's last page, which must be
-    nobody's."""
+    """The recorded passes of one model. Padding tokens write their K and V to the pool's padding page."""
 
     def __init__(
         self,
@@ -105,7 +105,6 @@ class PassGraphs:
         self._elementwise = elementwise
         self._pool = pool
         self._recorder = recorder
-        self._padding_slot = (pool.num_pages - 1) * pool.page_size
         self._graphs: list[_Graph] = []
 
     @property
@@ -115,31 +114,29 @@ class PassGraphs:
 
     @torch.inference_mode()
     def warm_up(self, max_tokens: int, seconds: float = WARM_UP_SECONDS) -> None:
-        """Records the buckets up to `max_tokens` query tokens, likelier ones first, until the seconds are over. If the
-        device runs out of memory, those recorded so far are all there is."""
+        """Records the buckets up to `max_tokens` query tokens, likelier ones first, until the seconds are over. If one
+        fails, for want of memory say, those recorded so far are all there is."""
         started = time.monotonic()
         wanted = self._wanted(max_tokens)
-        # torch collects garbage before each recording: everything loaded so far would be looked at a hundred times.
-        gc.collect()
-        gc.freeze()
         for number, bucket in enumerate(wanted):
             if time.monotonic() - started >= seconds:
                 log.warning("%d of %d passes recorded in %.0f s; others run eagerly", number, len(wanted), seconds)
                 break
             try:
                 self.record(bucket)
-            except torch.OutOfMemoryError:
-                log.warning("%d of %d passes recorded: no memory for more", number, len(wanted))
+            except RuntimeError as error:  # torch's own and the driver's
+                reason = str(error).partition("\n")[0]
+                log.warning("%d of %d passes recorded; others run eagerly: %s", number, len(wanted), reason)
+                synchronise(self._pool.device)  # raises what the device has not recovered from
                 break
-        gc.unfreeze()
         log.info("recorded %d passes in %.1f s", len(self._graphs), time.monotonic() - started)
 
     @torch.inference_mode()
     def record(self, bucket: Bucket) -> None:
-        """Records one bucket. Writes to the pool's last page only."""
+        """Records one bucket. Writes to the padding page only."""
         device = self._pool.device
         inputs = torch.zeros((4, bucket.num_tokens), dtype=torch.int64, device=device)
-        inputs[3] = self._padding_slot
+        inputs[3] = self._pool.padding_slot
         layout = torch.zeros((1 + bucket.num_tiles, 3), dtype=torch.int32, device=device)
         layout[0] = 1
         draft_tokens = torch.zeros_like(inputs[0][:, None], dtype=self._pool.dtype) if bucket.drafting else None
@@ -165,13 +162,13 @@ class PassGraphs:
             return None
         inputs = np.zeros(graph.inputs.shape, dtype=np.int64)
         inputs[:, :num_tokens] = packed.inputs
-        inputs[3, num_tokens:] = self._padding_slot
+        inputs[3, num_tokens:] = self._pool.padding_slot
         layout = self._attention.layout(tiles, graph.bucket.num_tiles)
-        device = self._pool.device
-        graph.inputs.copy_(to_device(inputs, device))
-        graph.layout.copy_(to_device(layout, device))
+        # Ordinary memory, few bytes: staged before such a copy returns, so nothing need outlive it; see to_device.
+        graph.inputs.copy_(torch.from_numpy(inputs), non_blocking=True)
+        graph.layout.copy_(torch.from_numpy(layout), non_blocking=True)
         if graph.draft_tokens is not None and packed.drafting is not None:
-            graph.draft_tokens[:num_tokens, 0].copy_(to_device(packed.drafting, device))
+            graph.draft_tokens[:num_tokens, 0].copy_(torch.from_numpy(packed.drafting), non_blocking=True)
         graph.replay()
         return graph.hidden[:num_tokens]
 
@@ -192,14 +189,13 @@ class PassGraphs:
         """Spans of one width first: they fill their tiles at least by half. Then any mix of widths."""
         sizes = [size for size in TOKENS if size <= max_tokens]
         fewest = self._attention.block_rows(1)
-        rows = [size for size in self._attention.tile_rows if size >= fewest]
         modes = [False, True] if self._decoder.adapter is not None else [False]
         alike, mixed = [], []
         for size in sizes:
-            for block_rows in rows:
+            for block_rows in self._attention.tile_rows:
+                if not fewest <= block_rows <= self._attention.block_rows(size):
+                    continue  # no span of such a pass calls for these tiles
                 holds = self._attention.tile_tokens(block_rows)
-                if holds > 2 * size and block_rows > fewest:  # no span of the pass would call for such tiles
-                    continue
                 few = size if block_rows == fewest else min(size, -(-2 * size // holds))
                 alike += [Bucket(size, few, block_rows, drafting) for drafting in modes]
                 if few < size:

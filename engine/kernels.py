@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from engine.attention.base import AttentionBackend
 from engine.attention.registry import make_attention
 from engine.kv_cache.pool import KVCachePool
@@ -21,6 +23,13 @@ class Kernels(NamedTuple):
     elementwise: Elementwise
     choice: TritonChoice | None
     """None: engine.sampling does it with torch's own operations."""
+
+    @torch.inference_mode()
+    def warm_up(self, vocab_size: int, dtype: torch.dtype) -> None:
+        """Compiles what is compiled at its first use, before any request is served: it scribbles on the pool."""
+        self.attention.warm_up()
+        if self.choice is not None:
+            self.choice.warm_up(dtype, vocab_size)
 
 
 def make_kernels(name: str, pool: KVCachePool, config: DecoderConfig, banned_token_ids: tuple[int, ...]) -> Kernels:

@@ -224,7 +224,8 @@ def widened(logits: torch.Tensor) -> torch.Tensor:
 
 def all_finite(logits: torch.Tensor) -> torch.Tensor:
     """[n] bool: no NaN and no infinity among [n, r, V] logits."""
-    total = logits.sum(dim=(1, 2))
+    # In float32 at least: a sum over a vocabulary leaves float16's range.
+    total = logits.sum(dim=(1, 2), dtype=torch.promote_types(logits.dtype, torch.float32))
     return total - total == 0
 
 

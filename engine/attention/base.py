@@ -10,6 +10,9 @@ from engine.batch import ForwardBatch
 class AttentionBackend(ABC):
     """Paged attention under the one mask: query token t sees KV positions [0, kv_limits[t]) of its own sequence."""
 
+    def warm_up(self) -> None:  # noqa: B027 - nothing to compile
+        """Compiles what is compiled at its first use, before any request is served; may scribble on the pool."""
+
     @abstractmethod
     def prepare(self, batch: ForwardBatch) -> None:
         """Computes, once a pass, what all layers share: gather indices, masks, tile tables."""

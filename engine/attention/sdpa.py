@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from engine.attention.base import AttentionBackend
 from engine.batch import ForwardBatch
 from engine.kv_cache.pool import KVCachePool
+from engine.transfer import to_device
 
 # Measured on a CPU with a 6-layer model of 2 KV heads of 32: a segment costs as much again as about this many
 # (query, padding key) pairs, where a key's gather counts as GATHER_COST queries.
@@ -143,7 +144,7 @@ class SdpaAttention(AttentionBackend):
         # Beyond a span's last page its table row is stale: repeat that page, which holds nobody else's KV.
         last_pages = np.array([(batch.span_kv_ends[span] - 1) // pool.page_size for span in spans])
         columns = np.minimum(np.arange(num_pages), last_pages[:, None])
-        pages = torch.from_numpy(pool.host_page_table[np.array(rows)[:, None], columns].ravel()).to(pool.device)
+        pages = to_device(pool.host_page_table[np.array(rows)[:, None], columns].ravel(), pool.device)
         key_pages, value_pages = (
             buffer[: pages.numel() * self._page_elements].view(pages.numel(), -1) for buffer in self._scratch
         )
@@ -176,7 +177,7 @@ class SdpaAttention(AttentionBackend):
     def _tile(self, batch: ForwardBatch, rows: slice | np.ndarray, keys: torch.Tensor, values: torch.Tensor) -> _Tile:
         count, _, kv_length, _ = keys.shape
         on_host = batch.host_kv_limits[rows].reshape(count, -1)
-        where = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self._pool.device)
+        where = rows if isinstance(rows, slice) else to_device(rows, self._pool.device)
         limits = batch.kv_limits[where].view(count, 1, -1, 1)
         if on_host.shape[1] > 1:
             if (on_host == on_host[:, :1]).all():

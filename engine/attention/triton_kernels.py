@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["limits_ptr"])
+@triton.jit(do_not_specialize=["num_tokens", "table_stride"], do_not_specialize_on_alignment=["limits_ptr"])
 def attend_tiles(
     q_ptr,  # [T, num_heads, HEAD_DIM], contiguous within a head
     k_ptr,  # [num_slots, num_kv_heads, HEAD_DIM], contiguous: one layer of the pool
@@ -23,12 +23,12 @@ def attend_tiles(
     layout_ptr,  # [1 + num_tiles, 3] int32: KV positions of a split (a multiple of BLOCK_KV), splits in use, nothing;
     # then of each tile its first query token, number of query tokens, row of the page table
     limits_ptr,  # [T] int64: query token t sees positions [0, limit)
-    table_ptr,  # [rows, TABLE_STRIDE] int64: pages of a row, by position
+    table_ptr,  # [rows, table_stride] int64: pages of a row, by position
     scale,  # of the scores, times log2(e)
     num_tokens,  # T
+    table_stride,  # of a row
     q_token_stride,
     q_head_stride,
-    TABLE_STRIDE: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -45,7 +45,7 @@ def attend_tiles(
     split_length = tl.load(layout_ptr)
     first = tl.load(layout_ptr + tile * 3 + 3)
     count = tl.load(layout_ptr + tile * 3 + 4)
-    table = table_ptr + tl.load(layout_ptr + tile * 3 + 5).to(tl.int64) * TABLE_STRIDE
+    table = table_ptr + tl.load(layout_ptr + tile * 3 + 5).to(tl.int64) * table_stride
     if (count == 0) | (split >= tl.load(layout_ptr + 1)):
         return
 

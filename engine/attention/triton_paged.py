@@ -103,6 +103,19 @@ class TritonAttention(AttentionBackend):
         self._layout = torch.empty((0, 3), dtype=torch.int32, device=pool.device)
         self._block_rows, self._num_splits = min(self._shapes), 1
 
+    def warm_up(self) -> None:
+        """Compiles every variant: a compilation while requests are served would hold them all up. Call it before any
+        request is served: it scribbles on the pool's first slot."""
+        pool = self._pool
+        slots = torch.zeros(1, dtype=torch.int64, device=pool.device)
+        layout = torch.zeros((2, 3), dtype=torch.int32, device=pool.device)  # one tile, of no tokens
+        q, k = (torch.zeros((1, n, pool.head_dim), dtype=pool.dtype, device=pool.device)
+                for n in (self._num_heads, pool.num_kv_heads))  # fmt: skip
+        for rows in self.tile_rows:
+            for num_splits in (1, 2):
+                self.use(slots, slots, layout, rows, num_splits)
+                self.forward(q, k, k, 0)
+
     def prepare(self, batch: ForwardBatch) -> None:
         """Lays out tiles and splits; one small transfer to the device."""
         tiles = self.tiles(batch)
@@ -172,10 +185,10 @@ class TritonAttention(AttentionBackend):
             lse = torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device)
         attend_tiles[(len(self._layout) - 1, pool.num_kv_heads, splits)](
             q, pool.k[layer], pool.v[layer], parts, lse, self._layout, self._limits, pool.page_table,
-            self._scale, q.shape[0], q.stride(0), q.stride(1),
-            TABLE_STRIDE=pool.page_table.stride(0), NUM_KV_HEADS=pool.num_kv_heads, GROUP=self._group,
-            HEAD_DIM=pool.head_dim, PAGE_SIZE=pool.page_size, BLOCK_ROWS=self._block_rows, BLOCK_KV=shape.block_kv,
-            SPLIT=splits > 1, WIDEN=pool.device.type != "cuda", num_warps=shape.num_warps, num_stages=shape.num_stages,
+            self._scale, q.shape[0], pool.page_table.stride(0), q.stride(0), q.stride(1),
+            NUM_KV_HEADS=pool.num_kv_heads, GROUP=self._group, HEAD_DIM=pool.head_dim, PAGE_SIZE=pool.page_size,
+            BLOCK_ROWS=self._block_rows, BLOCK_KV=shape.block_kv, SPLIT=splits > 1, WIDEN=pool.device.type != "cuda",
+            num_warps=shape.num_warps, num_stages=shape.num_stages,
         )  # fmt: skip
         if splits > 1:
             num_rows = q.shape[0] * q.shape[1]

@@ -106,6 +106,8 @@ class StepClock:
             (runner.decoder, "forward", "model"),
             (runner.decoder, "logits", "model"),
         ]
+        if runner.graphs is not None:
+            methods.append((runner.graphs, "forward", "model"))
         policies = {id(policy): policy for policy in (*engine.policies.values(), engine.scheduler.prefill)}
         methods += [(policy, "decide", "decide") for policy in policies.values()]
         with ExitStack() as stack:

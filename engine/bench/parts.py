@@ -86,9 +86,13 @@ class _Meter(TorchFunctionMode):
 
 
 def pass_parts(engine: Engine, plan: BatchPlan, repeats: int) -> tuple[float, dict[str, float]]:
-    """Seconds of a pass, and of each of its PARTS: both the fastest of `repeats` runs, plain and metered in turn."""
+    """Seconds of a pass, and of each of its PARTS: both the fastest of `repeats` runs, plain and metered in turn.
+
+    Operation by operation, also where such passes are recorded: a recorded pass has no parts.
+    """
     whole = float("inf")
     parts: dict[str, float] = {}
+    graphs, engine.runner.graphs = engine.runner.graphs, None
     for _ in range(repeats):
         time_forward(engine, plan)
         whole = min(whole, time_forward(engine, plan))
@@ -97,6 +101,7 @@ def pass_parts(engine: Engine, plan: BatchPlan, repeats: int) -> tuple[float, di
             engine.runner.forward(plan)
         for name, seconds in timer.seconds().items():
             parts[name] = min(parts.get(name, seconds), seconds)
+    engine.runner.graphs = graphs
     parts = {name: parts.get(name, 0.0) for name in PARTS}
     parts["host"] = max(0.0, whole - sum(parts.values()))
     return whole, parts
@@ -131,9 +136,7 @@ def _metering(engine: Engine, timer: Timer) -> Iterator[None]:
 
         return forward
 
-    graphs, runner.graphs = runner.graphs, None  # a recorded pass has no parts
     with ExitStack() as stack:
-        stack.callback(setattr, runner, "graphs", graphs)
         stack.enter_context(wrapped(runner.attention, "prepare", as_part("attention")))
         stack.enter_context(wrapped(runner.attention, "forward", whole("attention")))
         for name in ("rotate", "gate"):  # kernels are no torch calls

@@ -24,7 +24,9 @@ class KVCachePool:
         max_pages_per_row: int,
         dtype: torch.dtype,
         device: torch.device,
+        padding_page: bool = False,
     ) -> None:
+        """padding_page: have one page more, which nobody owns, for what recorded passes write of their padding."""
         self.num_layers = num_layers
         self.num_pages = num_pages
         self.page_size = page_size
@@ -32,20 +34,26 @@ class KVCachePool:
         self.head_dim = head_dim
         self.dtype = dtype
         self.device = device
-        shape = (num_layers, num_pages * page_size, num_kv_heads, head_dim)
+        stored = num_pages + padding_page
+        shape = (num_layers, stored * page_size, num_kv_heads, head_dim)
         # Zeros, not empty: attention reads slots not written yet and gives them weight 0, and 0 * NaN = NaN.
         self.k = torch.zeros(shape, dtype=dtype, device=device)
-        """[num_layers, num_pages * page_size, num_kv_heads, head_dim], contiguous; so is `v`."""
+        """[num_layers, pages * page_size, num_kv_heads, head_dim], contiguous; so is `v`."""
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        by_layer = (num_layers, num_pages, page_size * num_kv_heads * head_dim)
+        by_layer = (num_layers, stored, page_size * num_kv_heads * head_dim)
         self.k_pages, self.v_pages = self.k.view(by_layer).unbind(0), self.v.view(by_layer).unbind(0)
-        """By layer: [num_pages, page_size * num_kv_heads * head_dim], views."""
+        """By layer: [pages, page_size * num_kv_heads * head_dim], views."""
         self._k_slots, self._v_slots = self.k.unbind(0), self.v.unbind(0)
         self.host_page_table = np.zeros((max_rows, max_pages_per_row), dtype=np.int64)
         """The page table where the host finds it: what it decides of a pass needs no word from the device."""
         self.page_table = torch.from_numpy(self.host_page_table).to(device)
         """[max_rows, max_pages_per_row] int64: the pages of each running sequence, by position. Entries past its last
         page are stale. On a CPU it is the host's own."""
+
+    @property
+    def padding_slot(self) -> int:
+        """First slot of the padding page."""
+        return self.num_pages * self.page_size
 
     @staticmethod
     def bytes_per_page(*, num_layers: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -67,4 +75,6 @@ class KVCachePool:
         """Zeroes pages in every layer, so that non-finite values in them cannot reach their next owner."""
         index = to_device(pages, self.device, torch.int64)
         for stored in (self.k, self.v):
-            stored.view(self.num_layers, self.num_pages, -1).index_fill_(1, index, 0)
+            stored.view(self.num_layers, -1, self.page_size * self.num_kv_heads * self.head_dim).index_fill_(
+                1, index, 0
+            )

@@ -27,7 +27,8 @@ def choose_pool_size(config: EngineConfig, shape: DecoderConfig, dtype: torch.dt
     """Sizes the pool from the configuration, or from free memory. Raises ConfigError if a promised length cannot fit.
 
     On a GPU: what weights already took is gone from its free memory, and `1 - gpu_memory_utilization` of it all is left
-    for activations. On a CPU: enough for `max_running` sequences of the longest length, within two gigabytes.
+    for activations and recorded passes. On a CPU: enough for `max_running` sequences of the longest length, within two
+    gigabytes.
     """
     if config.max_model_len is not None and config.max_model_len > shape.max_positions:
         raise ConfigError(
@@ -41,6 +42,7 @@ def choose_pool_size(config: EngineConfig, shape: DecoderConfig, dtype: torch.dt
     if config.kv_cache_tokens is not None:
         num_pages = config.kv_cache_tokens // config.page_size
     elif device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading the model has left over is free, too
         free, total = torch.cuda.mem_get_info(device)
         num_pages = int(free - (1 - config.gpu_memory_utilization) * total) // page_bytes
     else:

@@ -84,11 +84,18 @@ def load_model(
 def resolve_device(name: str) -> torch.device:
     """The device `EngineConfig.device` names; `auto` is the GPU where there is one. Raises ModelLoadError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise ModelLoadError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise ModelLoadError(f"There is no device {name!r}: torch sees {count} GPUs.")
+    # With its index: not everything in torch takes a device without one.
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:

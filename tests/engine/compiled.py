@@ -40,22 +40,31 @@ class Launch(NamedTuple):
 
 def attention_launches() -> Iterator[Launch]:
     pointers = {"layout_ptr": "*i32", "limits_ptr": "*i64", "table_ptr": "*i64", "lse_ptr": "*fp32"}
-    numbers = {"scale": "fp32", "num_tokens": "i32", "q_token_stride": "i32", "q_head_stride": "i32"}
+    numbers = dict.fromkeys(("num_tokens", "table_stride", "q_token_stride", "q_head_stride"), "i32") | {
+        "scale": "fp32"
+    }
+
+    def launch(dtype: str, rows: int, split: bool, head_dim: int, group: int = 4, page_size: int = 16) -> Launch:
+        shape = TILE_SHAPES[4 if dtype == "fp32" else 2][rows]
+        return Launch(
+            f"attend_tiles {dtype} {head_dim} x {rows}{' split' if split else ''} group {group} page {page_size}",
+            attention.attend_tiles,
+            dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{dtype}")
+            | {"out_ptr": "*fp32" if split else f"*{dtype}"} | pointers | numbers,
+            {
+                "NUM_KV_HEADS": 8, "GROUP": group, "HEAD_DIM": head_dim, "PAGE_SIZE": page_size, "BLOCK_ROWS": rows,
+                "BLOCK_KV": shape.block_kv, "SPLIT": split, "WIDEN": False,
+            },
+            {"num_warps": shape.num_warps, "num_stages": shape.num_stages},
+        )  # fmt: skip
+
     for dtype, size in (("bf16", 2), ("fp32", 4)):
-        for head_dim in HEAD_DIMS:
-            for rows, shape in TILE_SHAPES[size].items():
-                for split in (False, True) if head_dim == 128 else (True,):
-                    yield Launch(
-                        f"attend_tiles {dtype} {head_dim} x {rows}{' split' if split else ''}",
-                        attention.attend_tiles,
-                        dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{dtype}")
-                        | {"out_ptr": "*fp32" if split else f"*{dtype}"} | pointers | numbers,
-                        {
-                            "TABLE_STRIDE": 2048, "NUM_KV_HEADS": 8, "GROUP": 4, "HEAD_DIM": head_dim, "PAGE_SIZE": 16,
-                            "BLOCK_ROWS": rows, "BLOCK_KV": shape.block_kv, "SPLIT": split, "WIDEN": False,
-                        },
-                        {"num_warps": shape.num_warps, "num_stages": shape.num_stages},
-                    )  # fmt: skip
+        for rows in TILE_SHAPES[size]:
+            for head_dim in HEAD_DIMS:
+                yield launch(dtype, rows, True, head_dim)
+            yield launch(dtype, rows, False, 128)
+    yield launch("fp16", 128, False, 128)
+    yield launch("bf16", 128, False, 128, group=5, page_size=1)
     merge = {"parts_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16", "layout_ptr": "*i32", "num_rows": "i32"}
     yield Launch("merge_splits", attention.merge_splits, merge, {"HEAD_DIM": 128, "SPLITS": MAX_SPLITS}, {})
     stored = dict.fromkeys(("k_ptr", "v_ptr", "stored_k_ptr", "stored_v_ptr"), "*bf16")
@@ -81,8 +90,9 @@ def choice_launches() -> Iterator[Launch]:
     options = {"num_warps": triton_choice.NUM_WARPS}
     common = {"cuts_ptr": "*i32", "params_ptr": "*i32", "banned_ptr": "*i64", "rows_a_span": "i32"}
     written = {"token_ptr": "*i64", "logprob_ptr": "*fp32", "finite_ptr": "*i8", "positions_ptr": "*i64"}
-    for dtype in ("bf16", "fp32"):
+    for dtype, shift in (("bf16", 16), ("fp16", 13), ("fp32", 0)):
         types = {"logits_ptr": f"*{dtype}"} | common
+        sizes["KEY_SHIFT"] = shift
         for sampled, cut in ((False, False), (True, False), (True, True)):
             yield Launch(
                 f"choose_rows {dtype}{' sampled' * sampled}{' cut' * cut}", choice_kernels.choose_rows,

@@ -30,9 +30,19 @@ class _Tape(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("the host reads a number from the device: that cannot be recorded")
         made = func(*args, **kwargs)
-        if not func.__name__.startswith("empty"):
+        if func.__name__.startswith("empty"):
+            # A graph's memory is shared with other graphs: what nobody has written yet may be anything.
+            self.steps.append(lambda: _spoil(made))
+            _spoil(made)
+        else:
             self.steps.append(lambda: _again(func, args, kwargs, made))
         return made
+
+
+def _spoil(made: torch.Tensor) -> None:
+    if made.is_floating_point():
+        with _disable_current_modes():
+            made.fill_(torch.nan)
 
 
 def _again(func: Any, args: Any, kwargs: Any, made: Any) -> None:

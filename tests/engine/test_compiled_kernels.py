@@ -22,7 +22,7 @@ SPILLED = 32
 """Bytes of a thread's registers that may lie in memory: a few are compilers' noise from version to version, hundreds
 are a tile too large for its warps."""
 SHARED = 100_000
-"""Bytes of shared memory by program: two fit a processor of Hopper or Blackwell."""
+"""Bytes of shared memory by program, of the 228 KB that a processor of Hopper or Blackwell has."""
 
 
 @pytest.fixture(scope="module")

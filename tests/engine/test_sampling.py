@@ -14,7 +14,7 @@ import torch
 from engine.decoding.autoregressive import Autoregressive
 from engine.history import TokenHistory
 from engine.request import Request, SamplingParams
-from engine.sampling import Chosen, Sampler, best_tokens, filter_top, log_probabilities
+from engine.sampling import Chosen, Sampler, all_finite, best_tokens, filter_top, log_probabilities
 from engine.sequence import Sequence
 from tests.reference import sampling as reference
 from tests.reference.sampling import Sampling
@@ -50,6 +50,14 @@ def sequence(sampling: Sampling, row: int, answer: tuple[int, ...] = ()) -> Sequ
     return Sequence(
         request, Autoregressive(sampler, 3, CPU), frozenset({END}), row, token_ids=[*prompt, *answer], row=row
     )
+
+
+def test_logits_of_a_half_type_may_add_up_beyond_its_range() -> None:
+    """65504 for float16: every pass of a model with a large vocabulary would be called broken."""
+    assert all_finite(torch.full((1, 1, 131072), -1.0, dtype=torch.float16)).tolist() == [True]
+    assert all_finite(torch.tensor([[[1.0, torch.inf]], [[torch.nan, 0.0]]], dtype=torch.float16)).tolist() == [
+        False, False,
+    ]  # fmt: skip
 
 
 def group(samplings: list[Sampling], answers: tuple[int, ...] = (9, 9, 10)) -> list[Sequence]:

@@ -55,7 +55,7 @@ def check(logits: torch.Tensor, **how: Any) -> tuple[Chosen, Chosen]:
     return found, expected
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_parameter_of_a_request_chooses_alike(dtype: torch.dtype) -> None:
     found, expected = check((2 * torch.randn(len(MIXED), 2, V)).to(dtype))
     torch.testing.assert_close(found.logits.float(), expected.logits.float())  # alternatives are read from them
@@ -117,6 +117,13 @@ def test_filters_keep_what_sorting_keeps(seed: int, temperature: float, top_k: i
     noise = gumbel_noise(torch.tensor([seed]), positions, V)
     expected = (logits / temperature).masked_fill(~kept, -INFINITY).add(noise).argmax(-1)
     assert torch.equal(choice.pick(logits, [params], positions).token_ids, expected)
+
+
+def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it() -> None:
+    """The API allows up to 2**31, which is no int32."""
+    logits = torch.randn(1, 2, V)
+    picked = [pick(logits, [SamplingParams(seed=4, top_k=top_k)]).token_ids for top_k in (0, 2**31)]
+    assert torch.equal(*picked)
 
 
 def test_sampled_tokens_need_positions_and_rows_one_after_another() -> None:

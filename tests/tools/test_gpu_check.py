@@ -16,6 +16,7 @@ import torch
 from engine.attention.sdpa import SdpaAttention
 from engine.request import DecodingParams, Request, SamplingParams
 from tests.conftest import MakeEngine
+from tools.gpu_check import rates
 from tools.gpu_check.__main__ import SIZES, Check, main
 from tools.gpu_check.idle import idle_share
 from tools.gpu_check.parity import parity
@@ -42,7 +43,7 @@ def test_the_whole_check_at_toy_size(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_part_that_fails_is_told_and_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
-    check = Check(TOY, CPU, 60.0)
+    check = Check("toy", CPU, 60.0)
 
     def broken() -> Part:
         raise RuntimeError("out of memory")
@@ -81,6 +82,26 @@ def test_a_wrong_small_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TritonChoice, "pick", other)
     monkeypatch.setattr("tools.gpu_check.small.WAYS", {"greedy": SamplingParams(temperature=0.0)})
     assert not choosing(CPU, TOY.small, 1, with_kernel=True).sound
+
+
+def test_kernels_that_take_their_process_down_leave_the_rest_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An illegal access spoils the GPU for the whole process, and a kernel may never end."""
+    check = Check("toy", CPU, 60.0)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert not check.kernels_in_a_child()
+    monkeypatch.undo()
+    monkeypatch.setattr("tools.gpu_check.__main__.KERNEL_SECONDS", 0.05)
+    assert not check.kernels_in_a_child()
+    assert [part.problem for part in check.report.parts] == [
+        "Their process wrote no report.", "They took more than 0.05 s.",
+    ]  # fmt: skip
+
+
+def test_kernels_that_answer_alike_agree(builtin_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "_builtin_engine", lambda *_: builtin_engine())
+    part = rates.kernels_agree(CPU, 2, 0.95)
+    assert [row["same"] for row in part.rows] == [1.0, 1.0]
+    assert rates._same({"a": [1], "b": [2]}, {"a": [1], "b": [3]}) == 0.5
 
 
 def test_shapes_of_tiles_are_ranked() -> None:

@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +33,10 @@ from tools.gpu_check.idle import idle
 from tools.gpu_check.parity import Heads, Spans, bandwidth, parity
 from tools.gpu_check.report import Part, Report, Row
 from tools.gpu_check.small import Sizes, choosing, elementwise_parity, tiles
+
+ROOT = Path(__file__).parents[2]
+KERNEL_SECONDS = 240
+"""Longest the Triton kernels may take to be compiled and compared."""
 
 _COMMON = {
     "architectures": ["NemotronLabsDiffusionModel"], "model_type": "nemotron_labs_diffusion", "dtype": "bfloat16",
@@ -123,38 +129,43 @@ SIZES = {
 class Check:
     """One run: parts in the order of their worth, each on its own, until the time is up."""
 
-    def __init__(self, size: Size, device: torch.device, seconds: float) -> None:
-        self.size, self.device = size, device
+    def __init__(self, size: str, device: torch.device, seconds: float, out: Path | None = None) -> None:
+        """size: a key of SIZES. out: where the report is written, after every part."""
+        self.name, self.size, self.device, self.out = size, SIZES[size], device, out
         self.deadline = time.monotonic() + seconds
         self.report = Report(_machine(device))
         self.kernels: rates.Kernels = "torch"
 
     def run(self) -> Report:
+        """All parts. The Triton kernels come first and alone: what they do to the GPU ends with their process."""
         size, device = self.size, self.device
-        seed = time.time_ns() % 1_000_000
         triton = kernels_run(device)
-        sound = triton and device.type == "cuda"  # the interpreter takes minutes where a GPU takes milliseconds
-        for name in ("triton", "torch") if triton else ("torch",):
-            part = self.part(f"parity {name}", partial(parity, name, device, size.heads, size.spans, seed))
-            sound &= name == "torch" or part.sound
-        if triton:
-            part = self.part("elementwise", partial(elementwise_parity, device, size.heads[0], size.small, seed))
-            sound &= part.sound
-        sound &= self.part("choosing", partial(choosing, device, size.small, seed, triton)).sound
-        if sound:
+        # Triton's interpreter takes minutes where a GPU takes milliseconds.
+        if triton and self.kernels_in_a_child() and device.type == "cuda":
             self.kernels = "triton"
+        self.part("parity torch", partial(parity, "torch", device, size.heads, size.spans, _seed()))
+        if not triton:
+            self.part("choosing", partial(choosing, device, size.small, _seed(), with_kernel=False))
         speed = DeviceSpeed(1.0, 1.0)
 
         def measure() -> Part:
             nonlocal speed
-            speed = measure_device_speed(device, torch.bfloat16, 1 << 30)
-            row: Row = {"bandwidth GB/s": speed.bandwidth / 1e9, "bfloat16 TFLOP/s": speed.rate / 1e12}
+            # A CPU without bfloat16 products takes ten times as long over them.
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            speed = measure_device_speed(device, dtype, 1 << 30)
+            row: Row = {
+                "bandwidth GB/s": speed.bandwidth / 1e9,
+                "dtype": str(dtype).removeprefix("torch."),
+                "TFLOP/s": speed.rate / 1e12,
+            }
             return Part("The device at its best", [row])
 
         self.part("device", measure)
         bar = 0.7 if device.type == "cuda" else 0.0
         self.part("bandwidth", lambda: bandwidth(self.kernels, device, size.heads[0], size.wide, speed.bandwidth, bar))
         self.part("agreement", lambda: rates.agreement(device, self.kernels, size.requests, 0.99))
+        if self.kernels == "triton":
+            self.part("kernels agree", lambda: rates.kernels_agree(device, size.requests // 4, 0.95))
         with tempfile.TemporaryDirectory(prefix="lightcone-gpu-check-") as folder:
             (Path(folder) / "config.json").write_text(json.dumps(size.config))
             self._random_weights(folder, speed)
@@ -163,12 +174,44 @@ class Check:
             self.part("tiles", lambda: tiles(device, size.heads[0], [size.wide, narrow], speed.bandwidth))
         return self.report
 
+    def triton_kernels(self) -> Report:
+        """The parts that only need the Triton kernels."""
+        size, device, seed = self.size, self.device, _seed()
+        self.part("parity triton", partial(parity, "triton", device, size.heads, size.spans, seed))
+        self.part("elementwise", partial(elementwise_parity, device, size.heads[0], size.small, seed))
+        self.part("choosing", partial(choosing, device, size.small, seed, with_kernel=True))
+        return self.report
+
+    def kernels_in_a_child(self) -> bool:
+        """Runs `triton_kernels` in a process of its own and takes over its parts. Returns whether all is right."""
+        started, parts, problem = time.monotonic(), [], ""
+        with tempfile.TemporaryDirectory(prefix="lightcone-gpu-check-") as folder:
+            words = ["--triton-kernels", "--size", self.name, "--out", folder]
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", "tools.gpu_check", *words], cwd=ROOT, timeout=KERNEL_SECONDS, check=False
+                )
+                if done.returncode not in (0, 1):
+                    problem = f"The process that ran them ended with {done.returncode}."
+            except subprocess.TimeoutExpired:
+                problem = f"They took more than {KERNEL_SECONDS} s."
+            written = Path(folder) / "report.json"
+            if written.exists():
+                parts = [Part.of(found) for found in json.loads(written.read_text())["parts"]]
+        self.report.parts += parts
+        if problem or not parts:
+            problem = problem or "Their process wrote no report."
+            self.report.parts.append(Part("Triton kernels", problem=problem, seconds=time.monotonic() - started))
+        return not problem and all(part.sound for part in parts)
+
     def _random_weights(self, folder: str, speed: DeviceSpeed) -> None:
         size = self.size
         engine: Engine | None = None
 
         def load() -> Part:
             nonlocal engine
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
             started = time.monotonic()
             engine = Engine.load(
                 EngineConfig(
@@ -213,8 +256,14 @@ class Check:
                 part = Part(name, problem=f"{type(error).__name__}: {error}".splitlines()[0][:300])
         part.seconds = time.monotonic() - started
         self.report.parts.append(part)
+        if self.out is not None:
+            self.report.write(self.out)
         print(f"{part.name}: {part.problem or 'done'} ({part.seconds:.1f} s)", flush=True)
         return part
+
+
+def _seed() -> int:
+    return time.time_ns() % 1_000_000
 
 
 def kernels_run(device: torch.device) -> bool:
@@ -232,7 +281,7 @@ def _machine(device: torch.device) -> Row:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "torch": installed("torch"), "triton": installed("triton"), "transformers": installed("transformers"),
-        "without": ", ".join(MISSING) or "nothing",
+        "without": ", ".join(MISSING) or "nothing", "C compiler": shutil.which("cc") or shutil.which("gcc") or "none",
     }  # fmt: skip
 
 
@@ -242,13 +291,14 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/gpu-check"), help="default: %(default)s")
     parser.add_argument("--size", choices=sorted(SIZES), help="default: 8b on a GPU, toy without one")
     parser.add_argument("--minutes", type=float, default=7.0, help="start no part after this (default %(default)s)")
+    parser.add_argument("--triton-kernels", action="store_true", help="only whether these kernels are right")
     arguments = parser.parse_args(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size = SIZES[arguments.size or ("8b" if device.type == "cuda" else "toy")]
-    report = Check(size, device, arguments.minutes * 60).run()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "report.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n")
-    (arguments.out / "report.md").write_text(report.markdown())
+    size = arguments.size or ("8b" if device.type == "cuda" else "toy")
+    check = Check(size, device, arguments.minutes * 60, arguments.out)
+    if arguments.triton_kernels:
+        return 0 if check.triton_kernels().passed else 1
+    report = check.run()
     print(report.markdown())
     return 0 if report.passed else 1
 

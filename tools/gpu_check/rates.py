@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
@@ -22,12 +23,14 @@ from engine.device_speed import synchronise
 from engine.engine import Engine
 from engine.events import Finished, TokensCommitted
 from engine.models.files import model_directory
-from engine.request import DecodingParams, Request, SamplingParams
+from engine.request import Decoding, DecodingParams, Request, SamplingParams
 from engine.roofline import DeviceSpeed
 from engine.sequence import Block, Sequence
 from tools.gpu_check.report import Bar, Part
 
 Kernels = Literal["torch", "triton"]
+DType = Literal["bfloat16", "float32"]
+MODES_THAT_AGREE: tuple[Decoding, ...] = ("ar", "speculative")
 
 TOKENS_A_ROUND = {8: 5.78, 16: 8.53, 32: 11.36}
 """Of self-speculation by block length, as published for the 8B on a reasoning set: random weights accept nothing."""
@@ -59,32 +62,54 @@ def run(engine: Engine, requests: list[Request], in_flight: int) -> tuple[dict[s
 def agreement(device: torch.device, kernels: Kernels, count: int, bar: float) -> Part:
     """Share of requests of the built-in model that self-speculation answers as AR does, greedy and sampled."""
     part = Part("Self-speculation equals AR")
-    directory = model_directory("builtin")
-    dtype: Literal["bfloat16", "float32"]
-    for dtype, batch in (("bfloat16", 1), ("bfloat16", 32), ("float32", 1), ("float32", 32)):
-        config = EngineConfig(
-            model=str(directory), device=str(device), dtype=dtype, kernels=kernels,
-            calibration_seconds=0.0, kv_cache_tokens=65536,
-        )  # fmt: skip
-        engine = Engine.load(config)
-        text = Text(directory, engine.info.bos_token_id)
-        prompts = [text.encode(prompt.prompt) for prompt in read_prompts(BUILTIN_PROMPTS)]
-        answers = []
-        for decoding in ("ar", "speculative"):
-            requests = [
-                Request(
-                    request_id=str(i), prompt_token_ids=prompts[i % len(prompts)], max_tokens=96,
-                    sampling=SamplingParams(temperature=0.0 if i < count // 2 else 0.8, seed=i),
-                    decoding=DecodingParams(decoding=decoding), cache_salt=decoding,
-                )
-                for i in range(count)
-            ]  # fmt: skip
-            answers.append(run(engine, requests, batch)[0])
-        same = sum(answers[0][key] == answers[1][key] for key in answers[0]) / count
-        part.rows.append({"dtype": dtype, "batch": batch, "requests": count, "same": same})
-        if dtype == "bfloat16" and batch == 1:
-            part.bars.append(Bar("same answers in bfloat16 at batch 1", same, bar))
+    dtypes: tuple[DType, ...] = ("bfloat16", "float32")
+    for dtype in dtypes:
+        engine = _builtin_engine(device, kernels, dtype)
+        for batch in (1, 32):
+            answers = [run(engine, _requests(engine, count, d, batch), batch)[0] for d in MODES_THAT_AGREE]
+            same = _same(*answers)
+            part.rows.append({"dtype": dtype, "batch": batch, "requests": count, "same": same})
+            if dtype == "bfloat16" and batch == 1:
+                part.bars.append(Bar("same answers in bfloat16 at batch 1", same, bar))
     return part
+
+
+def kernels_agree(device: torch.device, count: int, bar: float) -> Part:
+    """Share of requests of the built-in model that both sets of kernels answer alike, in float32."""
+    part = Part("Kernels agree")
+    engines = [_builtin_engine(device, "torch", "float32"), _builtin_engine(device, "triton", "float32")]
+    modes: tuple[Decoding, ...] = ("ar", "diffusion")
+    for decoding in modes:
+        same = _same(*(run(engine, _requests(engine, count, decoding, 32), 32)[0] for engine in engines))
+        part.rows.append({"decoding": decoding, "requests": count, "same": same})
+        part.bars.append(Bar(f"same answers of {decoding}", same, bar))
+    return part
+
+
+def _same(left: dict[str, list[int]], right: dict[str, list[int]]) -> float:
+    return sum(left[key] == right[key] for key in left) / len(left)
+
+
+def _builtin_engine(device: torch.device, kernels: Kernels, dtype: DType) -> Engine:
+    config = EngineConfig(
+        model=str(model_directory("builtin")), device=str(device), dtype=dtype, kernels=kernels,
+        calibration_seconds=0.0, kv_cache_tokens=65536,
+    )  # fmt: skip
+    return Engine.load(config)
+
+
+def _requests(engine: Engine, count: int, decoding: Decoding, batch: int) -> list[Request]:
+    """Requests to the built-in model, one half greedy, one half sampled. No other mode or batch shares their KV."""
+    text = Text(model_directory("builtin"), engine.info.bos_token_id)
+    prompts = [text.encode(prompt.prompt) for prompt in read_prompts(BUILTIN_PROMPTS)]
+    return [
+        Request(
+            request_id=str(i), prompt_token_ids=prompts[i % len(prompts)], max_tokens=96,
+            sampling=SamplingParams(temperature=0.0 if i < count // 2 else 0.8, seed=i),
+            decoding=DecodingParams(decoding=decoding), cache_salt=f"{decoding} {batch}",
+        )
+        for i in range(count)
+    ]  # fmt: skip
 
 
 def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpeed) -> Part:
@@ -102,18 +127,23 @@ def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpe
     rows = pass_figures(engine, fitting, found, speed)
     for i, (row, kind, bar) in enumerate(zip(rows, fitting, bars, strict=True)):
         multiple = 1 / float(str(row["light_share"]))
+        apart = float((recorded[i] - eager[i]).abs().max())
+        apart = apart if math.isfinite(apart) else math.inf
         names = ("phase", "width", "batch", "context", "floor_ms", "median_ms")
         part.rows.append(
             {name: row[name] for name in names}
             | {
                 "times the floor": multiple,
                 "operation by operation, ms": statistics.median(eager_seconds[i]) * 1e3 if eager_seconds[i] else None,
-                "largest difference of logits": float((recorded[i] - eager[i]).abs().max()),
+                "largest difference of logits": apart,
             }
         )
         if bar:
             name = f"{kind.phase} of {kind.batch} x {kind.width} at {kind.context}, times the floor"
             part.bars.append(Bar(name, multiple, bar, at_most=True))
+    if graphs is not None:
+        worst = max(float(str(row["largest difference of logits"])) for row in part.rows)
+        part.bars.append(Bar("largest difference of recorded passes' logits", worst, 0.25, at_most=True))
     return part
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 Row = dict[str, object]
 
@@ -33,6 +36,12 @@ class Part:
     """Why it did not run to its end; empty if it did."""
     seconds: float = 0.0
 
+    @classmethod
+    def of(cls, written: dict[str, Any]) -> Part:
+        """A part of another run's report, as `Report.as_dict` has it."""
+        bars = [Bar(bar["name"], bar["value"], bar["bar"], bar["at_most"]) for bar in written["bars"]]
+        return cls(written["name"], written["rows"], bars, written["problem"], written["seconds"])
+
     @property
     def sound(self) -> bool:
         """It ran to its end, and every bar is met."""
@@ -54,6 +63,12 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         parts = [asdict(part) | {"bars": [asdict(bar) | {"met": bar.met} for bar in part.bars]} for part in self.parts]
         return {"schema": "lightcone-gpu-check/1", "machine": self.machine, "passed": self.passed, "parts": parts}
+
+    def write(self, folder: Path) -> None:
+        """report.json and report.md."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        (folder / "report.md").write_text(self.markdown())
 
     def markdown(self) -> str:
         """The same for people."""

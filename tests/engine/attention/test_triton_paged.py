@@ -105,6 +105,14 @@ def test_queries_that_see_nothing_of_a_split_give_it_no_weight() -> None:
     assert backend._num_splits == 4
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_warming_up_writes_to_the_first_slot_alone() -> None:
+    world = PagedSequences(torch.bfloat16, head_dim=32)
+    world.pool.k.fill_(7.0)
+    backend_of(world, SPLIT).warm_up()
+    assert (world.pool.k != 7.0).flatten(2).any(-1).nonzero().tolist() == [[0, 0]]
+
+
 @pytest.mark.parametrize("programs", [ALONE, SPLIT])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_one_requests_nan_reaches_no_other_in_the_same_pass(programs: int) -> None:

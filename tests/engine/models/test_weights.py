@@ -253,3 +253,14 @@ def test_device_names_are_checked() -> None:
     assert resolve_device("auto").type in ("cpu", "cuda")
     with pytest.raises(ModelLoadError, match="no device 'gpu'"):
         resolve_device("gpu")
+
+
+def test_a_gpu_is_known_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.set_device, for one, takes no device without an index: no model would load on any GPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 1)
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(ModelLoadError, match="no device 'cuda:2': torch sees 2 GPUs"):
+        resolve_device("cuda:2")
