@@ -19,10 +19,10 @@ from tests.conftest import MakeEngine
 from tools.gpu_check import rates
 from tools.gpu_check.__main__ import SIZES, Check, main
 from tools.gpu_check.idle import idle_share
+from tools.gpu_check.kernels import choosing, elementwise_parity, tiles
 from tools.gpu_check.parity import parity
 from tools.gpu_check.rates import force, run
 from tools.gpu_check.report import Bar, Part, Report
-from tools.gpu_check.small import choosing, elementwise_parity, tiles
 
 TOY = SIZES["toy"]
 CPU = torch.device("cpu")
@@ -65,23 +65,23 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, spoil: Any) ->
     assert not any(bar.met for bar in part.bars)
 
 
-def test_a_wrong_small_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_kernel_beside_attention_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tests.engine.interpreted", exc_type=ImportError)
     from engine.models.triton_elementwise import TritonElementwise
     from engine.triton_choice import TritonChoice
 
-    assert elementwise_parity(CPU, TOY.heads[0], TOY.small, 1).sound
+    assert elementwise_parity(CPU, TOY.heads[0], TOY.kernels, 1).sound
     gate, pick = TritonElementwise.gate, TritonChoice.pick
     monkeypatch.setattr(TritonElementwise, "gate", lambda *inputs: gate(*inputs) * 1.1)
-    assert not elementwise_parity(CPU, TOY.heads[0], TOY.small, 1).sound
+    assert not elementwise_parity(CPU, TOY.heads[0], TOY.kernels, 1).sound
 
     def other(*inputs: Any) -> Any:
         picked = pick(*inputs)
         return picked._replace(token_ids=picked.token_ids.index_fill(0, torch.tensor(0), 5))
 
     monkeypatch.setattr(TritonChoice, "pick", other)
-    monkeypatch.setattr("tools.gpu_check.small.WAYS", {"greedy": SamplingParams(temperature=0.0)})
-    assert not choosing(CPU, TOY.small, 1, with_kernel=True).sound
+    monkeypatch.setattr("tools.gpu_check.kernels.WAYS", {"greedy": SamplingParams(temperature=0.0)})
+    assert not choosing(CPU, TOY.kernels, 1, with_kernel=True).sound
 
 
 def test_kernels_that_take_their_process_down_leave_the_rest_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

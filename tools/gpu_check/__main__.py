@@ -30,9 +30,9 @@ from engine.engine import Engine
 from engine.roofline import DeviceSpeed
 from tools.gpu_check import MISSING, rates
 from tools.gpu_check.idle import idle
+from tools.gpu_check.kernels import Sizes, choosing, elementwise_parity, tiles
 from tools.gpu_check.parity import Heads, Spans, bandwidth, parity
 from tools.gpu_check.report import Part, Report, Row
-from tools.gpu_check.small import Sizes, choosing, elementwise_parity, tiles
 
 ROOT = Path(__file__).parents[2]
 KERNEL_SECONDS = 240
@@ -59,7 +59,7 @@ class Size:
     spans: list[Spans]
     wide: Spans
     """For the kernel's bandwidth."""
-    small: Sizes
+    kernels: Sizes
     """For the kernels beside attention."""
     requests: int
     """For the agreement of modes."""
@@ -95,7 +95,7 @@ SIZES = {
             Spans("prefill", [0, 5000], 700, True),
         ],
         wide=Spans("32 x 32 at 4096", [4096] * 32, 32, False),
-        small=Sizes(intermediate=14336, tokens=[1, 33, 2048], vocabulary=131072, rows=[(1, 1), (1, 32), (32, 32)]),
+        kernels=Sizes(intermediate=14336, tokens=[1, 33, 2048], vocabulary=131072, rows=[(1, 1), (1, 32), (32, 32)]),
         requests=200,
         passes=[
             (_kind(Phase.DENOISE, 32, 1, 1024), 1.20), (_kind(Phase.DECODE, 1, 32, 1024), 1.35),
@@ -118,7 +118,7 @@ SIZES = {
             Spans("verify", [3, 30], 8, True), Spans("prefill", [0, 20], 20, True),
         ],
         wide=Spans("2 x 4 at 64", [64] * 2, 4, False),
-        small=Sizes(intermediate=48, tokens=[3], vocabulary=160, rows=[(1, 2)]),
+        kernels=Sizes(intermediate=48, tokens=[3], vocabulary=160, rows=[(1, 2)]),
         requests=4,
         passes=[(_kind(Phase.DENOISE, 8, 1, 64), 0.0), (_kind(Phase.DECODE, 1, 2, 64), 0.0)],
         in_flight=[1, 2], block_lengths=[8], prompt=16, answer=12, max_model_len=256, steps=4,
@@ -145,7 +145,7 @@ class Check:
             self.kernels = "triton"
         self.part("parity torch", partial(parity, "torch", device, size.heads, size.spans, _seed()))
         if not triton:
-            self.part("choosing", partial(choosing, device, size.small, _seed(), with_kernel=False))
+            self.part("choosing", partial(choosing, device, size.kernels, _seed(), with_kernel=False))
         speed = DeviceSpeed(1.0, 1.0)
 
         def measure() -> Part:
@@ -178,8 +178,8 @@ class Check:
         """The parts that only need the Triton kernels."""
         size, device, seed = self.size, self.device, _seed()
         self.part("parity triton", partial(parity, "triton", device, size.heads, size.spans, seed))
-        self.part("elementwise", partial(elementwise_parity, device, size.heads[0], size.small, seed))
-        self.part("choosing", partial(choosing, device, size.small, seed, with_kernel=True))
+        self.part("elementwise", partial(elementwise_parity, device, size.heads[0], size.kernels, seed))
+        self.part("choosing", partial(choosing, device, size.kernels, seed, with_kernel=True))
         return self.report
 
     def kernels_in_a_child(self) -> bool:
