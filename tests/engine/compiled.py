@@ -33,7 +33,8 @@ class Launch(NamedTuple):
     name: str
     kernel: Any
     types: dict[str, str]
-    """Of the arguments; what is absent here is in `constants`. Pointers and strides are multiples of 16."""
+    """Of the arguments; what is absent here is in `constants`. Pointers and strides are taken for multiples of 16 where
+    the kernel lets Triton look."""
     constants: dict[str, Any]
     options: dict[str, int]
 
@@ -104,7 +105,7 @@ def choice_launches() -> Iterator[Launch]:
 
 def compiled(launch: Launch, architecture: int) -> dict[str, int]:
     """Registers and bytes of spilled ones by thread, bytes of shared memory by program, tensor-core instructions."""
-    names = launch.kernel.arg_names
+    names, parameters = launch.kernel.arg_names, launch.kernel.params
     signature = {name: launch.types.get(name, "constexpr") for name in names}
     source = ASTSource(
         fn=launch.kernel,
@@ -113,7 +114,8 @@ def compiled(launch: Launch, architecture: int) -> dict[str, int]:
         attrs={
             (i,): [["tt.divisibility", 16]]
             for i, (name, kind) in enumerate(signature.items())
-            if kind.startswith("*") or (name.endswith("stride") and kind != "constexpr")
+            if (kind.startswith("*") and not parameters[i].do_not_specialize_on_alignment)
+            or (name.endswith("stride") and kind != "constexpr" and not parameters[i].do_not_specialize)
         },
     )
     made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
