@@ -104,7 +104,8 @@ def choice_launches() -> Iterator[Launch]:
 
 
 def compiled(launch: Launch, architecture: int) -> dict[str, int]:
-    """Registers and bytes of spilled ones by thread, bytes of shared memory by program, tensor-core instructions."""
+    """Registers and bytes of spilled ones by thread, bytes of shared memory by program, tensor-core instructions, and
+    asynchronous copies of 16 bytes, the widest there are."""
     names, parameters = launch.kernel.arg_names, launch.kernel.params
     signature = {name: launch.types.get(name, "constexpr") for name in names}
     source = ASTSource(
@@ -127,7 +128,8 @@ def compiled(launch: Launch, architecture: int) -> dict[str, int]:
     found = {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", usage)}
     ptx = made.asm["ptx"]
     products = ptx.count("wgmma.mma_async") + ptx.count("mma.sync")
-    return found | {"shared": made.metadata.shared, "products": products}
+    copies = len(re.findall(r"cp\.async\.\w+\.shared\.global[^;]*, 0x10,", ptx))
+    return found | {"shared": made.metadata.shared, "products": products, "copies": copies}
 
 
 def main(architectures: list[int]) -> None:

@@ -50,3 +50,10 @@ def test_half_precision_attention_multiplies_on_tensor_cores(hopper: dict[str, d
     tiles = {name: use["products"] for name, use in hopper.items() if "attend_tiles bf16" in name}
     assert tiles
     assert all(tiles.values())
+
+
+def test_keys_and_values_arrive_16_bytes_at_a_time_while_others_are_multiplied(
+    hopper: dict[str, dict[str, int]],
+) -> None:
+    """Narrower or waited for, they come at a fraction of the memory's bandwidth, which is all that decoding needs."""
+    assert {name for name, use in hopper.items() if "attend_tiles" in name and use["copies"] < 4} == set()
