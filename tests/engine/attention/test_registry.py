@@ -65,7 +65,7 @@ def test_the_built_in_model_answers_alike_through_the_kernel(decoding: str, buil
     for kernels in ("torch", "triton"):
         engine = builtin_engine(kernels=kernels, max_running=2)
         requests = [
-            ask(f"r{n}", list(range(8, 15 + 9 * n)), decoding, max_tokens=8, ignore_eos=True, temperature=0.8 * n)
+            ask(f"r{n}", list(range(8, 13 + 6 * n)), decoding, max_tokens=6, ignore_eos=True, temperature=0.8 * n)
             for n in range(2)
         ]
         answers.append({name: answer.outcome for name, answer in drive(engine, requests).items()})
