@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tests.engine.interpreted", exc_type=ImportError)
 
-from engine import triton_choice
+import triton
+import triton.language as tl
+
+from engine import choice_kernels, triton_choice
 from engine.history import TokenHistory
 from engine.noise import gumbel_noise
 from engine.request import SamplingParams
@@ -73,6 +77,25 @@ def test_requests_without_edits_take_no_other_pass_over_the_logits() -> None:
     found, _ = check(logits)
     assert found.logits.dtype == torch.bfloat16
     assert (found.logits[..., list(BANNED)] == -INFINITY).all()
+
+
+@triton.jit
+def noise_rows(out_ptr, low_ptr, high_ptr, place_ptr, SIZE: tl.constexpr) -> None:
+    ids = tl.arange(0, SIZE)
+    first, second = choice_kernels._noise_keys(tl.load(low_ptr), tl.load(high_ptr), tl.load(place_ptr))
+    tl.store(out_ptr + ids, choice_kernels._gumbel(ids, first, second))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 + 5, 2**53 - 1])
+@pytest.mark.parametrize("position", [0, 100_000])
+def test_the_noise_is_the_one_of_every_device(seed: int, position: int) -> None:
+    """The same seed would give another text on a GPU than on a CPU."""
+    found = torch.empty(8192)
+    low = torch.tensor([seed & 0xFFFFFFFF]).to(torch.int32)
+    noise_rows[(1,)](found, low, torch.tensor([seed >> 32], dtype=torch.int32), torch.tensor([position]), SIZE=8192)
+    expected = gumbel_noise(torch.tensor([seed]), torch.tensor([[position]]), 8192)[0, 0]
+    ulp = np.spacing(expected.abs().clamp(min=1.0).numpy())
+    assert (np.abs(found.numpy() - expected.numpy()) <= 4 * ulp).all()
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(seed=3), SamplingParams(seed=3, top_k=5, top_p=0.9)])
