@@ -42,7 +42,7 @@ def idle(engine: Engine, batches: list[int], steps: int, bar: float) -> Part:
             )  # fmt: skip
         for _ in range(4):  # prompts, and whatever is slow the first time
             engine.step()
-        with profile(activities=[activity]) as trace:
+        with profile(activities=[activity], acc_events=True) as trace:
             for _ in range(steps):
                 engine.step()
             if cuda:
