@@ -20,11 +20,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`cpu`, `cuda` or `cuda:1`. `auto`: the first GPU, or the CPU where there is none."""
     kernels: Literal["torch", "triton"] = "torch"
     """`torch`: torch's own, on any device. `triton`: paged attention, rotation, activation and sampling in kernels for
-    NVIDIA GPUs, and recorded passes. They need the `triton` extra; so far they have been compiled for GPUs and run in
+    NVIDIA GPUs, and captured passes. They need the `triton` extra; so far they have been compiled for GPUs and run in
     Triton's interpreter, never on a GPU."""
     enforce_eager: bool = False
-    """Record no passes: each runs operation by operation. On a GPU with `kernels` triton small passes are otherwise
-    recorded (CUDA graphs) at start-up, which takes up to half a minute."""
+    """Capture no passes: each runs operation by operation. On a GPU with `kernels` triton small passes are otherwise
+    captured (CUDA graphs) at start-up, which takes up to half a minute."""
     max_model_len: int | None = None
     """Longest prompt plus answer. None: what the model's config says, as far as the KV pool can hold it."""
     max_running: int = 64
@@ -41,7 +41,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """KV pool size. None: sized from the device's free memory, or from `max_running` on a CPU."""
     gpu_memory_utilization: float = 0.9
     """Share of a GPU's memory that weights and an automatically sized KV pool may take together. The rest is for
-    activations (a pass of `max_batch_tokens`) and recorded passes."""
+    activations (a pass of `max_batch_tokens`) and captured passes."""
     prefix_caching: bool = True
     """KV of prompts stays for later requests that begin alike; see also `cache_salt` of a request."""
     shared_commit: bool = True

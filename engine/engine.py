@@ -82,7 +82,7 @@ class Engine:
             device_bandwidth=speed.bandwidth,
             device_rate=speed.rate,
         )
-        recorded = device.type == "cuda" and config.kernels == "triton" and not config.enforce_eager
+        captured = device.type == "cuda" and config.kernels == "triton" and not config.enforce_eager
         pool = KVCachePool(
             num_layers=shape.num_layers,
             num_pages=size.num_pages,
@@ -93,14 +93,14 @@ class Engine:
             max_pages_per_row=-(-size.max_model_len // config.page_size),
             dtype=dtype,
             device=device,
-            padding_page=recorded,
+            padding_page=captured,
         )
-        kernels = make_kernels(config.kernels, pool, shape, spec.banned_token_ids)
+        kernels = make_kernels(config.kernels, pool, model.decoder, spec.banned_token_ids)
         self.runner = ModelRunner(model.decoder, pool, kernels, device)
         if device.type == "cuda":
             kernels.warm_up(shape.vocab_size, dtype)
-        if recorded:
-            self.runner.graphs = record_passes(self.runner, config.max_batch_tokens)
+        if captured:
+            self.runner.graphs = capture_passes(self.runner, config.max_batch_tokens)
         history = TokenHistory(config.max_running, shape.vocab_size, device)
         self.sampler = Sampler(spec.banned_token_ids, history, device, kernels.choice)
         self.scheduler = Scheduler(
@@ -256,14 +256,14 @@ def decode(plan: BatchPlan, logits: Rows[torch.Tensor | None]) -> list[StepOutco
     return outcomes
 
 
-def record_passes(runner: ModelRunner, max_tokens: int) -> PassGraphs:
-    """Records a runner's passes of up to `max_tokens` query tokens on a GPU. Only with the triton kernels."""
+def capture_passes(runner: ModelRunner, max_tokens: int) -> PassGraphs:
+    """Captures a runner's passes of up to `max_tokens` query tokens on a GPU. Only with the triton kernels."""
     from engine.attention.triton_paged import TritonAttention  # these need Triton, and nothing else does
-    from engine.graphs import CudaRecorder, PassGraphs
+    from engine.graphs import CudaCapturer, PassGraphs
 
     if not isinstance(runner.attention, TritonAttention):
-        raise TypeError("only passes of the triton backend can be recorded")
-    graphs = PassGraphs(runner.decoder, runner.attention, runner.elementwise, runner.pool, CudaRecorder())
+        raise TypeError("only passes of the triton backend can be captured")
+    graphs = PassGraphs(runner.decoder, runner.attention, runner.elementwise, runner.pool, CudaCapturer())
     graphs.warm_up(max_tokens)
     return graphs
 

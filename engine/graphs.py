@@ -1,9 +1,9 @@
-"""Recorded passes: the decoder's forward as one CUDA graph a shape, replayed with other data.
+"""Captured passes: the decoder's forward as one CUDA graph a shape, replayed with other data.
 
 A pass of a small batch starts hundreds of kernels, each of which takes the host longer to start than the GPU to run; a
-graph starts them all at once. It is recorded for a *bucket*, a padded number of query tokens and of tiles, and reads
+graph starts them all at once. It is captured for a *bucket*, a padded number of query tokens and of tiles, and reads
 everything else from the device: ids, positions, kv limits, slots, tiles, splits. So one graph serves any mix of phases
-that fits. What fits none runs operation by operation, and nothing is recorded once requests are served.
+that fits. What fits none runs operation by operation, and nothing is captured once requests are served.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ log = logging.getLogger("lightcone.engine")
 TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Query tokens of the buckets. In a larger pass the GPU works longer than the host takes to start the kernels."""
 WARM_UP_SECONDS = 30.0
-"""Recording starts no further bucket after this."""
+"""Capturing starts no further bucket after this."""
 
 
 class Bucket(NamedTuple):
-    """The shape of a recorded pass."""
+    """The shape of a captured pass."""
 
     num_tokens: int
     num_tiles: int
@@ -44,16 +44,16 @@ class Bucket(NamedTuple):
     """Whether some tokens draft with the model's adapter."""
 
 
-class Recorder(ABC):
-    """Records what the device does, to be done again."""
+class Capturer(ABC):
+    """Captures what the device does, to be done again."""
 
     @abstractmethod
-    def record(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+    def capture(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         """Returns the tensor that `run` returned, and a replay that computes it again, in place, from what the tensors
         that `run` reads hold by then."""
 
 
-class CudaRecorder(Recorder):
+class CudaCapturer(Capturer):
     """CUDA graphs. They share one pool of memory: a replay may overwrite what another one returned."""
 
     def __init__(self) -> None:
@@ -61,9 +61,9 @@ class CudaRecorder(Recorder):
         # One for all: the matrix library keeps a workspace of its own for every stream it has seen.
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def record(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        """See Recorder. Runs once beforehand: kernels are compiled and libraries set up then, neither of which can be
-        recorded."""
+    def capture(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        """See Capturer. Runs once beforehand: kernels are compiled and libraries set up then, neither of which can be
+        captured."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -90,7 +90,7 @@ class _Graph:
 
 
 class PassGraphs:
-    """The recorded passes of one model. Padding tokens write their K and V to the pool's padding page."""
+    """The captured passes of one model. Padding tokens write their K and V to the pool's padding page."""
 
     def __init__(
         self,
@@ -98,42 +98,42 @@ class PassGraphs:
         attention: TritonAttention,
         elementwise: Elementwise,
         pool: KVCachePool,
-        recorder: Recorder,
+        capturer: Capturer,
     ) -> None:
         self._decoder = decoder
         self._attention = attention
         self._elementwise = elementwise
         self._pool = pool
-        self._recorder = recorder
+        self._capturer = capturer
         self._graphs: list[_Graph] = []
 
     @property
     def buckets(self) -> list[Bucket]:
-        """Those recorded, smallest first."""
+        """Those captured, smallest first."""
         return [graph.bucket for graph in self._graphs]
 
     @torch.inference_mode()
     def warm_up(self, max_tokens: int, seconds: float = WARM_UP_SECONDS) -> None:
-        """Records the buckets up to `max_tokens` query tokens, likelier ones first, until the seconds are over. If one
-        fails, for want of memory say, those recorded so far are all there is."""
+        """Captures the buckets up to `max_tokens` query tokens, likelier ones first, until the seconds are over. If one
+        fails, for want of memory say, those captured so far are all there is."""
         started = time.monotonic()
         wanted = self._wanted(max_tokens)
         for number, bucket in enumerate(wanted):
             if time.monotonic() - started >= seconds:
-                log.warning("%d of %d passes recorded in %.0f s; others run eagerly", number, len(wanted), seconds)
+                log.warning("%d of %d passes captured in %.0f s; others run eagerly", number, len(wanted), seconds)
                 break
             try:
-                self.record(bucket)
+                self.capture(bucket)
             except RuntimeError as error:  # torch's own and the driver's
                 reason = str(error).partition("\n")[0]
-                log.warning("%d of %d passes recorded; others run eagerly: %s", number, len(wanted), reason)
+                log.warning("%d of %d passes captured; others run eagerly: %s", number, len(wanted), reason)
                 synchronise(self._pool.device)  # raises what the device has not recovered from
                 break
-        log.info("recorded %d passes in %.1f s", len(self._graphs), time.monotonic() - started)
+        log.info("captured %d passes in %.1f s", len(self._graphs), time.monotonic() - started)
 
     @torch.inference_mode()
-    def record(self, bucket: Bucket) -> None:
-        """Records one bucket. Writes to the padding page only."""
+    def capture(self, bucket: Bucket) -> None:
+        """Captures one bucket. Writes to the padding page only."""
         device = self._pool.device
         inputs = torch.zeros((4, bucket.num_tokens), dtype=torch.int64, device=device)
         inputs[3] = self._pool.padding_slot
@@ -147,7 +147,9 @@ class PassGraphs:
         )  # fmt: skip
         num_splits = self._attention.most_splits(bucket.num_tiles)
         self._attention.use(slots, kv_limits, layout, bucket.block_rows, num_splits)
-        hidden, replay = self._recorder.record(lambda: self._decoder.forward(batch, self._attention, self._elementwise))
+        hidden, replay = self._capturer.capture(
+            lambda: self._decoder.forward(batch, self._attention, self._elementwise)
+        )
         self._graphs.append(_Graph(bucket, inputs, layout, draft_tokens, hidden, replay))
         self._graphs.sort(key=lambda graph: graph.bucket)
 

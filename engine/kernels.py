@@ -9,7 +9,7 @@ import torch
 from engine.attention.base import AttentionBackend
 from engine.attention.registry import make_attention
 from engine.kv_cache.pool import KVCachePool
-from engine.models.decoder import DecoderConfig
+from engine.models.decoder import Decoder
 from engine.models.elementwise import Elementwise
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Kernels(NamedTuple):
-    """Everything in a step that is not a matrix product, by who computes it."""
+    """Who computes what a step does beside matrix products and edits of logits."""
 
     attention: AttentionBackend
     elementwise: Elementwise
@@ -32,13 +32,13 @@ class Kernels(NamedTuple):
             self.choice.warm_up(dtype, vocab_size)
 
 
-def make_kernels(name: str, pool: KVCachePool, config: DecoderConfig, banned_token_ids: tuple[int, ...]) -> Kernels:
+def make_kernels(name: str, pool: KVCachePool, decoder: Decoder, banned_token_ids: tuple[int, ...]) -> Kernels:
     """The kernels that `EngineConfig.kernels` names. Raises ConfigError where they cannot run this model here."""
-    attention = make_attention(name, pool, config.num_heads)
+    attention = make_attention(name, pool, decoder.config.num_heads)
     if name == "torch":
-        return Kernels(attention, Elementwise(config.rms_norm_eps, pool.dtype, pool.device), None)
+        return Kernels(attention, decoder.elementwise, None)
     from engine.models.triton_elementwise import TritonElementwise  # these need Triton, and nothing else does
     from engine.triton_choice import TritonChoice
 
-    elementwise = TritonElementwise(config.rms_norm_eps, pool.dtype, pool.device)
+    elementwise = TritonElementwise(decoder.config.rms_norm_eps, pool.dtype, pool.device)
     return Kernels(attention, elementwise, TritonChoice(banned_token_ids, pool.device))

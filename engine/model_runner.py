@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class ModelRunner:
-    """Owns the model, the KV pool and the attention backend. It knows nothing of requests' parameters."""
+    """Owns the model, the KV pool and the kernels. It knows nothing of requests' parameters."""
 
     graphs: PassGraphs | None = None
-    """Recorded passes, where there are any; those that fit none run operation by operation."""
+    """Captured passes, where there are any; those that fit none run operation by operation."""
 
     def __init__(self, decoder: Decoder, pool: KVCachePool, kernels: Kernels, device: torch.device) -> None:
         self.decoder = decoder

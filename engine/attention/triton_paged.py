@@ -64,7 +64,7 @@ class TritonAttention(AttentionBackend):
     """Cuts every span into tiles of query tokens and, where those are too few to fill the GPU, the context into splits.
 
     The host decides tiles and splits from the spans' lengths alone; they, what a token sees (`kv_limits`) and where it
-    lies (the page table) are read on the device, so that a launch can be recorded (engine.graphs).
+    lies (the page table) are read on the device, so that a launch can be captured (engine.graphs).
     """
 
     def __init__(

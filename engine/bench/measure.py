@@ -120,6 +120,16 @@ def typical(values: list[float], cycle: int) -> float:
 
 
 @contextmanager
+def without_graphs(engine: Engine) -> Iterator[None]:
+    """Until the context ends every pass runs operation by operation."""
+    graphs, engine.runner.graphs = engine.runner.graphs, None
+    try:
+        yield
+    finally:
+        engine.runner.graphs = graphs
+
+
+@contextmanager
 def wrapped(owner: object, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Replaces a method of one object by a wrapper around it, until the context ends."""
     setattr(owner, name, wrap(getattr(owner, name)))

@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from engine.batch import BatchPlan
-from engine.bench.measure import time_forward, wrapped
+from engine.bench.measure import time_forward, without_graphs, wrapped
 from engine.engine import Engine
 
 PARTS = ("projections", "attention", "norms", "elementwise", "head", "host")
@@ -88,20 +88,19 @@ class _Meter(TorchFunctionMode):
 def pass_parts(engine: Engine, plan: BatchPlan, repeats: int) -> tuple[float, dict[str, float]]:
     """Seconds of a pass, and of each of its PARTS: both the fastest of `repeats` runs, plain and metered in turn.
 
-    Operation by operation, also where such passes are recorded: a recorded pass has no parts.
+    Operation by operation, also where such passes are captured: a captured pass has no parts.
     """
     whole = float("inf")
     parts: dict[str, float] = {}
-    graphs, engine.runner.graphs = engine.runner.graphs, None
-    for _ in range(repeats):
-        time_forward(engine, plan)
-        whole = min(whole, time_forward(engine, plan))
-        timer = Timer(engine.device)
-        with _metering(engine, timer):
-            engine.runner.forward(plan)
-        for name, seconds in timer.seconds().items():
-            parts[name] = min(parts.get(name, seconds), seconds)
-    engine.runner.graphs = graphs
+    with without_graphs(engine):
+        for _ in range(repeats):
+            time_forward(engine, plan)
+            whole = min(whole, time_forward(engine, plan))
+            timer = Timer(engine.device)
+            with _metering(engine, timer):
+                engine.runner.forward(plan)
+            for name, seconds in timer.seconds().items():
+                parts[name] = min(parts.get(name, seconds), seconds)
     parts = {name: parts.get(name, 0.0) for name in PARTS}
     parts["host"] = max(0.0, whole - sum(parts.values()))
     return whole, parts
@@ -139,7 +138,7 @@ def _metering(engine: Engine, timer: Timer) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(wrapped(runner.attention, "prepare", as_part("attention")))
         stack.enter_context(wrapped(runner.attention, "forward", whole("attention")))
-        for name in ("rotate", "gate"):  # kernels are no torch calls
+        for name in ("rotate", "silu_mul"):  # kernels are no torch calls
             stack.enter_context(wrapped(runner.elementwise, name, whole("elementwise")))
         stack.enter_context(wrapped(runner.decoder, "forward", metered))
         stack.enter_context(wrapped(runner.decoder, "logits", as_part("head")))

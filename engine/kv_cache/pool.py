@@ -26,7 +26,7 @@ class KVCachePool:
         device: torch.device,
         padding_page: bool = False,
     ) -> None:
-        """padding_page: have one page more, which nobody owns, for what recorded passes write of their padding."""
+        """padding_page: have one page more, which nobody owns, for what captured passes write of their padding."""
         self.num_layers = num_layers
         self.num_pages = num_pages
         self.page_size = page_size

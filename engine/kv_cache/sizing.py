@@ -27,7 +27,7 @@ def choose_pool_size(config: EngineConfig, shape: DecoderConfig, dtype: torch.dt
     """Sizes the pool from the configuration, or from free memory. Raises ConfigError if a promised length cannot fit.
 
     On a GPU: what weights already took is gone from its free memory, and `1 - gpu_memory_utilization` of it all is left
-    for activations and recorded passes. On a CPU: enough for `max_running` sequences of the longest length, within two
+    for activations and captured passes. On a CPU: enough for `max_running` sequences of the longest length, within two
     gigabytes.
     """
     if config.max_model_len is not None and config.max_model_len > shape.max_positions:

@@ -146,7 +146,7 @@ class Decoder:
         self.head = self.embedding if config.tied_head else empty_weight(vocabulary, dtype, device)
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.layers = [Layer(config, dtype, device, adapter) for _ in range(config.num_layers)]
-        self._elementwise = Elementwise(config.rms_norm_eps, dtype, device)
+        self.elementwise = Elementwise(config.rms_norm_eps, dtype, device)
         self.rope = RotaryTable(config.rope, config.head_dim, num_positions, dtype, device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -176,7 +176,7 @@ class Decoder:
     ) -> torch.Tensor:
         """Returns the final hidden states, normalised: [T, hidden_size].
 
-        elementwise: None: torch's own operations.
+        elementwise: None: the decoder's own, which are torch's operations.
         The caller has called `attention.prepare(batch)`, and runs this under torch.inference_mode.
         """
         config = self.config
@@ -184,8 +184,8 @@ class Decoder:
         drafting = None
         if self.adapter is not None and batch.draft_tokens is not None:
             drafting = batch.draft_tokens * self.adapter.scale  # [T, 1]
-        elementwise = elementwise or self._elementwise
-        norm, gate = elementwise.norm, elementwise.gate
+        elementwise = elementwise or self.elementwise
+        norm, silu_mul = elementwise.norm, elementwise.silu_mul
         hidden = F.embedding(batch.token_ids, self.embedding)
         for index, layer in enumerate(self.layers):
             q, k, v = self._project(layer, norm(hidden, layer.input_norm), rotation, elementwise)
@@ -194,7 +194,7 @@ class Decoder:
             if drafting is not None and layer.lora_a is not None and layer.lora_b is not None:
                 hidden.addmm_(F.linear(context, layer.lora_a) * drafting, layer.lora_b.t())
             gate_up = F.linear(norm(hidden, layer.mlp_norm), layer.gate_up)
-            hidden.addmm_(gate(gate_up), layer.down.t())
+            hidden.addmm_(silu_mul(gate_up), layer.down.t())
         return norm(hidden, self.norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

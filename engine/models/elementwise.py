@@ -35,7 +35,7 @@ class Elementwise:
             q = q * rotation.query_scale
         return q, k
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up. gate_up: [T, 2 * intermediate_size]. Returns [T, intermediate_size]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)

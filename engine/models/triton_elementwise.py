@@ -1,6 +1,7 @@
 """The decoder's elementwise work as Triton kernels: one launch each, where torch starts three or four.
 
-Computed in float32 and rounded once, whatever the type. Needs Triton: imported only where it is asked for.
+Computed in float32, whatever the type; an activation is rounded to it before it multiplies. Needs Triton: imported only
+where it is asked for.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import triton
 
 from engine.models.elementwise import Elementwise
 from engine.models.rope import Rotation
-from engine.models.triton_kernels import gate_rows, rotate_rows
+from engine.models.triton_kernels import rotate_rows, silu_mul_rows
 
-GATE_BLOCK = 1024
+SILU_MUL_BLOCK = 1024
 
 
 class TritonElementwise(Elementwise):
@@ -32,10 +33,12 @@ class TritonElementwise(Elementwise):
         q, k = qk.split_with_sizes((num_heads, qk.shape[1] - num_heads), dim=1)
         return q, k
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See Elementwise."""
         tokens, both = gate_up.shape
         size = both // 2
         out = torch.empty((tokens, size), dtype=gate_up.dtype, device=gate_up.device)
-        gate_rows[(tokens, triton.cdiv(size, GATE_BLOCK))](gate_up, out, gate_up.stride(0), SIZE=size, BLOCK=GATE_BLOCK)
+        silu_mul_rows[(tokens, triton.cdiv(size, SILU_MUL_BLOCK))](
+            gate_up, out, gate_up.stride(0), SIZE=size, BLOCK=SILU_MUL_BLOCK
+        )
         return out

@@ -41,7 +41,7 @@ def rotate_rows(
 
 
 @triton.jit
-def gate_rows(
+def silu_mul_rows(
     gate_up_ptr,  # [T, 2 * SIZE], contiguous within a row
     out_ptr,  # [T, SIZE], contiguous
     token_stride,  # of gate_up

@@ -1,7 +1,7 @@
 """What a CUDA graph does, on a CPU: every operation and kernel launch of a run, with the very tensors and numbers that
 it had then, done again in the same order.
 
-A number that the host read or computed during the recording stays what it was, as in a CUDA graph: code that should
+A number that the host read or computed during the capture stays what it was, as in a CUDA graph: code that should
 have read it from the device gives wrong results for any other pass.
 """
 
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from engine.attention import triton_paged
-from engine.graphs import Recorder
+from engine.graphs import Capturer
 from engine.models import triton_elementwise
 
 
@@ -28,7 +28,7 @@ class _Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("the host reads a number from the device: that cannot be recorded")
+            raise RuntimeError("the host reads a number from the device: that cannot be captured")
         made = func(*args, **kwargs)
         if func.__name__.startswith("empty"):
             # A graph's memory is shared with other graphs: what nobody has written yet may be anything.
@@ -52,10 +52,10 @@ def _again(func: Any, args: Any, kwargs: Any, made: Any) -> None:
 
 
 class _Kernel:
-    """A Triton kernel whose launches go on the tape that is being recorded."""
+    """A Triton kernel whose launches go on the tape that is being captured."""
 
-    def __init__(self, kernel: Any, recorder: TapeRecorder) -> None:
-        self.kernel, self.recorder = kernel, recorder
+    def __init__(self, kernel: Any, capturer: TapeCapturer) -> None:
+        self.kernel, self.capturer = kernel, capturer
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         def launch(*args: Any, **kwargs: Any) -> None:
@@ -63,24 +63,24 @@ class _Kernel:
                 with _disable_current_modes():
                     self.kernel[grid](*args, **kwargs)
 
-            if self.recorder.tape is not None:
-                self.recorder.tape.steps.append(run)
+            if self.capturer.tape is not None:
+                self.capturer.tape.steps.append(run)
             run()
 
         return launch
 
 
-class TapeRecorder(Recorder):
-    """Records with a tape what CudaRecorder records with a graph."""
+class TapeCapturer(Capturer):
+    """Captures with a tape what CudaCapturer captures with a graph."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tape: _Tape | None = None
         self.replays = 0
         kernels = [(triton_paged, name) for name in ("attend_tiles", "merge_splits", "store_kv")]
-        for module, name in (*kernels, (triton_elementwise, "rotate_rows"), (triton_elementwise, "gate_rows")):
+        for module, name in (*kernels, (triton_elementwise, "rotate_rows"), (triton_elementwise, "silu_mul_rows")):
             monkeypatch.setattr(module, name, _Kernel(getattr(module, name), self))
 
-    def record(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+    def capture(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         self.tape = tape = _Tape()
         with tape:
             result = run()

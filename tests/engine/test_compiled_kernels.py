@@ -32,7 +32,7 @@ def hopper(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]
         "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.compiled", "90"],
+        [sys.executable, "-m", "tools.compiled_kernels", "90"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Recorded passes, with a tape in place of a CUDA graph. If one fails, a GPU answers with some other pass's data."""
+"""Captured passes, with a tape in place of a CUDA graph. If one fails, a GPU answers with some other pass's data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.models.triton_elementwise import TritonElementwise
 from engine.request import DecodingParams, Request, SamplingParams
 from engine.sequence import Sequence
 from tests.conftest import MakeEngine, engine_maker
-from tests.engine.tape import TapeRecorder
+from tests.engine.tape import TapeCapturer
 from tests.reference.checkpoints import write_checkpoint
 
 torch.set_num_threads(1)
@@ -35,8 +35,8 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
     return engine_maker(directory, "float32")
 
 
-class Recorded:
-    """Two engines of one model: one runs its passes recorded, in the triton backend, the other as they come."""
+class Captured:
+    """Two engines of one model: one runs its passes captured, in the triton backend, the other as they come."""
 
     def __init__(self, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, programs: int = 24) -> None:
         monkeypatch.setattr("engine.attention.triton_paged.MIN_SPLIT", 32)
@@ -51,14 +51,14 @@ class Recorded:
         config = runner.decoder.config
         runner.attention = TritonAttention(runner.pool, config.num_heads, programs=programs)
         runner.elementwise = TritonElementwise(config.rms_norm_eps, runner.pool.dtype, runner.device)
-        self.recorder = TapeRecorder(monkeypatch)
-        self.graphs = PassGraphs(runner.decoder, runner.attention, runner.elementwise, runner.pool, self.recorder)
+        self.capturer = TapeCapturer(monkeypatch)
+        self.graphs = PassGraphs(runner.decoder, runner.attention, runner.elementwise, runner.pool, self.capturer)
         runner.graphs = self.graphs
 
 
 @pytest.fixture
-def recorded(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
-    return Recorded(make_engine, monkeypatch)
+def captured(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Captured]:
+    return Captured(make_engine, monkeypatch)
 
 
 WIDE = [
@@ -91,26 +91,26 @@ def answers(engine: Engine) -> dict[str, list[int]]:
     return found
 
 
-def test_one_recording_serves_any_mix_of_requests(recorded: Recorded) -> None:
+def test_one_capture_serves_any_mix_of_requests(captured: Captured) -> None:
     for bucket in (*WIDE, Bucket(8, 8, 16, False)):
-        recorded.graphs.record(bucket)
+        captured.graphs.capture(bucket)
     passes = 0
-    forward = recorded.graphs.forward
+    forward = captured.graphs.forward
 
     def counting(packed: object) -> torch.Tensor | None:
         nonlocal passes
         passes += 1
         return forward(packed)  # type: ignore[arg-type]
 
-    recorded.graphs.forward = counting  # type: ignore[method-assign]
-    assert answers(recorded.engine) == answers(recorded.eager)
-    assert recorded.recorder.replays == passes > 6
+    captured.graphs.forward = counting  # type: ignore[method-assign]
+    assert answers(captured.engine) == answers(captured.eager)
+    assert captured.capturer.replays == passes > 6
 
 
-def test_a_pass_that_fits_no_recording_runs_eagerly(recorded: Recorded) -> None:
-    recorded.graphs.record(Bucket(4, 4, 16, False))  # decodes; not the prompts, canvases and drafts
-    assert answers(recorded.engine) == answers(recorded.eager)
-    assert recorded.recorder.replays > 0
+def test_a_pass_that_fits_no_capture_runs_eagerly(captured: Captured) -> None:
+    captured.graphs.capture(Bucket(4, 4, 16, False))  # decodes; not the prompts, canvases and drafts
+    assert answers(captured.engine) == answers(captured.eager)
+    assert captured.capturer.replays > 0
 
 
 def span_of(engine: Engine, tokens: list[int]) -> BatchPlan:
@@ -123,56 +123,56 @@ def span_of(engine: Engine, tokens: list[int]) -> BatchPlan:
     return BatchPlan([StepGroup(policy, Phase.VERIFY, len(tokens), [span])])
 
 
-def test_padding_writes_to_the_page_that_is_nobodys(recorded: Recorded) -> None:
-    pool = recorded.engine.runner.pool
-    recorded.graphs.record(Bucket(8, 4, 16, False))
+def test_padding_writes_to_the_page_that_is_nobodys(captured: Captured) -> None:
+    pool = captured.engine.runner.pool
+    captured.graphs.capture(Bucket(8, 4, 16, False))
     pool.k.fill_(7.0)
-    recorded.engine.runner.forward(span_of(recorded.engine, [20, 21, 22]))
+    captured.engine.runner.forward(span_of(captured.engine, [20, 21, 22]))
     changed = (pool.k != 7.0).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
     assert changed == [0, 1, 2, pool.padding_slot]
-    assert recorded.recorder.replays == 1
+    assert captured.capturer.replays == 1
 
 
-def test_a_replay_leaves_nothing_to_the_next(recorded: Recorded) -> None:
+def test_a_replay_leaves_nothing_to_the_next(captured: Captured) -> None:
     """A long pass, then a short one: what the first left in the buffers is padding to the second."""
-    recorded.graphs.record(Bucket(8, 4, 16, False))
+    captured.graphs.capture(Bucket(8, 4, 16, False))
     for tokens in ([20, 21, 22, 23, 24, 25], [30], [31, 32]):
-        for engine in (recorded.engine, recorded.eager):
+        for engine in (captured.engine, captured.eager):
             engine.runner.pool.k.zero_()
-        found = recorded.engine.runner.forward(span_of(recorded.engine, tokens))[0]
-        expected = recorded.eager.runner.forward(span_of(recorded.eager, tokens))[0]
+        found = captured.engine.runner.forward(span_of(captured.engine, tokens))[0]
+        expected = captured.eager.runner.forward(span_of(captured.eager, tokens))[0]
         assert found is not None
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert recorded.recorder.replays == 3
+    assert captured.capturer.replays == 3
 
 
-def test_warming_up_keeps_to_its_seconds_and_its_tokens(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded.graphs.warm_up(512, seconds=0.0)
-    assert recorded.graphs.buckets == []
+def test_warming_up_keeps_to_its_seconds_and_its_tokens(captured: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured.graphs.warm_up(512, seconds=0.0)
+    assert captured.graphs.buckets == []
     monkeypatch.setattr(graphs, "TOKENS", (1, 4, 512))
-    recorded.graphs.warm_up(8, seconds=600.0)
-    assert {bucket.num_tokens for bucket in recorded.graphs.buckets} == {1, 4}
-    assert {bucket.drafting for bucket in recorded.graphs.buckets} == {False, True}
-    assert recorded.recorder.replays == 0
+    captured.graphs.warm_up(8, seconds=600.0)
+    assert {bucket.num_tokens for bucket in captured.graphs.buckets} == {1, 4}
+    assert {bucket.drafting for bucket in captured.graphs.buckets} == {False, True}
+    assert captured.capturer.replays == 0
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-def test_too_little_memory_leaves_what_was_recorded(
-    recorded: Recorded, monkeypatch: pytest.MonkeyPatch, error: type[RuntimeError]
+def test_too_little_memory_leaves_what_was_captured(
+    captured: Captured, monkeypatch: pytest.MonkeyPatch, error: type[RuntimeError]
 ) -> None:
-    record = recorded.recorder.record
+    capture = captured.capturer.capture
 
     def full(run: object) -> object:
-        if len(recorded.graphs.buckets) == 2:
+        if len(captured.graphs.buckets) == 2:
             raise error("no room")
-        return record(run)  # type: ignore[arg-type]
+        return capture(run)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recorded.recorder, "record", full)
-    recorded.graphs.warm_up(8)
-    assert len(recorded.graphs.buckets) == 2
+    monkeypatch.setattr(captured.capturer, "capture", full)
+    captured.graphs.warm_up(8)
+    assert len(captured.graphs.buckets) == 2
 
 
-def test_a_cpu_records_nothing(make_engine: MakeEngine) -> None:
+def test_a_cpu_captures_nothing(make_engine: MakeEngine) -> None:
     engine = make_engine()
     assert engine.runner.graphs is None
     assert engine.runner.pool.num_pages == engine.info.num_pages

@@ -71,8 +71,8 @@ def test_a_wrong_kernel_beside_attention_is_found(monkeypatch: pytest.MonkeyPatc
     from engine.triton_choice import TritonChoice
 
     assert elementwise_parity(CPU, TOY.heads[0], TOY.kernels, 1).sound
-    gate, pick = TritonElementwise.gate, TritonChoice.pick
-    monkeypatch.setattr(TritonElementwise, "gate", lambda *inputs: gate(*inputs) * 1.1)
+    gate, pick = TritonElementwise.silu_mul, TritonChoice.pick
+    monkeypatch.setattr(TritonElementwise, "silu_mul", lambda *inputs: gate(*inputs) * 1.1)
     assert not elementwise_parity(CPU, TOY.heads[0], TOY.kernels, 1).sound
 
     def other(*inputs: Any) -> Any:

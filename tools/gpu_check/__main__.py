@@ -202,6 +202,7 @@ class Check:
         if problem or not parts:
             problem = problem or "Their process wrote no report."
             self.report.parts.append(Part("Triton kernels", problem=problem, seconds=time.monotonic() - started))
+        self._write()
         return not problem and all(part.sound for part in parts)
 
     def _random_weights(self, folder: str, speed: DeviceSpeed) -> None:
@@ -243,6 +244,10 @@ class Check:
         peak = torch.cuda.max_memory_allocated(self.device)
         return Part("Memory", [{"peak GB": peak / 1e9, "free GB": free / 1e9, "total GB": total / 1e9}])
 
+    def _write(self) -> None:
+        if self.out is not None:
+            self.report.write(self.out)
+
     def part(self, name: str, make: Callable[[], Part]) -> Part:
         """Runs one part. What goes wrong in it is its own problem; with the time up it is left out, and says so."""
         started = time.monotonic()
@@ -256,8 +261,7 @@ class Check:
                 part = Part(name, problem=f"{type(error).__name__}: {error}".splitlines()[0][:300])
         part.seconds = time.monotonic() - started
         self.report.parts.append(part)
-        if self.out is not None:
-            self.report.write(self.out)
+        self._write()
         print(f"{part.name}: {part.problem or 'done'} ({part.seconds:.1f} s)", flush=True)
         return part
 

@@ -73,7 +73,7 @@ def elementwise_parity(device: torch.device, heads: Heads, sizes: Sizes, seed: i
             found = kernels.rotate(qk, heads.num_heads, rotation)
             turned = max(_error(a, b) for a, b in zip(found, expected, strict=True))
             gate_up = torch.randn(tokens, 2 * sizes.intermediate, generator=generator, device=device).to(dtype)
-            opened = _error(kernels.gate(gate_up), exact.gate(gate_up.float()))
+            opened = _error(kernels.silu_mul(gate_up), exact.silu_mul(gate_up.float()))
             name = str(dtype).removeprefix("torch.")
             part.rows.append({"tokens": tokens, "dtype": name, "rotation": turned, "gate": opened})
             worst = max(worst, turned, opened)

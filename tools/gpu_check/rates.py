@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from engine.batch import Phase, Span
-from engine.bench.measure import PassKind, make_plan, time_passes
+from engine.bench.measure import PassKind, make_plan, time_passes, without_graphs
 from engine.bench.passes import pass_figures
 from engine.bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.config import EngineConfig
@@ -114,20 +114,19 @@ def _requests(engine: Engine, count: int, decoding: Decoding, batch: int) -> lis
 
 def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpeed) -> Part:
     """Passes against their least time on this device; each kind with the most multiples of it that it may take. Where
-    passes are recorded, also what they take operation by operation, and how far their logits are from that."""
+    passes are captured, also what they take operation by operation, and how far their logits are from that."""
     part = Part("Passes against the floor")
     fitting = [kind for kind, _ in kinds if kind.fits(engine)]
     bars = [bar for kind, bar in kinds if kind.fits(engine)]
     found = time_passes(engine, fitting, repeats=5)
-    recorded, graphs = [_logits(engine, kind) for kind in fitting], engine.runner.graphs
-    engine.runner.graphs = None
-    eager = [_logits(engine, kind) for kind in fitting]
-    eager_seconds = time_passes(engine, fitting, repeats=3) if graphs is not None else [[] for _ in fitting]
-    engine.runner.graphs = graphs
+    captured, graphs = [_logits(engine, kind) for kind in fitting], engine.runner.graphs
+    with without_graphs(engine):
+        eager = [_logits(engine, kind) for kind in fitting]
+        eager_seconds = time_passes(engine, fitting, repeats=3) if graphs is not None else [[] for _ in fitting]
     rows = pass_figures(engine, fitting, found, speed)
     for i, (row, kind, bar) in enumerate(zip(rows, fitting, bars, strict=True)):
         multiple = 1 / float(str(row["light_share"]))
-        apart = float((recorded[i] - eager[i]).abs().max())
+        apart = float((captured[i] - eager[i]).abs().max())
         apart = apart if math.isfinite(apart) else math.inf
         names = ("phase", "width", "batch", "context", "floor_ms", "median_ms")
         part.rows.append(
@@ -143,7 +142,7 @@ def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpe
             part.bars.append(Bar(name, multiple, bar, at_most=True))
     if graphs is not None:
         worst = max(float(str(row["largest difference of logits"])) for row in part.rows)
-        part.bars.append(Bar("largest difference of recorded passes' logits", worst, 0.25, at_most=True))
+        part.bars.append(Bar("largest difference of captured passes' logits", worst, 0.25, at_most=True))
     return part
 
 

@@ -9,7 +9,7 @@ pytest.importorskip("tests.engine.interpreted", exc_type=ImportError)
 
 from engine.models.elementwise import Elementwise
 from engine.models.rope import QueryScaling, RopeConfig, RotaryTable
-from engine.models.triton_elementwise import GATE_BLOCK, TritonElementwise
+from engine.models.triton_elementwise import SILU_MUL_BLOCK, TritonElementwise
 
 torch.set_num_threads(1)
 
@@ -53,10 +53,10 @@ def test_heads_need_not_be_contiguous() -> None:
 
 @DTYPES
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # a closed gate: x / infinity
-@pytest.mark.parametrize("size", [48, GATE_BLOCK, GATE_BLOCK + 16])
+@pytest.mark.parametrize("size", [48, SILU_MUL_BLOCK, SILU_MUL_BLOCK + 16])
 def test_the_gate_opens_as_far_as_torchs(dtype: torch.dtype, size: int) -> None:
     gate_up = (4 * torch.randn(3, 2 * size)).to(dtype)
     gate_up[0, 0], gate_up[1, 1] = 90.0, -90.0
     kernels, reference = both(dtype)
-    found, expected = kernels.gate(gate_up.clone()), reference.gate(gate_up)
+    found, expected = kernels.silu_mul(gate_up.clone()), reference.silu_mul(gate_up)
     torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for NVIDIA GPUs, which needs none, and prints what each takes of a processor, as JSON.
 
-`python -m tests.engine.compiled [ARCHITECTURE...]` (90: Hopper). Not in Triton's interpreter, which replaces the
+`python -m tools.compiled_kernels [ARCHITECTURE...]` (90: Hopper). Not in Triton's interpreter, which replaces the
 compiler.
 """
 
@@ -24,7 +24,7 @@ from engine import choice_kernels, triton_choice
 from engine.attention import triton_kernels as attention
 from engine.attention.triton_paged import HEAD_DIMS, MAX_SPLITS, TILE_SHAPES
 from engine.models import triton_kernels as elementwise
-from engine.models.triton_elementwise import GATE_BLOCK
+from engine.models.triton_elementwise import SILU_MUL_BLOCK
 
 
 class Launch(NamedTuple):
@@ -82,8 +82,8 @@ def elementwise_launches() -> Iterator[Launch]:
         {"NUM_HEADS": 32, "ALL_HEADS": 40, "BLOCK_HEADS": 64, "HALF": 64, "SCALED": True}, {},
     )  # fmt: skip
     yield Launch(
-        "gate_rows", elementwise.gate_rows, {"gate_up_ptr": "*bf16", "out_ptr": "*bf16", "token_stride": "i32"},
-        {"SIZE": 14336, "BLOCK": GATE_BLOCK}, {},
+        "silu_mul_rows", elementwise.silu_mul_rows, {"gate_up_ptr": "*bf16", "out_ptr": "*bf16", "token_stride": "i32"},
+        {"SIZE": 14336, "BLOCK": SILU_MUL_BLOCK}, {},
     )  # fmt: skip
 
 
