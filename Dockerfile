@@ -15,6 +15,7 @@ RUN /opt/lightcone/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-ind
 COPY pyproject.toml README.md LICENSE ./
 COPY engine/ engine/
 COPY server/ server/
+COPY bench/ bench/
 COPY loadtest/ loadtest/
 RUN /opt/lightcone/bin/pip install -c constraints.txt .
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from engine.transfer import to_device
+from engine.device.transfer import to_device
 
 if TYPE_CHECKING:
-    from engine.decoding.base import DecodingPolicy
+    from engine.decoding.contract import DecodingPolicy
     from engine.sequence import Sequence
 
 

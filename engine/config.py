@@ -83,6 +83,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     num_parameters: int
     device_bandwidth: float = 0.0
-    """Bytes a second that the device moves at best, and"""
+    """Memory bandwidth of the device in bytes a second, measured at start-up; 0: not measured."""
     device_rate: float = 0.0
-    """operations a second that it does at best, as measured at start-up (engine.device_speed). 0: not measured."""
+    """Matrix operations a second of the device (a multiply-add is two), measured at start-up; 0: not measured."""

@@ -11,35 +11,35 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.batch import BatchPlan
-from engine.calibration import measure_costs
 from engine.config import EngineConfig, EngineInfo
-from engine.decoding.base import StepOutcome, to_host
+from engine.decoding.contract import StepOutcome, to_host
 from engine.decoding.prefill import Prefill
 from engine.decoding.registry import make_policies
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
-from engine.device_speed import measure_device_speed
 from engine.errors import ConfigError, RequestError
 from engine.events import GenerationEvent, StepStats
-from engine.grammar import GrammarVocabulary
-from engine.grammar_compiler import GrammarCompiler, load_vocabulary
-from engine.grammar_queue import GrammarQueue
-from engine.history import TokenHistory
-from engine.kernels import make_kernels
+from engine.grammar.compiler import GrammarCompiler, load_vocabulary
+from engine.grammar.queue import GrammarQueue
+from engine.grammar.state import GrammarVocabulary
 from engine.kv_cache.pages import PageAllocator
 from engine.kv_cache.pool import KVCachePool
 from engine.kv_cache.sizing import choose_pool_size
-from engine.model_runner import ModelRunner
+from engine.measure.calibration import measure_costs
+from engine.measure.device_speed import measure_device_speed
+from engine.measure.roofline import DeviceSpeed, PassShape, WorkCounter
 from engine.models.files import model_directory
 from engine.models.loader import DTYPES, LoadedModel, load_model, resolve_device
-from engine.progress import finish_event
 from engine.request import Request, check_request
-from engine.roofline import DeviceSpeed, PassShape, WorkCounter
-from engine.sampling import Sampler
-from engine.scheduler import Scheduler
+from engine.runner.kernels import make_kernels
+from engine.runner.model_runner import ModelRunner
+from engine.sampling.history import TokenHistory
+from engine.sampling.sampler import Sampler
+from engine.scheduling.outcome import finish_event
+from engine.scheduling.scheduler import Scheduler
 from engine.sequence import Sequence
 
 if TYPE_CHECKING:
-    from engine.graphs import PassGraphs
+    from engine.gpu.graphs import PassGraphs
 
 log = logging.getLogger("lightcone.engine")
 
@@ -258,8 +258,8 @@ def decode(plan: BatchPlan, logits: Rows[torch.Tensor | None]) -> list[StepOutco
 
 def capture_passes(runner: ModelRunner, max_tokens: int) -> PassGraphs:
     """Captures a runner's passes of up to `max_tokens` query tokens on a GPU. Only with the triton kernels."""
-    from engine.attention.triton_paged import TritonAttention  # these need Triton, and nothing else does
-    from engine.graphs import CudaCapturer, PassGraphs
+    from engine.gpu.attention import TritonAttention  # these need Triton, and nothing else does
+    from engine.gpu.graphs import CudaCapturer, PassGraphs
 
     if not isinstance(runner.attention, TritonAttention):
         raise TypeError("only passes of the triton backend can be captured")

@@ -104,7 +104,7 @@ class StepStats(msgspec.Struct, kw_only=True):
     bytes: int = 0
     """That the pass has to move at least, and"""
     operations: int = 0
-    """floating-point operations that it has to do (engine.roofline)."""
+    """floating-point operations that it has to do (engine.measure.roofline)."""
     shared: int = 0
     """Sequences that had two spans in this pass."""
     preemptions: int = 0

@@ -13,8 +13,8 @@ from engine.events import GenerationStats, TokenLogprob
 from engine.request import Request
 
 if TYPE_CHECKING:
-    from engine.decoding.base import DecodingPolicy
-    from engine.grammar import GrammarState
+    from engine.decoding.contract import DecodingPolicy
+    from engine.grammar.state import GrammarState
 
 
 @dataclass(slots=True)

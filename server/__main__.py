@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from engine.errors import ConfigError
-from server import flags
-from server.config import ENV_PREFIX, describe, load_config
+from server.operation import flags
+from server.operation.config import ENV_PREFIX, describe, load_config
 
 TOOLS = {
     "generate": ("server.terminal.command", "complete a prompt in the terminal"),
     "loadtest": ("loadtest.__main__", "measure any OpenAI-compatible server over HTTP"),
-    "bench": ("engine.bench.__main__", "measure the engine in process, without HTTP"),
+    "bench": ("bench.__main__", "measure the engine in process, without HTTP"),
 }
 """Commands with a parser of their own: module and one line of help. Imported only when asked for."""
 

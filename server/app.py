@@ -14,15 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.errors import RequestError
-from server import docs, openapi
-from server.auth import Keys
-from server.client import EngineClient
-from server.config import Config
-from server.errors import ApiError, handle_error, record_refusal
-from server.gate import Gate, RequestIds
-from server.routes import generation, info, tokens
-from server.service import Service
-from server.stream import ClientGone
+from server.api import docs_page as docs
+from server.api import generation, info, openapi, tokens
+from server.engine_link.client import EngineClient
+from server.generation.stream import ClientGone
+from server.http.errors import ApiError, handle_error, record_refusal
+from server.http.keys import Keys
+from server.http.middleware import Gate, RequestIds
+from server.operation.config import Config
+from server.operation.service import Service
 
 
 @asynccontextmanager

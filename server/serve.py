@@ -18,11 +18,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from engine.errors import ConfigError
-from server import logs
 from server.app import create_app
-from server.config import Config, ServerConfig
-from server.protocol import ConnectionLimits, http_protocol
-from server.service import Service
+from server.http.connection import ConnectionLimits, http_protocol
+from server.operation import logs
+from server.operation.config import Config, ServerConfig
+from server.operation.service import Service
 
 logger = logging.getLogger("lightcone.server")
 

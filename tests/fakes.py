@@ -19,9 +19,9 @@ from engine.events import (
 )
 from engine.messages import EngineUpdate
 from engine.request import Request
-from server.client import EngineClient, EngineState, EventSink
-from server.errors import Unavailable
-from server.tokenizer import Tokenizer, TokenizerFiles
+from server.engine_link.client import EngineClient, EngineState, EventSink
+from server.http.errors import Unavailable
+from server.text.tokenizer import Tokenizer, TokenizerFiles
 
 BUILTIN = Path(engine.__file__).parent / "builtin"
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import server.app
 from server.__main__ import main
-from server.client import EngineClient
+from server.engine_link.client import EngineClient
 
 if __name__ == "__main__":
     argv = [sys.executable, "-m", "tests.fake_engine_process", sys.argv[1]]

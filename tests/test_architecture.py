@@ -30,34 +30,36 @@ LEAVES = {
     "engine.models.spec": set(),
     "engine.request": {"engine.config", "engine.errors"},
     "engine.sequence": {"engine.events", "engine.request"},
-    "engine.batch": {"engine.transfer"},
+    "engine.batch": {"engine.device.transfer"},
     "engine.messages": {"engine.config", "engine.events", "engine.request"},
-    "engine.noise": set(),
-    "engine.transfer": set(),
+    "engine.sampling.noise": set(),
+    "engine.device.transfer": set(),
     "engine.kv_cache.pages": {"engine.errors"},
 }
 """Modules that anybody may import, and all of the engine that they import themselves."""
 
-TYPES = set(LEAVES) - {"engine.kv_cache.pages", "engine.noise", "engine.messages"}
+TYPES = set(LEAVES) - {"engine.kv_cache.pages", "engine.sampling.noise", "engine.messages"}
 
 MAY_IMPORT = {
-    "engine.scheduler": TYPES | {
-        "engine.kv_cache.pages", "engine.decoding.base", "engine.decoding.prefill", "engine.progress",
+    "engine.scheduling.scheduler": TYPES | {
+        "engine.kv_cache.pages", "engine.decoding.contract", "engine.decoding.prefill", "engine.scheduling.outcome",
     },
-    "engine.progress": TYPES | {"engine.decoding.base"},
-    "engine.history": TYPES,
-    "engine.sampling": TYPES | {"engine.grammar", "engine.history", "engine.noise", "engine.triton_choice"},
-    "engine.grammar": TYPES,
-    "engine.grammar_compiler": TYPES | {"engine.grammar"},
-    "engine.kernels": TYPES | {
-        "engine.models.decoder", "engine.models.elementwise", "engine.models.triton_elementwise", "engine.attention",
-        "engine.kv_cache.pool", "engine.triton_choice",
+    "engine.scheduling.outcome": TYPES | {"engine.decoding.contract"},
+    "engine.sampling.history": TYPES,
+    "engine.sampling.sampler": TYPES | {
+        "engine.grammar.state", "engine.sampling.history", "engine.sampling.noise", "engine.gpu.choice",
     },
-    "engine.triton_choice": TYPES | {"engine.choice_kernels"},
-    "engine.model_runner": TYPES | {"engine.models", "engine.kernels", "engine.graphs", "engine.kv_cache.pool"},
-    "engine.graphs": TYPES | {
-        "engine.models.decoder", "engine.models.elementwise", "engine.attention.triton_paged", "engine.kv_cache.pool",
-        "engine.device_speed",
+    "engine.grammar.state": TYPES,
+    "engine.grammar.compiler": TYPES | {"engine.grammar.state"},
+    "engine.runner.kernels": TYPES | {
+        "engine.models.decoder", "engine.models.elementwise", "engine.gpu.elementwise", "engine.attention",
+        "engine.kv_cache.pool", "engine.gpu.choice",
+    },
+    "engine.gpu.choice": TYPES | {"engine.gpu.choice_kernels"},
+    "engine.runner.model_runner": TYPES | {"engine.models", "engine.runner.kernels", "engine.gpu.graphs", "engine.kv_cache.pool"},
+    "engine.gpu.graphs": TYPES | {
+        "engine.models.decoder", "engine.models.elementwise", "engine.gpu.attention", "engine.kv_cache.pool",
+        "engine.measure.device_speed",
     },
     "engine.decoding": TYPES | {"engine.decoding", "engine.sampling"},
     "engine.attention": TYPES | {"engine.attention", "engine.kv_cache.pool"},
@@ -69,8 +71,8 @@ MAY_IMPORT = {
 """By module or package: the modules and packages of the engine that it may import."""
 
 NO_TORCH = {
-    *(set(LEAVES) - {"engine.batch", "engine.noise", "engine.transfer"}),
-    "engine.models.files", "engine.builtin", "engine.grammar",
+    *(set(LEAVES) - {"engine.batch", "engine.sampling.noise", "engine.device.transfer"}),
+    "engine.models.files", "engine.builtin", "engine.grammar.state",
 }  # fmt: skip
 
 
@@ -78,7 +80,7 @@ NO_TORCH = {
 def modules() -> dict[str, Path]:
     """Every module of the product, by dotted name."""
     found = {}
-    for package in ("engine", "server", "loadtest"):
+    for package in ("bench", "engine", "server", "loadtest"):
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -171,7 +173,7 @@ def test_each_part_of_the_engine_knows_only_its_neighbours(module: str) -> None:
 def test_what_a_step_sends_to_the_device_it_sends_without_waiting() -> None:
     """An ordinary copy lets the GPU run dry first: tens of microseconds each, several a step."""
     for module in of("engine"):
-        if within(module, {"engine.bench", "engine.transfer", "engine.models", "engine.noise"}):
+        if within(module, {"bench", "engine.device.transfer", "engine.models", "engine.sampling.noise"}):
             continue  # not in a step, or not on a GPU's fast path
         for function in (node for node in ast.walk(tree_of(module)) if isinstance(node, ast.FunctionDef)):
             for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):

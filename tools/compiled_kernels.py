@@ -20,11 +20,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine import choice_kernels, triton_choice
-from engine.attention import triton_kernels as attention
-from engine.attention.triton_paged import HEAD_DIMS, MAX_SPLITS, TILE_SHAPES
-from engine.models import triton_kernels as elementwise
-from engine.models.triton_elementwise import SILU_MUL_BLOCK
+from engine.gpu import attention_kernels as attention
+from engine.gpu import choice as triton_choice
+from engine.gpu import choice_kernels
+from engine.gpu import elementwise_kernels as elementwise
+from engine.gpu.attention import HEAD_DIMS, MAX_SPLITS, TILE_SHAPES
+from engine.gpu.elementwise import SILU_MUL_BLOCK
 
 
 class Launch(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from server.config import ENV_PREFIX
-from server.flags import OptionDoc, documented_options
+from server.operation.config import ENV_PREFIX
+from server.operation.flags import OptionDoc, documented_options
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "OPERATIONS.md"
 BEGIN, END = "<!-- options: begin -->\n", "<!-- options: end -->\n"

@@ -22,7 +22,7 @@ def make_attention(name: str, pool: KVCachePool, num_heads: int) -> AttentionBac
         raise ConfigError(f"kernels 'triton' run on NVIDIA GPUs, not on {pool.device}: choose torch.")
     if find_spec("triton") is None:
         raise ConfigError("kernels 'triton' need the triton package: install lightcone[triton], or choose torch.")
-    from engine.attention.triton_paged import TritonAttention
+    from engine.gpu.attention import TritonAttention
 
     try:
         return TritonAttention(pool, num_heads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.batch import Phase, Span, StepGroup
-from engine.decoding.base import (
+from engine.decoding.contract import (
     Choices,
     DecodingPolicy,
     HostChoices,

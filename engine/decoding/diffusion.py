@@ -14,7 +14,7 @@ from collections.abc import Sequence as Rows
 import torch
 
 from engine.batch import Phase, Span, StepGroup
-from engine.decoding.base import (
+from engine.decoding.contract import (
     Choices,
     DecodingPolicy,
     HostChoices,
@@ -28,9 +28,9 @@ from engine.decoding.base import (
     same_rows,
     with_logprobs,
 )
-from engine.sampling import Sampler
+from engine.device.transfer import to_device
+from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
-from engine.transfer import to_device
 
 
 class Diffusion(DecodingPolicy):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from engine.batch import Phase, Span, StepGroup
-from engine.decoding.base import Choices, DecodingPolicy, HostChoices, StepOutcome, canvas_span
+from engine.decoding.contract import Choices, DecodingPolicy, HostChoices, StepOutcome, canvas_span
 from engine.decoding.diffusion import denoise_choices, denoise_outcome
-from engine.sampling import Sampler
+from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.batch import Phase, Span, StepGroup
-from engine.decoding.base import (
+from engine.decoding.contract import (
     Choices,
     DecodingPolicy,
     HostChoices,
@@ -13,10 +13,10 @@ from engine.decoding.base import (
     next_token_choices,
     next_token_outcome,
 )
+from engine.device.transfer import to_device
 from engine.events import TokenLogprob
-from engine.sampling import all_finite, log_probabilities, widened
+from engine.sampling.sampler import all_finite, log_probabilities, widened
 from engine.sequence import Sequence
-from engine.transfer import to_device
 
 SCORED_CHUNK = 128
 """Most prompt tokens scored in one pass: each needs a row of logits, which no other part of a prompt does."""

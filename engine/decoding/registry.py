@@ -7,13 +7,13 @@ import torch
 from engine.config import EngineConfig
 from engine.decoding.auto import Auto
 from engine.decoding.autoregressive import Autoregressive
-from engine.decoding.base import DecodingPolicy
+from engine.decoding.contract import DecodingPolicy
 from engine.decoding.diffusion import Diffusion
 from engine.decoding.infill import Infill
 from engine.decoding.self_speculation import SelfSpeculation
 from engine.decoding.width import WidthController
 from engine.models.spec import ModelSpec
-from engine.sampling import Sampler
+from engine.sampling.sampler import Sampler
 
 
 def make_policies(

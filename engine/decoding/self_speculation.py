@@ -15,7 +15,7 @@ import torch
 
 from engine.batch import Phase, Span, StepGroup
 from engine.decoding.autoregressive import decode_span
-from engine.decoding.base import (
+from engine.decoding.contract import (
     Choices,
     DecodingPolicy,
     HostChoices,
@@ -31,9 +31,9 @@ from engine.decoding.base import (
     with_logprobs,
 )
 from engine.decoding.width import VERIFY_STEP, WidthController
-from engine.sampling import Sampler
+from engine.device.transfer import to_device
+from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
-from engine.transfer import to_device
 
 CANDIDATES = 32
 """Tokens looked at, best first, where a grammar refuses a drafted one."""

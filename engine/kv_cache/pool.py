@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from engine.transfer import to_device
+from engine.device.transfer import to_device
 
 
 class KVCachePool:

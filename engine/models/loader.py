@@ -12,9 +12,9 @@ import torch
 
 from engine.errors import ModelLoadError
 from engine.models.decoder import Decoder, DecoderConfig, DraftAdapter
-from engine.models.family import ModelDescription, WeightNames
+from engine.models.families.description import ModelDescription, WeightNames
+from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile
-from engine.models.registry import describe_model
 from engine.models.spec import ModelSpec
 from engine.models.weights import fill_from_files, fill_with_random, find_weight_files
 

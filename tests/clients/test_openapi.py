@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.parameters import UNSUPPORTED, WITHOUT_EFFECT
-from server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT
+from server.api.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tests.clients.conftest import KEY
 
 GENERATION = ("/v1/completions", "/v1/chat/completions")

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from server.config import ServerConfig, load_config
-from server.metrics import Metrics
+from server.operation.config import ServerConfig, load_config
+from server.operation.metrics import Metrics
 from tests.ops.processes import CONFIGS, DRAIN_DELAY, ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.grammar import CompiledGrammar, GrammarState, GrammarVocabulary
-from engine.grammar_compiler import compile_grammar, load_vocabulary
+from engine.grammar.compiler import compile_grammar, load_vocabulary
+from engine.grammar.state import CompiledGrammar, GrammarState, GrammarVocabulary
 from engine.request import Grammar
 from engine.sequence import Sequence
 from tests.engine.driving import ask

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.config import Config, ServerConfig
-from server.service import Service
+from server.operation.config import Config, ServerConfig
+from server.operation.service import Service
 from tests.fakes import FakeEngine
 
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from engine.errors import ConfigError
-from server.auth import Keys
-from server.config import ServerConfig, load_config
-from server.errors import Unauthorized
+from server.http.errors import Unauthorized
+from server.http.keys import Keys
+from server.operation.config import ServerConfig, load_config
 from tests.server.conftest import ApiFactory
 from tests.server.processes import fake, server, wait_for
 
@@ -68,7 +68,7 @@ def test_every_key_is_compared_whole_whichever_matches(monkeypatch: pytest.Monke
         compared.append((len(left), len(right)))
         return left == right
 
-    monkeypatch.setattr("server.auth.hmac.compare_digest", compare)
+    monkeypatch.setattr("server.http.keys.hmac.compare_digest", compare)
     keys = Keys(["a", "a much longer key", "c"])
     keys.check("/v1/models", "Bearer a")
     with pytest.raises(Unauthorized):

@@ -147,7 +147,7 @@ def test_what_is_exported_is_what_was_trained(work: Path, tmp_path: Path) -> Non
     engine = Engine.load(EngineConfig(model=str(tmp_path / "model"), threads=1))
     answer = drive(engine, [ask("a", prompt, max_tokens=12, ignore_eos=True)])["a"]
     assert answer.tokens == expected[len(prompt) :]
-    from engine.bench.modes import Cell
+    from bench.modes import Cell
 
     results, number = measure(tmp_path / "model", 1, [Cell("ar", 4, 32), Cell("speculative", 4, 32)])
     assert [result.same_as_ar for result in results] == [1.0, 1.0]

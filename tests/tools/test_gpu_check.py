@@ -66,9 +66,9 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, spoil: Any) ->
 
 
 def test_a_wrong_kernel_beside_attention_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tests.engine.interpreted", exc_type=ImportError)
-    from engine.models.triton_elementwise import TritonElementwise
-    from engine.triton_choice import TritonChoice
+    pytest.importorskip("tests.engine.gpu.interpreted", exc_type=ImportError)
+    from engine.gpu.choice import TritonChoice
+    from engine.gpu.elementwise import TritonElementwise
 
     assert elementwise_parity(CPU, TOY.heads[0], TOY.kernels, 1).sound
     gate, pick = TritonElementwise.silu_mul, TritonChoice.pick
@@ -105,7 +105,7 @@ def test_kernels_that_answer_alike_agree(builtin_engine: MakeEngine, monkeypatch
 
 
 def test_shapes_of_tiles_are_ranked() -> None:
-    pytest.importorskip("tests.engine.interpreted", exc_type=ImportError)
+    pytest.importorskip("tests.engine.gpu.interpreted", exc_type=ImportError)
     rows = tiles(CPU, TOY.heads[0], [TOY.wide], 1e9).rows
     assert all(row["us"] for row in rows)
     assert [row["us"] for row in rows] == sorted(row["us"] for row in rows)  # type: ignore[type-var]

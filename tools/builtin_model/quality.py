@@ -11,8 +11,8 @@ from statistics import mean
 
 import torch
 
-from engine.bench.modes import Cell, closed_loop
-from engine.bench.prompts import Prompt, Text
+from bench.modes import Cell, closed_loop
+from bench.prompts import Prompt, Text
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.events import GenerationStats

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
+from bench.measure import PassKind, counter_of
 from engine.batch import Phase
-from engine.bench.measure import PassKind, counter_of
 from engine.config import EngineConfig
-from engine.device_speed import measure_device_speed
 from engine.engine import Engine
-from engine.roofline import DeviceSpeed
+from engine.measure.device_speed import measure_device_speed
+from engine.measure.roofline import DeviceSpeed
 from tools.gpu_check import MISSING, rates
 from tools.gpu_check.idle import idle
 from tools.gpu_check.kernels import Sizes, choosing, elementwise_parity, tiles

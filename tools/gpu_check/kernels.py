@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.attention.base import AttentionBackend
-from engine.device_speed import fastest
+from engine.measure.device_speed import fastest
 from engine.models.elementwise import Elementwise
 from engine.models.rope import QueryScaling, RopeConfig, RotaryTable, Rotation
 from engine.request import SamplingParams
-from engine.sampling import best_tokens, log_probabilities, sample, widened
+from engine.sampling.sampler import best_tokens, log_probabilities, sample, widened
 from tools.gpu_check.parity import TOLERANCE, Case, Heads, Spans
 from tools.gpu_check.report import Bar, Part, Row
 
 if TYPE_CHECKING:
-    from engine.attention.triton_paged import TileShape
+    from engine.gpu.attention import TileShape
 
 BANNED = (11, 100)
 WAYS = {
@@ -53,7 +53,7 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 @torch.inference_mode()
 def elementwise_parity(device: torch.device, heads: Heads, sizes: Sizes, seed: int) -> Part:
     """Rotation and gate against float32."""
-    from engine.models.triton_elementwise import TritonElementwise
+    from engine.gpu.elementwise import TritonElementwise
 
     part = Part("Parity of the elementwise kernels")
     generator = torch.Generator(device).manual_seed(seed)
@@ -120,7 +120,7 @@ def _by_kernel(
     half: torch.Tensor, params: SamplingParams, positions: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor
 ) -> tuple[int, float, float]:
     """How many tokens are those expected, the largest error of their log-probabilities, and seconds."""
-    from engine.triton_choice import TritonChoice
+    from engine.gpu.choice import TritonChoice
 
     choice = TritonChoice(BANNED, half.device)
     picked = choice.pick(half, [params] * len(half), positions)
@@ -131,8 +131,8 @@ def _by_kernel(
 
 @torch.inference_mode()
 def tiles(device: torch.device, heads: Heads, spans: list[Spans], measured: float) -> Part:
-    """Shapes of the attention kernel's tiles, timed: what engine.attention.triton_paged.TILE_SHAPES should hold."""
-    from engine.attention.triton_paged import TILE_SHAPES, TritonAttention
+    """Shapes of the attention kernel's tiles, timed: what engine.gpu.attention.TILE_SHAPES should hold."""
+    from engine.gpu.attention import TILE_SHAPES, TritonAttention
 
     part = Part("Shapes of attention's tiles")
     for shape in spans:
@@ -158,7 +158,7 @@ def _forward(attention: AttentionBackend, case: Case) -> Callable[[], object]:
 
 
 def _candidates(rows: int) -> Iterator[tuple[int, TileShape]]:
-    from engine.attention.triton_paged import TileShape
+    from engine.gpu.attention import TileShape
 
     sizes = [size for size in (16, 32, 64, 128) if size >= min(rows, 128) // 2][:2]
     for size in sizes:

@@ -10,8 +10,8 @@ import torch
 
 from engine.attention.registry import make_attention
 from engine.batch import ForwardBatch
-from engine.device_speed import fastest
 from engine.kv_cache.pool import KVCachePool
+from engine.measure.device_speed import fastest
 from tools.gpu_check.report import Bar, Part, Row
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}

@@ -11,20 +11,20 @@ from typing import Literal
 
 import torch
 
+from bench.measure import PassKind, make_plan, time_passes, without_graphs
+from bench.passes import pass_figures
+from bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.batch import Phase, Span
-from engine.bench.measure import PassKind, make_plan, time_passes, without_graphs
-from engine.bench.passes import pass_figures
-from engine.bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.config import EngineConfig
-from engine.decoding.base import HostChoices, StepOutcome
+from engine.decoding.contract import HostChoices, StepOutcome
 from engine.decoding.self_speculation import SelfSpeculation
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
-from engine.device_speed import synchronise
 from engine.engine import Engine
 from engine.events import Finished, TokensCommitted
+from engine.measure.device_speed import synchronise
+from engine.measure.roofline import DeviceSpeed
 from engine.models.files import model_directory
 from engine.request import Decoding, DecodingParams, Request, SamplingParams
-from engine.roofline import DeviceSpeed
 from engine.sequence import Block, Sequence
 from tools.gpu_check.report import Bar, Part
 

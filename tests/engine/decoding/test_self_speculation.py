@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-import engine.sampling
+import engine.sampling.sampler
 from engine.engine import Engine
-from engine.noise import gumbel_noise
 from engine.request import Request
+from engine.sampling.noise import gumbel_noise
 from tests.engine.decoding.conftest import Pair
 from tests.engine.decoding.harness import (
     QUESTIONS,
@@ -100,7 +100,7 @@ def test_modes_disagree_when_noise_is_keyed_by_batch_row(
     def noise_by_row(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
         return gumbel_noise(torch.arange(len(seeds)), positions, vocab_size)
 
-    monkeypatch.setattr(engine.sampling, "gumbel_noise", noise_by_row)
+    monkeypatch.setattr(engine.sampling.sampler, "gumbel_noise", noise_by_row)
     loaded = pairs["clear"].make(max_running=32)
     assert unlike_plain_decoding(answers_together(loaded, requests_of_every_width(0.0))) == [], "greedy knows no noise"
     requests = requests_of_every_width(1.0)

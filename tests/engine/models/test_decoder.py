@@ -15,9 +15,9 @@ import transformers
 from transformers.models.ministral3 import modeling_ministral3
 
 from engine.models.decoder import Decoder, DecoderConfig
+from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile
 from engine.models.loader import load_model
-from engine.models.registry import describe_model
 from engine.models.rope import RopeConfig
 from tests.reference.checkpoints import tiny_config, write_checkpoint
 from tests.reference.dense_attention import DenseAttention, dense_batch

@@ -1,0 +1,34 @@
+"""Command line of `lightcone bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from bench import compare, light, modes, passes
+from engine.errors import EngineError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `lightcone bench`."""
+    parser = argparse.ArgumentParser(prog="lightcone bench", description="Measure the engine in process, without HTTP.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in (modes, passes, light, compare):
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `lightcone bench`; returns the exit status."""
+    args = make_parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except EngineError as error:
+        print(f"lightcone: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Measures what a pass costs on this machine, by width and batch, for the decoding policy that adapts to it."""
+
+from __future__ import annotations
+
+import time
+
+from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.config import EngineConfig
+from engine.decoding.contract import DecodingPolicy
+from engine.decoding.width import CostTable
+from engine.request import Request
+from engine.runner.model_runner import ModelRunner
+from engine.sequence import Sequence
+
+CONTEXT = 128
+"""Tokens of context the measured passes attend to."""
+LONG_CONTEXT, LONG_BATCH, LONG_WIDTH = 1024, 8, 16
+"""Tokens of context, sequences and query tokens of each, at most, of the passes that tell what context costs."""
+REPEATS = 3
+
+
+def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, max_model_len: int) -> CostTable:
+    """Times verifying passes, narrow and small ones first, for about `config.calibration_seconds`.
+
+    Call it before any request is served: it scribbles on pages and page-table rows. Combinations that the budget of
+    time or of tokens does not reach are left to the table's extrapolation.
+    """
+    widths = [1 << i for i in range(config.max_block_length.bit_length()) if 1 << i <= config.max_block_length]
+    batches = [1 << i for i in range(config.max_running.bit_length()) if 1 << i <= config.max_running]
+    widths = [width for width in widths if width <= max_model_len]
+    context = min(CONTEXT, max_model_len - widths[-1])
+    seconds: dict[int, list[float]] = {width: [] for width in widths}
+    deadline = time.monotonic() + config.calibration_seconds
+    per_position, per_pair = context_costs(runner, config, policy, context, max_model_len, deadline)
+    for batch in batches:
+        for width in widths:
+            reached = len(seconds[width]) == batches.index(batch)
+            fits = batch * width <= config.max_batch_tokens
+            if reached and (batch == 1 or (fits and time.monotonic() < deadline)):
+                plan = _verifying_pass(runner, policy, width, batch, context)
+                seconds[width].append(_time_pass(runner, plan))
+    measured = tuple(tuple(seconds[width]) for width in widths)
+    return CostTable(tuple(widths), tuple(batches), measured, context, per_position, per_pair)
+
+
+def context_costs(
+    runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, context: int, longest: int, deadline: float
+) -> tuple[float, float]:
+    """What context adds to a pass: seconds a sequence and cached position, and seconds a query token and such position.
+
+    From a narrow and a wide pass, each at `context` and at a longer one. Zeros where there is no room for one, or no
+    time until `deadline` (time.monotonic).
+    """
+    wide = min(LONG_WIDTH, config.max_block_length)
+    batch = max(1, min(LONG_BATCH, config.max_running, config.max_batch_tokens // wide))
+    room = runner.pool.num_pages // batch * runner.pool.page_size
+    long = min(LONG_CONTEXT, longest - wide, room - wide)
+    added = []
+    for width in (1, wide):
+        if long < 2 * context or time.monotonic() >= deadline:
+            return 0.0, 0.0
+        plans = (_verifying_pass(runner, policy, width, batch, positions) for positions in (context, long))
+        before, after = (_time_pass(runner, plan) for plan in plans)
+        added.append(max(after - before, 0.0) / ((long - context) * batch))
+    narrow, broad = added
+    per_pair = max(broad - narrow, 0.0) / (wide - 1)
+    return max(narrow - per_pair, 0.0), per_pair
+
+
+def _verifying_pass(runner: ModelRunner, policy: DecodingPolicy, width: int, batch: int, context: int) -> BatchPlan:
+    pool = runner.pool
+    num_pages = -(-(context + width) // pool.page_size)
+    spans = []
+    for row in range(batch):
+        request = Request(request_id=f"calibration-{row}", prompt_token_ids=[0], max_tokens=1)
+        seq = Sequence(request, policy, frozenset(), row, row=row)
+        seq.pages = [(row * num_pages + i) % pool.num_pages for i in range(num_pages)]
+        spans.append(Span(seq, Phase.VERIFY, context, [0] * width, kv_limit=None, num_logits=width))
+    return BatchPlan([StepGroup(policy, Phase.VERIFY, width, spans)])
+
+
+def _time_pass(runner: ModelRunner, plan: BatchPlan) -> float:
+    """Seconds of the fastest of a few passes, the first one not counted."""
+    times = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        for logits in runner.forward(plan):
+            if logits is not None:
+                logits.argmax(dim=-1).cpu()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

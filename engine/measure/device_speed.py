@@ -1,0 +1,76 @@
+"""Measures what a device can do at best: memory bandwidth and matrix rate, in about a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from engine.measure.roofline import DeviceSpeed
+
+SMALLEST_SET = 1 << 20
+LARGEST_SET = {"cpu": 1 << 28, "cuda": 1 << 30}
+"""Bytes; beyond the caches of the day a larger set tells nothing new."""
+MATRIX_SIZES = {"cpu": (256, 512, 1024), "cuda": (4096, 8192)}
+ROUNDS = 2
+PROBE_SECONDS = 0.08
+"""Time spent in each round on each way to move memory and on each size of matrix product: whatever else the machine is
+doing slows some of them, hardly all."""
+
+
+def measure_device_speed(device: torch.device, dtype: torch.dtype, working_set: int) -> DeviceSpeed:
+    """The best of several ways to move memory and of several sizes of matrix product, each the fastest of its runs.
+
+    working_set: bytes that one pass reads. Memory is measured over as many, so that a cache which can hold the model
+    between two passes counts for the device exactly as it does for the model.
+    """
+    working_set = min(max(working_set, SMALLEST_SET), LARGEST_SET.get(device.type, 1 << 28))
+    return DeviceSpeed(measure_bandwidth(device, dtype, working_set), measure_rate(device, dtype))
+
+
+@torch.inference_mode()
+def measure_bandwidth(device: torch.device, dtype: torch.dtype, working_set: int) -> float:
+    """Bytes a second over `working_set` bytes that are touched again and again."""
+    elements = max(2, working_set // dtype.itemsize // 2 * 2)
+    memory = torch.ones(elements, dtype=dtype, device=device)
+    low, high = memory.chunk(2)
+    moved = elements * dtype.itemsize  # by each of these: reads, or reads of one half and writes of the other
+    moves: list[Callable[[], object]] = [memory.sum, lambda: torch.dot(low, high), lambda: low.copy_(high)]
+    return max(moved / fastest(move, device) for _ in range(ROUNDS) for move in moves)
+
+
+@torch.inference_mode()
+def measure_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of square matrix products."""
+    best = 0.0
+    for size in MATRIX_SIZES.get(device.type, MATRIX_SIZES["cpu"]) * ROUNDS:
+        left, right = (torch.full((size, size), 0.01, dtype=dtype, device=device) for _ in range(2))
+        out = torch.empty_like(left)
+        best = max(best, 2 * size**3 / fastest(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), device))  # type: ignore[misc]
+    return best
+
+
+def fastest(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest run, the first one not counted."""
+    run()
+    synchronise(device)
+    # Launching and waiting cost a GPU a few microseconds: several runs share them.
+    count = 1 if device.type == "cpu" else 8
+    best = float("inf")
+    deadline = time.perf_counter() + PROBE_SECONDS
+    while True:
+        started = time.perf_counter()
+        for _ in range(count):
+            run()
+        synchronise(device)
+        ended = time.perf_counter()
+        best = min(best, (ended - started) / count)
+        if ended > deadline:
+            return best
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,47 @@
+"""Nemotron-Labs-Diffusion: a Ministral-3 decoder with an untied head; one checkpoint, three ways to decode.
+
+Source: the published checkpoints' config.json and tensor names (arXiv 2607.05722). Their remote code is never run.
+"""
+
+from __future__ import annotations
+
+from engine.models.families.description import (
+    ModelDescription,
+    WeightNames,
+    check_token_ids,
+    read_decoder_config,
+    read_end_tokens,
+)
+from engine.models.files import ConfigFile
+from engine.models.spec import ModelSpec
+
+NAMES = WeightNames(
+    body_prefixes=("encoder.", "language_model.encoder.", "language_model.model.", "language_model.", "model."),
+    heads=(
+        "diffusion_head.weight",
+        "language_model.diffusion_head.weight",
+        "language_model.lm_head.weight",
+        "language_model.model.lm_head.weight",
+        "lm_head.weight",
+    ),
+)
+
+
+def describe_nemotron_labs_diffusion(config: ConfigFile, generation: ConfigFile) -> ModelDescription:
+    """config.json and generation_config.json -> description. Raises ModelLoadError naming a bad key."""
+    decoder = read_decoder_config(config)
+    mask = config.integer("mask_token_id", minimum=0)
+    pad = config.token_id("pad_token_id")
+    bos = config.token_id("bos_token_id")
+    ends = read_end_tokens(config, generation)
+    special = {"mask_token_id": mask, "pad_token_id": pad, "bos_token_id": bos, "eos_token_id": max(ends, default=None)}
+    check_token_ids(config, decoder.vocab_size, special)
+    spec = ModelSpec(
+        family="nemotron_labs_diffusion",
+        mask_token_id=mask,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        end_token_ids=ends,
+        block_length=config.integer("block_size", minimum=2),
+    )
+    return ModelDescription(config=decoder, spec=spec, names=NAMES, adapter_folder="linear_spec_lora")

@@ -1,0 +1,293 @@
+"""From logits to tokens, vectorised over a step group: bans, bias, penalties, temperature, filters, noise, confidence.
+
+The order is the same in every decoding mode: banned ids, grammar, logit_bias, min_tokens, penalties, temperature,
+top_k, top_p, min_p, noise. Shapes: n spans of a group, r logit rows each, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.device.transfer import to_device
+from engine.grammar.state import token_masks
+from engine.request import GREEDY_BELOW, SamplingParams
+from engine.sampling.history import TokenHistory
+from engine.sampling.noise import gumbel_noise
+
+if TYPE_CHECKING:
+    from engine.gpu.choice import TritonChoice
+    from engine.sequence import Sequence
+
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(slots=True)
+class Chosen:
+    """What was chosen at every logit row of a group, on the device."""
+
+    token_ids: torch.Tensor
+    """[n, r] int64; -1 where a grammar leaves nothing to choose."""
+    finite: torch.Tensor
+    """[n] bool: the model's logits held no NaN and no infinity."""
+    logits: torch.Tensor
+    """[n, r, V]: after bans, grammar, bias and penalties, before temperature: the distribution confidence is taken
+    from. Of the model's dtype where nothing but bans changed it."""
+    logprobs: torch.Tensor | None = None
+    """[n, r]: natural-log probability of each chosen token; None where nobody has computed it yet."""
+
+    def log_probabilities(self) -> torch.Tensor:
+        """[n, r]: natural-log probability of each chosen token. Of no meaning where there is none."""
+        if self.logprobs is None:
+            self.logprobs = log_probabilities(widened(self.logits), self.token_ids.clamp(min=0))
+        return self.logprobs
+
+
+class Sampler:
+    """Applies requests' sampling parameters. Holds only what all requests share: banned ids and token histories."""
+
+    def __init__(
+        self,
+        banned_token_ids: tuple[int, ...],
+        history: TokenHistory,
+        device: torch.device,
+        kernel: TritonChoice | None = None,
+    ) -> None:
+        """kernel: does the last step, from logits to tokens, with fewer passes over them. None: torch does."""
+        self._banned = torch.tensor(banned_token_ids, dtype=torch.int64, device=device)
+        self._bits = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
+        self._history = history
+        self._device = device
+        self._kernel = kernel
+
+    def choose(
+        self,
+        logits: torch.Tensor,
+        seqs: Rows[Sequence],
+        positions: torch.Tensor | None,
+        *,
+        drafts: torch.Tensor | None = None,
+        cumulative: bool = False,
+        min_tokens: Rows[int] | None = None,
+        walks: Rows[Rows[int]] | None = None,
+    ) -> Chosen:
+        """Chooses a token at every row.
+
+        logits: [n, r, V] raw; overwritten. positions: [n, r] int64, absolute positions of the tokens being chosen;
+        None only if every sequence is plain and nothing overrides `min_tokens`.
+        drafts: [n, r] int64, tokens of the open block that count as history, -1 where none; with `cumulative` row i
+        sees drafts[: i + 1] only (verification), else every row sees all of them (denoising).
+        min_tokens: overrides the requests' own (a policy that bans end tokens altogether).
+        walks: for each span the r - 1 tokens its rows walk over; row i is bound by the grammar's state after the first
+        i of them. None: grammars do not bind (the result is a draft).
+        """
+        plain = min_tokens is None and all(seq.plain for seq in seqs)
+        if positions is None and not plain:
+            raise ValueError("positions are needed: a request's parameters have a say in the choice")
+        bound = [] if plain or walks is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
+        edited = not plain and (
+            bool(bound) or min_tokens is not None or any(seq.request.sampling.edits for seq in seqs)
+        )
+        finite = None
+        if edited or self._kernel is None:
+            finite = all_finite(logits)
+            logits = widened(logits)
+            logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
+        if edited and positions is not None:
+            if walks is not None and bound:
+                self._apply_grammars(logits, bound, [seqs[i] for i in bound], [walks[i] for i in bound])
+            self._apply_bias(logits, seqs)
+            self._apply_min_tokens(logits, seqs, positions, min_tokens)
+            self._apply_penalties(logits, seqs, drafts, cumulative)
+        chosen = self._pick(logits, finite, seqs, None if plain else positions)
+        if bound:
+            scores = logits.gather(-1, chosen.token_ids[..., None])[..., 0]
+            chosen.token_ids.masked_fill_(scores == NEGATIVE_INFINITY, -1)
+        return chosen
+
+    def _pick(
+        self,
+        logits: torch.Tensor,
+        finite: torch.Tensor | None,
+        seqs: Rows[Sequence],
+        positions: torch.Tensor | None,
+    ) -> Chosen:
+        """Temperature, filters, noise and the best token. finite: of the logits before anything changed them; None only
+        if nothing has, not even bans, which the kernel then applies. positions: None only if nothing is sampled."""
+        if self._kernel is not None:
+            picked = self._kernel.pick(logits, [seq.request.sampling for seq in seqs], positions)
+            return Chosen(picked.token_ids, picked.finite if finite is None else finite, logits, picked.logprobs)
+        if finite is None:
+            raise ValueError("only the kernel tells whether logits are finite")
+        if positions is None:
+            return Chosen(best_tokens(logits), finite, logits)
+        params = [seq.request.sampling for seq in seqs]
+        sampled = [i for i, own in enumerate(params) if own.temperature >= GREEDY_BELOW]
+        if len(sampled) == len(params):
+            return Chosen(sample(logits, params, positions), finite, logits)
+        token_ids = best_tokens(logits)
+        if sampled:
+            index = to_device(sampled, self._device)
+            token_ids[index] = sample(logits[index], [params[i] for i in sampled], positions[index])
+        return Chosen(token_ids, finite, logits)
+
+    def rank(
+        self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens that `choose` would choose at each row, were the better ones refused.
+
+        logits: [n, r, V] of a Chosen; positions: [n, r]. Returns ([n, r, count] int64 ids, best first, and their
+        natural-log probabilities); count is at most V.
+        """
+        logits = widened(logits)
+        scores = logits
+        sampled = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
+        if sampled:
+            index = to_device(sampled, self._device)
+            params = [seqs[i].request.sampling for i in sampled]
+            scores = logits.index_copy(0, index, noisy_scores(logits[index], params, positions[index]).to(logits.dtype))
+        ids = scores.topk(min(count, logits.shape[-1]), dim=-1).indices
+        return ids, logits.gather(-1, ids) - logits.logsumexp(dim=-1, keepdim=True)
+
+    def _apply_grammars(
+        self, logits: torch.Tensor, index: list[int], seqs: Rows[Sequence], walks: Rows[Rows[int]]
+    ) -> None:
+        """Only the spans at `index` have a grammar; seqs and walks are theirs alone."""
+        packed = to_device(token_masks(seqs, walks, logits.shape[1]), self._device)  # [k, r, bytes]
+        refused = (packed[..., None] & self._bits == 0).flatten(-2)[..., : logits.shape[-1]]
+        if len(index) == logits.shape[0]:
+            logits.masked_fill_(refused, NEGATIVE_INFINITY)
+        else:
+            where = to_device(index, self._device)
+            logits[where] = logits[where].masked_fill(refused, NEGATIVE_INFINITY)
+
+    def _apply_bias(self, logits: torch.Tensor, seqs: Rows[Sequence]) -> None:
+        entries = [
+            (i, token, bias) for i, seq in enumerate(seqs) for token, bias in seq.request.sampling.logit_bias.items()
+        ]
+        if entries:
+            rows, tokens, values = zip(*entries, strict=True)
+            bias = to_device(values, self._device, logits.dtype)[:, None]
+            logits[to_device(rows, self._device), :, to_device(tokens, self._device)] += bias
+
+    def _apply_min_tokens(
+        self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor, override: Rows[int] | None
+    ) -> None:
+        minima = override if override is not None else [seq.request.sampling.min_tokens for seq in seqs]
+        entries = [
+            (i, token, seq.num_prompt + minimum)
+            for i, (seq, minimum) in enumerate(zip(seqs, minima, strict=True))
+            if minimum
+            for token in seq.end_token_ids
+        ]
+        if entries:
+            columns = to_device(entries, self._device)
+            rows, tokens, limits = columns.unbind(dim=1)
+            banned = positions[rows] < limits[:, None]  # [entries, r]
+            logits[rows, :, tokens] = logits[rows, :, tokens].masked_fill(banned, NEGATIVE_INFINITY)
+
+    def _apply_penalties(
+        self, logits: torch.Tensor, seqs: Rows[Sequence], drafts: torch.Tensor | None, cumulative: bool
+    ) -> None:
+        penalised = [i for i, seq in enumerate(seqs) if seq.request.sampling.penalises]
+        if not penalised:
+            return
+        index = to_device(penalised, self._device)
+        subset = [seqs[i] for i in penalised]
+        generated, prompt = self._history.counts(subset)  # [k, V] each
+        counts = generated[:, None, :]
+        if drafts is not None:
+            counts = counts + _draft_counts(drafts[index], logits.shape[-1], cumulative)
+        params = to_device(
+            [
+                (s.request.sampling.repetition_penalty, s.request.sampling.frequency_penalty,
+                 s.request.sampling.presence_penalty)
+                for s in subset
+            ],
+            self._device, logits.dtype,
+        )  # fmt: skip
+        repetition, frequency, presence = (column[:, None, None] for column in params.unbind(dim=1))
+        rows = logits[index]
+        seen = (counts > 0) | prompt[:, None, :]
+        rows = torch.where(seen, torch.where(rows > 0, rows / repetition, rows * repetition), rows)
+        rows = rows - counts.to(rows.dtype) * frequency - (counts > 0).to(rows.dtype) * presence
+        logits[index] = rows
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """The logits as float32 where they are of a half type, else themselves."""
+    return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
+def all_finite(logits: torch.Tensor) -> torch.Tensor:
+    """[n] bool: no NaN and no infinity among [n, r, V] logits."""
+    # In float32 at least: a sum over a vocabulary leaves float16's range.
+    total = logits.sum(dim=(1, 2), dtype=torch.promote_types(logits.dtype, torch.float32))
+    return total - total == 0
+
+
+def best_tokens(scores: torch.Tensor) -> torch.Tensor:
+    """The highest of [..., V] scores, of equals the first: [...] int64."""
+    if scores.device.type != "cpu":
+        return scores.argmax(dim=-1)
+    return torch.from_numpy(scores.numpy().argmax(axis=-1))  # vectorised, unlike torch's: 15 times as fast
+
+
+def sample(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor) -> torch.Tensor:
+    """Seeded sampling: the argmax of `noisy_scores`. Returns [n, r] int64."""
+    return best_tokens(noisy_scores(logits, params, positions))
+
+
+def noisy_scores(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor) -> torch.Tensor:
+    """Filtered `logits / temperature` plus positional Gumbel noise.
+
+    logits: [n, r, V]; params: n, all with temperature above zero; positions: [n, r]. Returns [n, r, V].
+    """
+    device = logits.device
+    table = to_device([(p.temperature, p.top_p, p.min_p) for p in params], device, logits.dtype)
+    temperature, top_p, min_p = (column[:, None, None] for column in table.unbind(dim=1))
+    scores = logits / temperature
+    if any(p.top_k > 0 or p.top_p < 1 for p in params):
+        top_k = to_device([p.top_k if p.top_k > 0 else logits.shape[-1] for p in params], device)
+        scores = filter_top(scores, top_k[:, None, None], top_p)
+    if any(p.min_p > 0 for p in params):
+        floor = scores.amax(dim=-1, keepdim=True) + torch.log(min_p)
+        scores = scores.masked_fill(scores < floor, NEGATIVE_INFINITY)
+    seeds = to_device([p.seed for p in params], device)
+    return scores.add_(gumbel_noise(seeds, positions, logits.shape[-1]))
+
+
+def filter_top(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Keeps the `top_k` best and, of their renormalised distribution, the smallest set of mass `top_p`.
+
+    scores: [n, r, V]; top_k (int), top_p: [n, 1, 1]. Filtered scores are -inf. The best token always stays. Equal
+    scores are kept or dropped by token id, lower first, so that the result does not depend on the batch.
+    """
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(scores.shape[-1], device=scores.device)
+    ordered = ordered.masked_fill(rank >= top_k, NEGATIVE_INFINITY)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    # top_p = 1 must keep everything: rounding lets `before` reach 1 early.
+    dropped = (before >= top_p) & (top_p < 1) & (rank > 0)
+    ordered = ordered.masked_fill(dropped, NEGATIVE_INFINITY)
+    return torch.empty_like(scores).scatter_(-1, order, ordered)
+
+
+def log_probabilities(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Natural-log softmax probability of the given tokens. logits: [n, r, V]; token_ids: [n, r]. Returns [n, r]."""
+    chosen = logits.gather(-1, token_ids[..., None])[..., 0]
+    return chosen - logits.logsumexp(dim=-1)
+
+
+def _draft_counts(drafts: torch.Tensor, vocab_size: int, cumulative: bool) -> torch.Tensor:
+    """How often each token occurs among the visible drafts. drafts: [k, r], -1 for none. Returns [k, r or 1, V] int."""
+    k, r = drafts.shape
+    one_hot = torch.zeros(k, r, vocab_size, dtype=torch.int32, device=drafts.device)
+    one_hot.scatter_(-1, drafts.clamp(min=0)[..., None], (drafts >= 0).to(torch.int32)[..., None])
+    return (
+        one_hot.cumsum(dim=1, dtype=torch.int32) if cumulative else one_hot.sum(dim=1, keepdim=True, dtype=torch.int32)
+    )

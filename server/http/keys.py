@@ -1,0 +1,58 @@
+"""Who may ask: bearer keys, compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+
+from engine.errors import ConfigError
+from server.http.errors import Unauthorized
+from server.operation.config import ServerConfig
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+"""Never need a key: orchestrators and load balancers have none. Every other path does, known or not."""
+
+
+class Keys:
+    """The accepted keys. Only their digests are held, all of one length, so comparing tells nothing of a key."""
+
+    def __init__(self, keys: Iterable[str], public_paths: frozenset[str] = OPEN_PATHS) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._public_paths = public_paths
+
+    @classmethod
+    def from_config(cls, config: ServerConfig) -> Keys:
+        """Keys of the configuration and of its key file. Raises ConfigError."""
+        keys = list(config.api_keys)
+        if config.api_key_file is not None:
+            try:
+                lines = Path(config.api_key_file).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as exc:
+                raise ConfigError(f"cannot read api_key_file {config.api_key_file}: {exc}") from None
+            found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            if not found:
+                raise ConfigError(f"api_key_file {config.api_key_file} holds no key")
+            keys += found
+        for number, key in enumerate(keys, 1):
+            if not (key.isascii() and key.isprintable()) or " " in key:
+                raise ConfigError(f"API key {number} of {len(keys)} holds a character that no header can carry")
+        return cls(keys, OPEN_PATHS | {"/metrics"} if config.public_metrics else OPEN_PATHS)
+
+    def check(self, path: str, authorization: str | None) -> None:
+        """Raises Unauthorized unless the path is open or the header carries an accepted key."""
+        if not self._digests or path in self._public_paths:
+            return
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise Unauthorized(
+                "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'.",
+                None,
+                "missing_api_key",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        if not any(matches):
+            raise Unauthorized("Incorrect API key provided.", None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})

@@ -1,0 +1,94 @@
+"""The middleware: request ids, keys, the refusal of new work while draining, and counting what is in flight."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from contextlib import nullcontext
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.http.errors import BadRequest, Unavailable, handle_error
+from server.http.keys import OPEN_PATHS, Keys
+from server.operation.service import Service
+
+PROBES = OPEN_PATHS | {"/metrics", "/version"}
+"""Answered while draining, and not waited for."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def new_request_id() -> str:
+    """An id for a request that brought none, or none that may be repeated."""
+    return f"req-{secrets.token_hex(12)}"
+
+
+class RequestIds:
+    """Outermost: every answer carries `x-request-id`. Pure ASGI, as is the Gate: streams pass through untouched."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_marked)
+
+
+class Gate:
+    """What a request must pass before any route sees it."""
+
+    def __init__(self, app: ASGIApp, service: Service, keys: Keys) -> None:
+        self._app, self._service, self._keys = app, service, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            _check_framing(headers)
+            self._keys.check(scope["path"], headers.get("authorization"))
+            self._check_open(scope)
+            with nullcontext() if scope["path"] in PROBES else self._service.answering():
+                await self._app(scope, receive, send_watched)
+        except Exception as exc:
+            if started:
+                raise
+            await (await handle_error(Request(scope), exc))(scope, receive, send)
+
+    def _check_open(self, scope: Scope) -> None:
+        if self._service.refusing and scope["path"] not in PROBES:
+            raise Unavailable("The server is shutting down; try another.", "shutting_down", 1, close=True)
+
+
+def _check_framing(headers: Headers) -> None:
+    """Two lengths for one body: a proxy that believes the other one sees a second request in it (RFC 9112, 6.1)."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise BadRequest(
+            "A request must not have both Content-Length and Transfer-Encoding.",
+            None,
+            "invalid_http",
+            {"Connection": "close"},
+        )

@@ -1,0 +1,217 @@
+"""The running service: the engine, the model once it is loaded, and whether new work is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple, Unpack
+
+import anyio.to_thread
+import msgspec
+
+from engine.config import EngineInfo
+from engine.errors import EngineError
+from engine.events import StepStats
+from server.engine_link.child import EngineProcessError
+from server.engine_link.client import EngineClient, EngineState
+from server.engine_link.grammar_checker import GrammarChecker
+from server.generation.job import Job
+from server.http.errors import ApiError, Overloaded, Unavailable
+from server.operation.config import Config
+from server.operation.metrics import Metrics
+from server.text.model_files import default_name, resolve_model
+from server.text.served_model import ServedModel
+
+logger = logging.getLogger("lightcone.server")
+
+GOODBYE_SECONDS = 2.0
+"""Time for those who are told that the server leaves to read it."""
+
+
+_Args = TypeVarTuple("_Args")
+_T = TypeVar("_T")
+
+
+async def _in_thread(function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
+    """Runs something blocking; a shutdown does not wait for it."""
+    return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
+
+
+class Service:
+    """State shared by all requests of one application. Lives on one event loop."""
+
+    def __init__(self, config: Config, engine: EngineClient) -> None:
+        self.config = config
+        self.engine = engine
+        self.name = config.server.served_model_name or default_name(config.engine.model)
+        self.metrics = Metrics(self.name)
+        self.model: ServedModel | None = None
+        self.grammars: GrammarChecker | None = None
+        """Once there is a model."""
+        self.loaded = asyncio.Event()
+        """Set once there is a model."""
+        self.draining = False
+        """No longer ready: a load balancer should send no more."""
+        self.refusing = False
+        """New work gets 503."""
+        self._active = 0  # HTTP requests being answered, probes not counted
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.fatal: str | None = None
+        """Why the server must exit, once it must."""
+        self.ended = asyncio.Event()
+        """Set when the server must exit because of `fatal`."""
+        self._loader: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._restarts = 0
+        engine.on_step = self._on_step
+        engine.on_ready = self._on_ready
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to load the model in the background."""
+        self._loader = asyncio.create_task(self._load())
+        self._watch = asyncio.create_task(self._watch_engine())
+
+    async def close(self) -> None:
+        """Stops everything at once."""
+        for task in (self._loader, self._watch):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await self.engine.stop()
+        if self.grammars is not None:
+            await self.grammars.close()
+
+    async def _load(self) -> None:
+        try:
+            directory = await _in_thread(resolve_model, self.config.engine.model)
+            config = msgspec.structs.replace(self.config.engine, model=str(directory))
+            info = await self.engine.start(config)
+            await self._open_model(info, directory)
+        except (EngineError, EngineProcessError) as exc:
+            self._fail(str(exc))
+        except Exception as exc:
+            logger.exception("loading failed")
+            self._fail(f"loading failed: {type(exc).__name__}: {exc}")
+
+    async def _open_model(self, info: EngineInfo, directory: Path) -> None:
+        load = partial(ServedModel.load, dummy=self.config.engine.load_format == "dummy")
+        self.grammars = GrammarChecker(info, directory)
+        self.model = await _in_thread(load, self.name, info, directory)
+        self.loaded.set()
+        logger.info("model loaded", extra={"fields": {"model": self.name, **msgspec.to_builtins(info)}})
+
+    async def _watch_engine(self) -> None:
+        await self.engine.given_up.wait()
+        self._fail(f"the engine failed too often, at last: {self.engine.failure}")
+
+    def _fail(self, message: str) -> None:
+        self.fatal = " ".join(message.split())
+        self.ended.set()
+
+    async def drain(self) -> None:
+        """The end in good order: be unready, then refuse new work, let what is in flight finish, tell what cannot."""
+        options = self.config.server
+        self.draining = True
+        logger.info("draining")
+        if self.model is not None:
+            await asyncio.sleep(options.drain_delay)
+        self.refusing = True
+        if not await self._idle_within(options.drain_timeout):
+            logger.warning("ending %d unfinished requests after the drain timeout", self._active)
+            self.engine.fail_all(Unavailable("The server is shutting down.", "shutting_down", close=True))
+            await self._idle_within(GOODBYE_SECONDS)
+
+    async def _idle_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    @contextmanager
+    def answering(self) -> Generator[None, None, None]:
+        """Counts a request that a drain must wait for."""
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+
+    def record_refused(self, error: ApiError, request_id: str) -> None:
+        """A connection was turned away before there was a request."""
+        self.metrics.record_rejection(error.code or "unknown")
+        fields = {"request_id": request_id, "status": error.status, "code": error.code}
+        logger.info("refused", extra={"fields": fields})
+
+    # -- what requests ask --------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """One word for /health and /ready."""
+        if self.draining:
+            return "draining"
+        if self.fatal is not None or self.engine.state is EngineState.FAILED:
+            return "failed"
+        if self.engine.state is EngineState.RESTARTING:
+            return "restarting"
+        return "loading" if self.model is None else "serving"
+
+    @property
+    def ready(self) -> bool:
+        """New work is welcome."""
+        return self.state == "serving" and self.engine.state is EngineState.RUNNING
+
+    def require_model(self) -> ServedModel:
+        """The model; raises Unavailable while it is loading."""
+        if self.model is None:
+            raise Unavailable("The model is still loading; try again shortly.", "model_loading")
+        return self.model
+
+    def check_queue(self, choices: int = 1) -> None:
+        """Raises Unavailable or Overloaded when so many choices cannot be taken now. Cheap: a full server asks this
+        before it reads a request."""
+        if self.engine.state is not EngineState.RUNNING:
+            raise Unavailable("The engine is restarting; try again shortly.", "engine_unavailable")
+        over = self._queued(choices) - self.config.server.max_queued_requests
+        if over > 0 and self.engine.in_flight:  # an idle server takes any request that its door let through
+            raise Overloaded("Too many requests are waiting; try again shortly.", self._retry_after(over))
+
+    def admit(self, job: Job) -> None:
+        """Raises Unavailable or Overloaded when the job cannot be taken now."""
+        self.check_queue(len(job.choices))
+        waiting = self.engine.waiting_tokens
+        tokens = sum(len(request.prompt_token_ids) for request in job.requests)
+        if waiting and waiting + tokens > self.config.server.max_queued_tokens:
+            excess = max(self._queued(len(job.choices)), 1)
+            raise Overloaded("Too many prompt tokens are waiting; try again shortly.", self._retry_after(excess))
+
+    def _queued(self, choices: int) -> int:
+        """Choices that would wait, were so many taken."""
+        return self.engine.in_flight + choices - self.config.engine.max_running
+
+    def _retry_after(self, excess: int) -> int:
+        """Seconds until as many places are free, at the rate at which choices lately ended."""
+        rate = self.engine.drain_rate()
+        return min(max(math.ceil(excess / rate), 1), 60) if rate > 0 else 5
+
+    def _on_step(self, stats: StepStats) -> None:
+        self.metrics.record_step(stats)
+
+    def _on_ready(self, up: bool) -> None:
+        if up and self.engine.info is not None:
+            self.metrics.set_engine(self.engine.info)
+        else:
+            self.metrics.engine_lost()
+        self.metrics.restarts_total.inc(self.engine.restarts - self._restarts)
+        self._restarts = self.engine.restarts

@@ -1,0 +1,131 @@
+"""Bytes and operations of passes, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.decoding.contract import DecodingPolicy
+from engine.measure.roofline import DeviceSpeed, PassShape, Work, WorkCounter, visible_pairs
+from engine.models.families.registry import describe_model
+from engine.models.files import ConfigFile
+from engine.request import Request
+from engine.sequence import Sequence
+from tests.conftest import MakeEngine
+from tests.reference.checkpoints import tiny_config
+
+# Of the tiny config: hidden 32, MLP 48, 2 layers, 4 query heads and 2 KV heads of 16, 96 tokens.
+MATRICES = 2 * (32 * (64 + 32 + 32) + 64 * 32 + 3 * 32 * 48)  # q, k, v; o; gate, up, down
+NORMS = 2 * 2 * 32 + 32
+HEAD = 96 * 32
+KV = 2 * 2 * 2 * 16  # K and V, layers, heads, head size
+PAIR = 2 * 4 * 4 * 16  # layers, heads, and 4 operations an element: a multiply-add for the score, one for the sum
+
+NOBODY = cast(DecodingPolicy, None)
+
+
+def counter(itemsize: int = 4, rank: int = 0, **overrides: Any) -> WorkCounter:
+    config = describe_model(ConfigFile(Path(), tiny_config(**overrides)), ConfigFile(Path(), {})).config
+    return WorkCounter(config, itemsize, rank)
+
+
+def sequence(name: str) -> Sequence:
+    return Sequence(Request(request_id=name, prompt_token_ids=[7], max_tokens=1), NOBODY, frozenset(), 0)
+
+
+def test_weights_and_kv() -> None:
+    assert MATRICES == 21504
+    assert counter().weight_bytes == 4 * (21504 + 160 + 3072)
+    assert counter(itemsize=2).kv_bytes == 2 * 128
+
+
+def test_one_decoding_step() -> None:
+    work = counter().count(PassShape(tokens=1, logit_rows=1, cached=10, pairs=11))
+    assert work.projections == Work(4 * MATRICES, 2 * MATRICES)
+    assert work.attention == Work(4 * KV * (10 + 1), 11 * PAIR)
+    assert work.norms == Work(4 * (NORMS + 32), 0)
+    assert work.head == Work(4 * HEAD, 2 * HEAD)
+    assert work.total == Work(4 * (21504 + 128 * 11 + 160 + 32 + 3072), 2 * (21504 + 3072) + 11 * 512)
+
+
+def test_weights_are_read_once_and_products_done_for_every_token() -> None:
+    one = counter().count(PassShape(tokens=8, logit_rows=8, cached=10, pairs=8 * 18))
+    four = counter().count(PassShape(tokens=8, logit_rows=8, cached=10, pairs=8 * 18).times(4))
+    assert four.projections.bytes == one.projections.bytes
+    assert four.head.bytes == one.head.bytes
+    assert four.attention.bytes == 4 * one.attention.bytes
+    assert four.total.operations == 4 * one.total.operations
+
+
+def test_a_draft_adapter_is_read_once_and_applied_to_the_drafting_tokens_alone() -> None:
+    plain, adapted = counter(), counter(rank=4)
+    shape = PassShape(tokens=24, drafting=8, logit_rows=24, cached=0, pairs=0)
+    elements = 2 * 4 * (64 + 32)
+    assert adapted.count(shape).projections.bytes - plain.count(shape).projections.bytes == 4 * elements
+    assert adapted.count(shape).projections.operations - plain.count(shape).projections.operations == 2 * 8 * elements
+    undrafted = PassShape(tokens=24, logit_rows=24)
+    assert adapted.count(undrafted) == plain.count(undrafted)
+
+
+def test_a_pass_without_logits_does_not_read_the_head_and_an_empty_one_reads_nothing() -> None:
+    assert counter().count(PassShape(tokens=16, pairs=136)).head == Work(0, 0)
+    assert counter().count(PassShape()).total == Work(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "start", "kv_limit", "pairs"), [(1, 9, None, 10), (3, 2, None, 3 + 4 + 5), (4, 6, 10, 40), (2, 0, 2, 4)]
+)
+def test_visible_pairs(tokens: int, start: int, kv_limit: int | None, pairs: int) -> None:
+    assert visible_pairs(tokens, start, kv_limit) == pairs
+
+
+def test_the_shape_of_a_mixed_plan() -> None:
+    """An AR step, a prefill chunk without logits, and a shared pass whose draft sees what its verification writes."""
+    a, b, c = sequence("a"), sequence("b"), sequence("c")
+    plan = BatchPlan(
+        [
+            StepGroup(NOBODY, Phase.PREFILL, 0, [Span(b, Phase.PREFILL, 16, [1] * 8, None, 0)]),
+            StepGroup(NOBODY, Phase.DECODE, 1, [Span(a, Phase.DECODE, 5, [1], None, 1)]),
+            StepGroup(NOBODY, Phase.VERIFY, 4, [Span(c, Phase.VERIFY, 20, [1] * 4, None, 4)]),
+            StepGroup(NOBODY, Phase.DRAFT, 4, [Span(c, Phase.DRAFT, 24, [1] * 4, 28, 4, rides=True)]),
+        ]
+    )
+    assert PassShape.of(plan) == PassShape(
+        tokens=8 + 1 + 4 + 4,
+        drafting=4,
+        logit_rows=0 + 1 + 4 + 4,
+        cached=16 + 5 + 20,
+        pairs=(8 * 16 + 36) + 6 + (4 * 20 + 10) + 4 * 28,
+    )
+
+
+def test_least_time_is_the_longer_of_moving_and_computing() -> None:
+    speed = DeviceSpeed(bandwidth=100.0, rate=1000.0)
+    assert Work(200, 1000).seconds(speed) == 2.0
+    assert Work(200, 4000).seconds(speed) == 4.0
+
+
+def test_the_8b_of_the_published_family() -> None:
+    """Its published figures: 15.9 GB of weights a pass in bf16, 139 KB of KV a token."""
+    config = tiny_config(
+        vocab_size=131072, hidden_size=4096, intermediate_size=14336, num_hidden_layers=34, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, max_position_embeddings=262144,
+    )  # fmt: skip
+    shape = describe_model(ConfigFile(Path(), json.loads(json.dumps(config))), ConfigFile(Path(), {})).config
+    large = WorkCounter(shape, itemsize=2)
+    assert large.weight_bytes / 1e9 == pytest.approx(15.9, abs=0.05)
+    assert large.kv_bytes == 139_264
+    step = large.count(PassShape(tokens=1, logit_rows=1, cached=0, pairs=1)).total
+    assert step.seconds(DeviceSpeed(4.3e12, 790e12)) == pytest.approx(3.7e-3, rel=0.01)
+
+
+def test_counted_weights_are_the_decoder_s_parameters(tiny_engine: MakeEngine, builtin_engine: MakeEngine) -> None:
+    """All but the embeddings, of which a pass reads a row a token."""
+    for engine in (tiny_engine(), builtin_engine()):
+        decoder = engine.runner.decoder
+        read = decoder.num_parameters - decoder.embedding.numel()
+        assert WorkCounter(decoder.config, decoder.dtype.itemsize).weight_bytes == read * decoder.dtype.itemsize

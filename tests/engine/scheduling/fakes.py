@@ -1,0 +1,175 @@
+"""A scheduler without a model: policies that plan real spans, and outcomes that depend on the request alone.
+
+The token at a position is a function of (request id, position), so whatever the scheduler does to a sequence, a right
+answer is known.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+
+from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.config import EngineConfig
+from engine.decoding.autoregressive import decode_span
+from engine.decoding.contract import Choices, DecodingPolicy, HostChoices, StepOutcome
+from engine.decoding.prefill import Prefill
+from engine.events import GenerationEvent, StepStats
+from engine.kv_cache.pages import PageAllocator
+from engine.request import Request
+from engine.scheduling.scheduler import Scheduler
+from engine.sequence import Block, Sequence
+
+CPU = torch.device("cpu")
+NEVER: Any = None
+"""Stands for a sampler: no logits are ever made here."""
+
+
+def token_at(request_id: str, position: int) -> int:
+    return 6 + _hash(request_id, position) % 1000
+
+
+def _hash(*key: object) -> int:
+    return zlib.crc32(repr(key).encode())
+
+
+class FakePolicy(DecodingPolicy):
+    """What real policies have in common, to the scheduler: spans in, settled tokens out."""
+
+    def __init__(self) -> None:
+        super().__init__(NEVER, 5, CPU)
+
+    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+        raise NotImplementedError
+
+    def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:
+        raise NotImplementedError
+
+    def outcome(self, span: Span) -> StepOutcome:
+        """One more token."""
+        return StepOutcome(span, [next_token(span.seq)], num_cached=span.end)
+
+
+class Plain(FakePolicy):
+    """One token a pass."""
+
+    name = "plain"
+
+    def plan(self, seq: Sequence, num_running: int) -> list[Span]:
+        return [decode_span(seq)]
+
+
+class Drafting(FakePolicy):
+    """Verifies `width` tokens a pass and accepts some of them; may ask for an optional second span."""
+
+    name = "drafting"
+
+    def __init__(self, width: int, *, rides: bool = False, accepts: int | None = None) -> None:
+        super().__init__()
+        self.width, self.rides, self.accepts = width, rides, accepts
+
+    def plan(self, seq: Sequence, num_running: int) -> list[Span]:
+        start, width = len(seq.token_ids) - 1, min(self.width, seq.num_remaining)
+        seq.next_block = None
+        spans = [Span(seq, Phase.VERIFY, start, [0] * width, kv_limit=None, num_logits=width)]
+        ahead = min(self.width, seq.num_remaining - width)
+        if self.rides and ahead > 0:
+            seq.next_block = Block.fresh(start + width, ahead, 1, awaits_seed=True)
+            end = seq.next_block.end
+            spans.append(
+                Span(seq, Phase.DRAFT, start + width, [0] * ahead, end, num_logits=ahead, rides=True, optional=True)
+            )
+        return spans
+
+    def outcome(self, span: Span) -> StepOutcome:
+        if span.phase is Phase.DRAFT:
+            return StepOutcome(span)
+        seq, drafted = span.seq, len(span.token_ids) - 1
+        accepted = _hash(seq.request.request_id, span.start, "accepted") % (drafted + 1)
+        accepted = min(drafted, self.accepts if self.accepts is not None else accepted)
+        seq.next_block = None
+        tokens = [token_at(seq.request.request_id, len(seq.token_ids) + i) for i in range(accepted + 1)]
+        return StepOutcome(span, tokens, num_cached=span.start + accepted + 1, drafted=drafted, accepted=accepted)
+
+
+class Refining(FakePolicy):
+    """Looks at a canvas `steps` times before all of it settles at once; then one pass commits it."""
+
+    name = "refining"
+
+    def __init__(self, width: int, steps: int) -> None:
+        super().__init__()
+        self.width, self.steps = width, steps
+
+    def plan(self, seq: Sequence, num_running: int) -> list[Span]:
+        if seq.block is None:
+            width = min(self.width, seq.num_remaining + 1)
+            seq.block = Block.fresh(len(seq.token_ids) - 1, width, 0, seq.token_ids[-1])
+        block = seq.block
+        if any(block.masked):
+            return [Span(seq, Phase.DENOISE, block.start, [0] * len(block), block.end, num_logits=len(block))]
+        return [Span(seq, Phase.COMMIT, block.start, [0] * len(block), None, num_logits=1, logit_start=len(block) - 1)]
+
+    def outcome(self, span: Span) -> StepOutcome:
+        seq, block = span.seq, span.seq.block
+        assert block is not None
+        if span.phase is Phase.COMMIT:
+            seq.block = None
+            return super().outcome(span)
+        block.steps += 1
+        if block.steps < self.steps:
+            return StepOutcome(span)
+        block.masked = [False] * len(block)
+        return StepOutcome(span, [token_at(seq.request.request_id, p) for p in range(block.start + 1, block.end)])
+
+
+def next_token(seq: Sequence) -> int:
+    return token_at(seq.request.request_id, len(seq.token_ids))
+
+
+def outcomes_of(plan: BatchPlan) -> list[StepOutcome]:
+    """What a model would have led to, in plan order."""
+    outcomes = []
+    for span in plan.spans:
+        if span.phase is Phase.PREFILL:
+            tokens = [next_token(span.seq)] if span.num_logits else []
+            outcomes.append(StepOutcome(span, tokens, num_cached=span.end))
+        else:
+            assert isinstance(span.seq.policy, FakePolicy)
+            outcomes.append(span.seq.policy.outcome(span))
+    return outcomes
+
+
+def make_scheduler(**fields: Any) -> Scheduler:
+    """A scheduler with a pool of `kv_cache_tokens`; by default 16 pages of 4."""
+    settings = {"page_size": 4, "kv_cache_tokens": 64, "max_batch_tokens": 64, "max_running": 8} | fields
+    config = EngineConfig(**settings)
+    allocator = PageAllocator(settings["kv_cache_tokens"] // config.page_size, config.page_size, config.prefix_caching)
+    return Scheduler(config, allocator, Prefill(NEVER, 5, CPU))
+
+
+class Arrivals:
+    """Makes sequences, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def make(
+        self, request_id: str, prompt: int | list[int], policy: FakePolicy, max_tokens: int, **fields: Any
+    ) -> Sequence:
+        """`prompt`: token ids, or how many of its own."""
+        ids = [token_at(request_id, p) for p in range(prompt)] if isinstance(prompt, int) else prompt
+        request = Request(request_id=request_id, prompt_token_ids=ids, max_tokens=max_tokens, **fields)
+        self.count += 1
+        return Sequence(request, policy, frozenset(), self.count)
+
+
+def run_step(scheduler: Scheduler) -> tuple[BatchPlan, list[GenerationEvent], StepStats]:
+    """One pass of the loop, books checked."""
+    plan = scheduler.schedule()
+    scheduler.check_integrity()
+    events, stats = scheduler.commit(plan, outcomes_of(plan))
+    scheduler.check_integrity()
+    return plan, events, stats

@@ -1,0 +1,192 @@
+"""The honest-parameter rule: every field works, is neutral, or is refused with a 400 that names it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT
+from tests.server.conftest import Api
+
+pytestmark = pytest.mark.anyio
+
+
+def refused(response: httpx.Response, param: str | None) -> dict[str, Any]:
+    assert response.status_code == 400, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] is param is None or str(error["param"]).partition("[")[0] == param
+    assert response.headers["x-should-retry"] == "false"
+    assert param is None or param.split(".")[-1] in error["message"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1), ("temperature", 2.1), ("temperature", "1"), ("temperature", True),
+        ("temperature", 1e999), ("top_p", 0), ("top_p", 1.5), ("top_k", -2), ("top_k", 1.5), ("min_p", -1),
+        ("min_p", 2), ("n", 0), ("n", -1),
+        ("n", 10**9), ("n", 2.0), ("n", "2"), ("max_tokens", 0), ("max_tokens", -5), ("max_tokens", "16"),
+        ("max_tokens", 2**70), ("seed", -1), ("seed", 2**53), ("seed", 1.5), ("presence_penalty", 2.1),
+        ("frequency_penalty", -2.1), ("repetition_penalty", 0), ("repetition_penalty", 1e9), ("logit_bias", {"x": 1}),
+        ("logit_bias", {"7": 101}), ("logit_bias", {"7": "1"}), ("logit_bias", [1]), ("logit_bias", {"-1": 1}),
+        ("logit_bias", {str(10**6): 1}), ("logit_bias", {str(n): 1 for n in range(2000)}), ("logprobs", 21),
+        ("logprobs", -1), ("logprobs", True), ("stop", 5), ("stop", [""]), ("stop", ["x" * 300]), ("stop", [1]),
+        ("stop_token_ids", ["a"]), ("stop_token_ids", [10**9]), ("stop_token_ids", list(range(200))),
+        ("min_tokens", -1), ("min_tokens", 17), ("stream", "yes"), ("stream", 1), ("echo", "true"),
+        ("priority", 1.5), ("cache_salt", ""), ("cache_salt", "x" * 300), ("decoding", "magic"), ("block_length", 1),
+        ("block_length", 65), ("ignore_eos", 1), ("suffix", 5), ("diffusing", "x"), ("model", 5), ("prompt", 5),
+        ("prompt", {}), ("prompt", []), ("prompt", [[]]), ("prompt", ["a", 1]), ("prompt", [1.5]), ("prompt", [True]),
+        ("prompt", [-1]), ("prompt", [1643]), ("prompt", [5]), ("prompt", [7, 0]), ("prompt", [10**30]),
+    ],
+)  # fmt: skip
+async def test_values_out_of_bounds_are_refused_by_name(api: Api, field: str, value: Any) -> None:
+    if value == 1e999:
+        content = b'{"prompt": "x", "temperature": 1e999}'
+        headers = {"content-type": "application/json"}
+        response = await api.http.post("/v1/completions", content=content, headers=headers)
+    else:
+        response = await api.complete(**{field: value})
+    refused(response, field)
+    assert not api.engine.requests
+
+
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED))
+async def test_known_fields_that_are_not_built_are_refused_and_neutral_values_are_not(api: Api, name: str) -> None:
+    """Nothing is accepted and ignored; and no client fails for sending a default."""
+    entry = UNSUPPORTED[name]
+    for endpoint in entry.endpoints:
+        send = api.complete if endpoint == "completions" else api.chat
+        for value in (None, *entry.neutral):
+            assert (await send(**{name: value})).status_code == 200, (name, value)
+        error = refused(await send(**{name: {"strange": "value"}}), name)
+        assert error["code"] == "unsupported_parameter"
+
+
+@pytest.mark.parametrize(("name", "kinds"), WITHOUT_EFFECT.items())
+async def test_fields_that_cannot_change_text_are_accepted(api: Api, name: str, kinds: tuple[type, ...]) -> None:
+    assert (await api.complete(**{name: kinds[0]()})).status_code == 200
+    assert (await api.complete(**{name: None})).status_code == 200
+    refused(await api.complete(**{name: 5}), name)
+
+
+async def test_best_of_n_is_n(api: Api) -> None:
+    assert (await api.complete(n=2, best_of=2)).status_code == 200
+    refused(await api.complete(n=2, best_of=3), "best_of")
+    refused(await api.complete(best_of=True), "best_of")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("temprature", "temperature"), ("maxTokens", "max_tokens"), ("zzzz", None), ("top-p", "top_p")]
+)
+async def test_unknown_fields_are_refused_with_the_nearest_name(api: Api, name: str, near: str | None) -> None:
+    error = refused(await api.complete(**{name: None}), name)
+    assert error["message"].startswith(f"Unknown parameter: '{name}'.")
+    assert error["code"] == "unknown_parameter"
+    assert (f"Did you mean '{near}'?" in error["message"]) == (near is not None)
+
+
+async def test_unknown_fields_inside_are_refused_too(api: Api) -> None:
+    error = refused(
+        await api.complete(stream=True, stream_options={"include_usge": True}), "stream_options.include_usge"
+    )
+    assert "include_usage" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("decoding", "field", "value"),
+    [
+        ("ar", "block_length", 16), ("ar", "threshold", 0.9), ("auto", "threshold", 0.9), ("auto", "threshold", None),
+        ("speculative", "max_denoising_steps", 4), ("ar", "max_denoising_steps", 4),
+    ],
+)  # fmt: skip
+async def test_a_field_without_meaning_in_the_mode_is_refused(api: Api, decoding: str, field: str, value: Any) -> None:
+    error = refused(await api.complete(decoding=decoding, **{field: value}), field)
+    assert decoding in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"diffusing": True}, "diffusing"),
+        ({"diffusing": True, "stream": True, "stream_options": {"include_drafts": True}}, "diffusing"),
+        ({"diffusing": True, "stream": True, "logprobs": 1}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "logprobs": 1}, "max_tokens"),
+        ({"echo": True, "suffix": "x"}, "echo"),
+        ({"suffix": "x", "decoding": "ar"}, "suffix"),
+        ({"suffix": "x", "max_tokens": 128}, "suffix"),
+        ({"suffix": "x", "stop_token_ids": [33]}, "stop_token_ids"),
+        ({"model": "builtin:ar", "decoding": "diffusion"}, "decoding"),
+        ({"decoding": "diffusion", "threshold": 0}, "threshold"),
+        ({"decoding": "diffusion", "threshold": 1.1}, "threshold"),
+        ({"decoding": "diffusion", "max_denoising_steps": 0}, "max_denoising_steps"),
+        ({"decoding": "diffusion", "max_denoising_steps": 33}, "max_denoising_steps"),
+        ({"n": 129}, "n"),
+        ({"prompt": ["x"] * 129}, "prompt"),
+        ({"prompt": ["x"] * 65, "n": 2}, "n"),
+    ],
+)
+async def test_combinations_that_contradict_each_other_are_refused(api: Api, body: dict[str, Any], param: str) -> None:
+    refused(await api.complete(**body), param)
+
+
+async def test_chat_combinations_are_refused_too(api: Api) -> None:
+    refused(await api.chat(top_logprobs=2), "top_logprobs")
+    refused(await api.chat(diffusing=True, stream=True, logprobs=True), "logprobs")
+
+
+async def test_too_long_a_request_says_the_numbers_and_is_never_cut(api: Api) -> None:
+    error = refused(await api.complete(prompt=[9] * 200, max_tokens=57), "max_tokens")
+    assert error["code"] == "context_length_exceeded"
+    assert all(number in error["message"] for number in ("256", "257", "200", "57"))
+    assert (await api.complete(prompt=[9] * 200, max_tokens=56)).status_code == 200
+
+
+async def test_text_that_cannot_fit_is_refused_before_it_is_encoded(api: Api) -> None:
+    error = refused(await api.complete(prompt="x" * 1_000_000), "prompt")
+    assert error["code"] == "context_length_exceeded"
+
+
+async def test_an_empty_prompt_is_the_token_that_begins_a_text_or_refused(serve: Any) -> None:
+    """There is nothing to continue where a model has no such token."""
+    import msgspec
+
+    from tests.fakes import INFO, FakeEngine
+
+    async with serve() as api:
+        assert (await api.complete(prompt="")).json()["usage"]["prompt_tokens"] == 1
+    async with serve(FakeEngine(info=msgspec.structs.replace(INFO, bos_token_id=None))) as api:
+        refused(await api.complete(prompt=""), "prompt")
+        refused(await api.complete(prompt=["x", ""]), "prompt")
+        assert not api.engine.requests
+
+
+async def test_missing_fields_are_named(api: Api) -> None:
+    refused(await api.http.post("/v1/completions", json={}), "prompt")
+    refused(await api.http.post("/v1/chat/completions", json={"model": "builtin"}), "messages")
+
+
+async def test_an_unknown_model_is_a_404_that_helps(api: Api) -> None:
+    response = await api.complete(model="bultin")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert "builtin" in response.json()["error"]["message"]
+    assert (await api.complete(model="builtin:magic")).status_code == 404
+
+
+async def test_a_mode_the_model_lacks_names_model_and_mode(serve: Any) -> None:
+    import msgspec
+
+    from tests.fakes import INFO, FakeEngine
+
+    info = msgspec.structs.replace(INFO, decodings=("diffusion",), default_decoding="diffusion", family="llada")
+    async with serve(FakeEngine(info=info)) as api:
+        error = refused(await api.complete(decoding="ar"), "decoding")
+        assert "llada" in error["message"]
+        assert (await api.complete(model="builtin:ar")).status_code == 404

@@ -1,0 +1,122 @@
+"""Configuration: which source wins, and what an error says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ConfigError
+from server.__main__ import main
+from server.operation.config import Config, describe, load_config, option_types
+from server.text.model_files import default_name, resolve_model
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def test_flags_win_over_variables_over_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[server]\nport = 1\nhost = 'file'\nkeep_alive = 7\n[engine]\nmax_running = 5\n")
+    config = load_config({"port": "3"}, {"LIGHTCONE_PORT": "2", "LIGHTCONE_HOST": "env"}, str(file))
+    assert (config.server.port, config.server.host, config.server.keep_alive) == (3, "env", 7.0)
+    assert (config.engine.max_running, config.engine.page_size) == (5, 16)
+
+
+def test_text_of_flags_and_variables_becomes_the_options_type() -> None:
+    environ = {
+        "LIGHTCONE_PREFIX_CACHING": "false", "LIGHTCONE_API_KEYS": "a, b", "LIGHTCONE_MAX_MODEL_LEN": "128",
+        "LIGHTCONE_DRAIN_DELAY": "1.5", "LIGHTCONE_DTYPE": "float64",
+    }  # fmt: skip
+    config = load_config({}, environ)
+    assert config.engine.prefix_caching is False
+    assert config.server.api_keys == ("a", "b")
+    assert (config.engine.max_model_len, config.server.drain_delay, config.engine.dtype) == (128, 1.5, "float64")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "file", "says"),
+    [
+        ({"port": "x"}, {}, None, "--port: 'x' is not valid"),
+        ({"port": "70000"}, {}, None, "port must be between"),
+        ({"dtype": "int4"}, {}, None, "--dtype: 'int4' is not valid: valid values: auto, float32, bfloat16"),
+        ({"drain_delay": "inf"}, {}, None, r"drain_delay must be a finite number, not inf \(--drain-delay\)"),
+        ({}, {}, "[server]\nkeep_alive = -1", r"keep_alive must be greater than 0, not -1.0 \(.*c\.toml: 'keep_alive'"),
+        ({}, {"LIGHTCONE_TLS_KEY": "x"}, None, "LIGHTCONE_TLS_KEY needs tls_cert"),
+        ({}, {"LIGHTCONE_MAX_RUNING": "3"}, None, r"LIGHTCONE_MAX_RUNING; did you mean LIGHTCONE_MAX_RUNNING\?"),
+        ({}, {"LIGHTCONE_MAX_RUNNING": "0"}, None, "max_running must be greater than 0"),
+        ({}, {"LIGHTCONE_API_KEYS": " "}, None, "LIGHTCONE_API_KEYS is set but holds nothing"),
+        ({}, {}, "[server]\nprot = 1", r"c\.toml: unknown key 'prot' in \[server\]; did you mean 'port'"),
+        ({}, {}, "[servr]\nport = 1", r"c\.toml: unknown section \[servr\]; valid sections: server, engine"),
+        ({}, {}, "[server]\nport = '1'", r"c\.toml: 'port' in \[server\]: '1' is not valid"),
+        ({}, {}, "port =", "not valid TOML"),
+    ],
+)
+def test_an_error_names_the_key_where_it_stands_and_what_is_valid(
+    tmp_path: Path, flags: dict[str, str], environ: dict[str, str], file: str | None, says: str
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(file or "")
+    with pytest.raises(ConfigError, match=says):
+        load_config(flags, environ, str(path))
+
+
+def test_what_kubernetes_puts_into_the_environment_is_no_mistake() -> None:
+    """A Service named `lightcone` would otherwise keep its own pods from starting."""
+    environ = {
+        "LIGHTCONE_PORT": "tcp://10.0.0.7:8000", "LIGHTCONE_SERVICE_HOST": "10.0.0.7",
+        "LIGHTCONE_PORT_8000_TCP_ADDR": "10.0.0.7", "LIGHTCONE_SERVICE_PORT": "8000",
+    }  # fmt: skip
+    assert load_config({}, environ).server.port == 8000
+
+
+@pytest.mark.parametrize("preset", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_presets_are_valid(preset: Path) -> None:
+    load_config({}, {}, str(preset))
+
+
+def test_options_have_one_meaning_each() -> None:
+    from engine.config import EngineConfig
+    from server.operation.config import ServerConfig
+
+    assert len(option_types()) == len(EngineConfig.__struct_fields__) + len(ServerConfig.__struct_fields__)
+
+
+def test_what_is_printed_can_be_read_again_and_keeps_secrets(tmp_path: Path) -> None:
+    config = load_config({"api_keys": "hush", "port": "81", "max_model_len": "99"}, {})
+    text = describe(config)
+    assert "hush" not in text
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    again = load_config({"api_keys": "hush"}, {}, str(file))
+    assert again == config != Config()
+
+
+def test_print_config_and_errors_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--print-config", "--no-prefix-caching", "--port", "9"]) == 0
+    assert "prefix_caching = false" in capsys.readouterr().out
+    assert main(["serve", "--max-running", "many"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lightcone: error: --max-running")
+    assert error.count("\n") == 1
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"-{name.replace('_', '-')}" in text for name in option_types())
+
+
+def test_models_are_found_where_they_are_said_to_be(tmp_path: Path) -> None:
+    from engine.errors import ModelLoadError
+
+    assert (resolve_model("builtin") / "config.json").exists()
+    assert resolve_model(str(tmp_path)) == tmp_path
+    assert default_name(str(tmp_path / "my-model")) == "my-model"
+    assert default_name("org/name") == "org/name"
+    for missing in ("/no/such/place", "nothing here", str(tmp_path / "x" / "y" / "z")):
+        with pytest.raises(ModelLoadError, match="no such model directory"):
+            resolve_model(missing)
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelLoadError, match="is a file"):
+        resolve_model(str(tmp_path / "file"))

@@ -1,0 +1,83 @@
+"""Chat templates: the template's control tokens count, a user's never do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import ModelLoadError
+from server.http.errors import BadRequest
+from server.text.chat_template import ChatTemplate
+from server.text.tokenizer import Tokenizer, TokenizerFiles
+from tests.fakes import BUILTIN, INFO, builtin_tokenizer
+
+TOKENIZER = builtin_tokenizer()
+CHAT = ChatTemplate(TOKENIZER)
+CONTROL_IDS = set(range(8))
+CONTROL = list(TOKENIZER.control_tokens)
+
+
+def template(source: str) -> ChatTemplate:
+    return ChatTemplate(Tokenizer(TokenizerFiles(TokenizerFiles.read(BUILTIN).spec, {}, source), INFO))
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_a_chat_is_encoded_as_the_model_was_trained() -> None:
+    ids = CHAT.encode(
+        [{"role": "system", "content": "S"}, *user("Q"), {"role": "assistant", "content": "A"}, *user("R")]
+    )
+    text = "<|bos|><|system|>S<|user|>Q<|assistant|>A<|eos|><|user|>R<|assistant|>"
+    assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
+    assert [token for token in ids if token in CONTROL_IDS] == [1, 3, 4, 6, 2, 4, 6]
+
+
+@given(
+    st.lists(st.sampled_from([*CONTROL, "<|", "|>", "<|e", "os|>", "<", ">", " ", "x", "|"]), max_size=8).map("".join)
+)
+@settings(max_examples=150, deadline=None)
+def test_no_content_ever_adds_a_control_token(content: str) -> None:
+    """Otherwise a user could write the assistant's part, the system's, or a mask."""
+    ids = CHAT.encode(user(content))
+    assert [token for token in ids if token in CONTROL_IDS] == [1, 4, 6]
+    assert TOKENIZER.decode(ids, skip_special_tokens=False) == f"<|bos|><|user|>{content}<|assistant|>"
+
+
+def test_two_contents_cannot_spell_a_control_token_together() -> None:
+    joined = template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    ids = joined.encode([*user("a<|e"), *user("os|>b")])
+    assert joined._tokenizer.decode(ids) == "a<|eos|>b"
+    assert 2 not in ids
+
+
+def test_content_that_spells_nothing_reaches_the_template_untouched() -> None:
+    """Templates look into content; a changed content would change what they render."""
+    looking = template("{{ messages[0]['content'] | trim }}|{{ messages[0]['content'] | length }}")
+    ids = looking.encode(user("  hi "))
+    assert looking._tokenizer.decode(ids) == "hi|5"
+
+
+def test_a_templates_refusal_is_the_clients_error() -> None:
+    with pytest.raises(BadRequest, match="A system message must come first"):
+        CHAT.encode([*user("Q"), {"role": "system", "content": "S"}])
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ messages[0].nothing.more }}"]
+)
+def test_a_template_cannot_leave_its_sandbox_or_crash_the_server(source: str) -> None:
+    with pytest.raises(BadRequest, match="cannot render"):
+        template(source).encode(user("x"))
+
+
+def test_a_template_that_does_not_compile_is_one_clear_error() -> None:
+    with pytest.raises(ModelLoadError, match="does not compile"):
+        template("{% if %}")
+
+
+def test_json_in_templates_is_json_not_html() -> None:
+    shown = template("{{ messages[0]['content'] | tojson }}")
+    assert shown._tokenizer.decode(shown.encode(user("<é>"))) == '"<é>"'
