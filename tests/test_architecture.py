@@ -56,13 +56,15 @@ MAY_IMPORT = {
         "engine.kv_cache.pool", "engine.gpu.choice",
     },
     "engine.gpu.choice": TYPES | {"engine.gpu.choice_kernels"},
-    "engine.runner.model_runner": TYPES | {"engine.models", "engine.runner.kernels", "engine.gpu.graphs", "engine.kv_cache.pool"},
+    "engine.runner.model_runner": TYPES | {
+        "engine.models", "engine.runner.kernels", "engine.gpu.graphs", "engine.kv_cache.pool",
+    },
     "engine.gpu.graphs": TYPES | {
         "engine.models.decoder", "engine.models.elementwise", "engine.gpu.attention", "engine.kv_cache.pool",
         "engine.measure.device_speed",
     },
     "engine.decoding": TYPES | {"engine.decoding", "engine.sampling"},
-    "engine.attention": TYPES | {"engine.attention", "engine.kv_cache.pool"},
+    "engine.attention": TYPES | {"engine.attention", "engine.gpu.attention", "engine.kv_cache.pool"},
     "engine.models": TYPES | {"engine.models", "engine.attention.base", "engine.builtin"},
     "engine.kv_cache.pool": TYPES,
     "engine.kv_cache.sizing": TYPES | {"engine.kv_cache.pool", "engine.models.decoder"},
