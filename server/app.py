@@ -1,4 +1,4 @@
-"""The application: routes, error handling, the gate in front, and the engine behind."""
+"""The ASGI application, put together from its rooms: routes, error handling, middleware, and the service behind."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 
 from engine.errors import RequestError
-from server.api import docs_page as docs
-from server.api import generation, info, openapi, tokens
+from server.api import info, tokens
+from server.api.chat import route as chat
+from server.api.completions import route as completions
+from server.api.documents import openapi, page
 from server.engine_link.client import EngineClient
-from server.generation.stream import ClientGone
-from server.http.errors import ApiError, handle_error, record_refusal
+from server.engine_link.link import EngineLink
+from server.http.errors import ApiError, ClientGone, ErrorHandler
 from server.http.keys import Keys
-from server.http.middleware import Gate, RequestIds
-from server.operation.config import Config
+from server.http.middleware import RequestChecks, RequestIds
+from server.operation.config import Config, ServerConfig
 from server.operation.service import Service
 
 
@@ -35,19 +35,13 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         await service.close()
 
 
-async def _client_gone(request: Request, exc: Exception) -> Response:
-    """Nobody reads this answer; 499 is what proxies log for it."""
-    record_refusal(request, 499, "client_gone")
-    return Response(status_code=499)
+def create_app(config: Config | None = None, engine: EngineLink | None = None) -> FastAPI:
+    """The ASGI application. Raises ConfigError.
 
-
-def create_app(config: Config | None = None, engine: EngineClient | None = None) -> FastAPI:
-    """The ASGI application. `engine` is for tests; by default the configured engine process is started."""
+    engine: for tests; None: the configured engine process is started.
+    """
     config = config or Config()
-    engine = engine or EngineClient(
-        stall_timeout=config.server.engine_stall_timeout, start_timeout=config.server.engine_start_timeout
-    )
-    service = Service(config, engine)
+    service = Service(config, engine or _engine_client(config.server))
     app = FastAPI(
         title="Lightcone",
         version=info.VERSION,
@@ -58,21 +52,31 @@ def create_app(config: Config | None = None, engine: EngineClient | None = None)
         redirect_slashes=False,
     )
     app.state.service = service
-    openapi.install(app)
     app.state.created = int(time.time())
-    for module in (generation, info, tokens, docs):
+    openapi.install(app)
+    for module in (completions, chat, info, tokens, page):
         app.include_router(module.router)
-    app.add_exception_handler(ClientGone, _client_gone)
-    for kind in (ApiError, RequestError, HTTPException, RequestValidationError):
+    handle_error = ErrorHandler(service.record_refusal)
+    for kind in (ClientGone, ApiError, RequestError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle_error)
-    app.add_middleware(Gate, service=service, keys=Keys.from_config(config.server))
-    if config.server.cors_origins:  # outside of the gate: a browser's preflight carries no key, and must read a 401
+    _add_middleware(app, config.server, service, handle_error)
+    return app
+
+
+def _engine_client(config: ServerConfig) -> EngineClient:
+    return EngineClient(stall_timeout=config.engine_stall_timeout, start_timeout=config.engine_start_timeout)
+
+
+def _add_middleware(app: FastAPI, config: ServerConfig, service: Service, handle_error: ErrorHandler) -> None:
+    """Adds the middleware from the inside out."""
+    keys = Keys.load(config.api_keys, config.api_key_file, public_metrics=config.public_metrics)
+    app.add_middleware(RequestChecks, service=service, keys=keys, handle_error=handle_error)
+    if config.cors_origins:  # outside of the checks: a browser's preflight carries no key, and must read a 401
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=config.server.cors_origins,
+            allow_origins=config.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", "x-should-retry"],
         )
     app.add_middleware(RequestIds)
-    return app

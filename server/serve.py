@@ -131,7 +131,7 @@ def _server(app: FastAPI, config: ServerConfig, service: Service) -> Server:
         header_timeout=config.header_timeout,
         write_timeout=config.stream_stall_timeout,
         max_connections=config.max_connections,
-        on_refused=service.record_refused,
+        on_refused=service.record_refusal,
     )
     options = uvicorn.Config(
         app,

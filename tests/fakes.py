@@ -19,7 +19,8 @@ from engine.events import (
 )
 from engine.messages import EngineUpdate
 from engine.request import Request
-from server.engine_link.client import EngineClient, EngineState, EventSink
+from server.engine_link.in_flight import EventSink
+from server.engine_link.link import EngineLink, EngineState
 from server.http.errors import Unavailable
 from server.text.tokenizer import Tokenizer, TokenizerFiles
 
@@ -102,8 +103,8 @@ def saying(
     return script
 
 
-class FakeEngine(EngineClient):
-    """The client's interface with a script in place of a process."""
+class FakeEngine(EngineLink):
+    """An engine that follows a script in place of a process."""
 
     def __init__(self, script: Script | None = None, info: EngineInfo = INFO) -> None:
         super().__init__()
@@ -129,26 +130,30 @@ class FakeEngine(EngineClient):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def kill(self) -> None:
+        self.state = EngineState.STOPPED
+
     def submit(self, requests: list[Request], sink: EventSink) -> None:
+        self.in_flight.add(requests, sink)
         for request in requests:
             self.requests.append(request)
-            self._sinks[request.request_id] = sink
-            self._waiting[request.request_id] = len(request.prompt_token_ids)
             task = asyncio.get_running_loop().create_task(self._run(request))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     def abort(self, request_ids: list[str]) -> None:
-        self.aborted += [request_id for request_id in request_ids if request_id in self._sinks]
-        super().abort(request_ids)
+        self.abort_in_engine(self.in_flight.drop(request_ids))
+
+    def abort_in_engine(self, request_ids: list[str]) -> None:
+        self.aborted += request_ids
 
     async def _run(self, request: Request) -> None:
         for event in self.script(request):
             await asyncio.sleep(0)
-            if request.request_id not in self._sinks:
+            if request.request_id not in self.in_flight:
                 return
             events = [] if event is None else [event]
-            self._deliver(EngineUpdate(events, StepStats(running=1, waiting=0, free_pages=60, num_pages=64)))
+            self.deliver(EngineUpdate(events, StepStats(running=1, waiting=0, free_pages=60, num_pages=64)))
 
 
 def hanging(request: Request) -> Iterator[GenerationEvent]:

@@ -1,22 +1,53 @@
-"""The honest-parameter rule as tables: what is accepted without effect, and what is refused unless it is neutral.
+"""The base of the request models, and the tables of fields that are accepted without effect or refused.
 
-Everything else a client may send is a field of the models in `schema`, and does what it says. `null` always means
-"not sent", except for fields in `NULL_HAS_MEANING`.
+Every field a client may send is either a field of a request model, where its type, range and meaning stand, and does
+what it says there; or it is in one of the two tables below. `null` means "not sent", except where a FieldFacts says
+otherwise.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from server.generation.job import Endpoint
 from server.http.errors import BadRequest
 
-Endpoint = Literal["completions", "chat"]
 
-NULL_HAS_MEANING = frozenset({"threshold"})
-"""`threshold: null` asks for an even schedule."""
+class Strict(BaseModel):
+    """A JSON object of exactly the declared fields and types. The string below a field describes it to clients."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, frozen=True,
+        use_attribute_docstrings=True,
+    )  # fmt: skip
+
+
+def invalid(message: str) -> PydanticCustomError:
+    """The error of a validator. The message continues "it ...", or names the fields of a wrong combination."""
+    return PydanticCustomError("lightcone", "{message}", {"message": message})
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """Stands among the metadata of a request model's field (`typing.Annotated`)."""
+
+    modes: tuple[str, ...] = ()
+    """Decoding modes in which the field means something; in any other it is refused. Empty: it has a meaning in all."""
+    null_has_meaning: bool = False
+    """A `null` that was sent is a value, not an unset field."""
+
+    @classmethod
+    def of(cls, field: FieldInfo) -> FieldFacts:
+        """The facts of a field; the defaults where none are given."""
+        return next((fact for fact in field.metadata if isinstance(fact, cls)), cls())
+
 
 WITHOUT_EFFECT: dict[str, tuple[type, ...]] = {
     "user": (str,),
@@ -30,7 +61,7 @@ WITHOUT_EFFECT: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A known field this server does not implement: only its neutral values are accepted."""
+    """A known field that this server does not implement: it is refused unless it has a neutral value."""
 
     neutral: tuple[Any, ...] = ()
     endpoints: tuple[Endpoint, ...] = ("completions", "chat")
@@ -90,21 +121,16 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "moderation": Unsupported((), _CHAT),
 }
 
-DECODING_FIELDS: dict[str, tuple[str, ...]] = {
-    "block_length": ("auto", "speculative", "diffusion"),
-    "threshold": ("diffusion",),
-    "max_denoising_steps": ("diffusion",),
-}
-"""Fields that mean something only in these modes; anywhere else they are refused."""
 
+def take_known(data: dict[str, Any], endpoint: Endpoint, fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """The fields of a request as sent that a request model reads.
 
-def take_known(data: dict[str, Any], endpoint: Endpoint, fields: Iterable[str]) -> dict[str, Any]:
-    """The fields that matter, out of a request as sent. Raises BadRequest for the rest, naming the first at fault."""
-    known = set(fields)
+    Raises BadRequest for the first field that is unknown, or that is in a table above and has a value it may not have.
+    """
     taken: dict[str, Any] = {}
     for name, value in data.items():
-        if name in known:
-            if value is not None or name in NULL_HAS_MEANING:
+        if name in fields:
+            if value is not None or FieldFacts.of(fields[name]).null_has_meaning:
                 taken[name] = value
         elif name in WITHOUT_EFFECT:
             if value is not None and not isinstance(value, WITHOUT_EFFECT[name]):
@@ -112,12 +138,22 @@ def take_known(data: dict[str, Any], endpoint: Endpoint, fields: Iterable[str]) 
         elif name in UNSUPPORTED and endpoint in UNSUPPORTED[name].endpoints:
             _check_neutral(name, value, data)
         else:
-            raise unknown_parameter(name, known)
+            raise unknown_parameter(name, fields)
     return taken
 
 
+def check_modes(sent: Iterable[str], fields: Mapping[str, FieldInfo], decoding: str, *, infill: bool) -> None:
+    """Raises BadRequest for a field that was sent and means nothing in the mode. Infill is done by diffusion."""
+    mode = "diffusion" if infill else decoding
+    for name in sent:
+        modes = FieldFacts.of(fields[name]).modes
+        if modes and mode not in modes:
+            message = f"'{name}' has no meaning with decoding '{decoding}'; it is valid with: {', '.join(modes)}."
+            raise BadRequest(message, name, "unsupported_parameter")
+
+
 def unknown_parameter(name: str, known: Iterable[str], prefix: str = "") -> BadRequest:
-    """OpenAI's wording, with the nearest name the server knows."""
+    """The error for a field that nobody knows: OpenAI's wording, with the nearest known name."""
     shown = prefix + (name if len(name) <= 64 else name[:64] + "...")
     near = difflib.get_close_matches(name[:64], sorted(known), 1)
     hint = f" Did you mean '{prefix}{near[0]}'?" if near else ""
@@ -141,16 +177,3 @@ def _same(value: Any, candidate: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
-
-
-def check_decoding_fields(sent: Iterable[str], decoding: str, *, infill: bool) -> None:
-    """Refuses decoding fields that mean nothing in this mode. Infill is diffusion, whatever it is called."""
-    mode = "diffusion" if infill else decoding
-    for name in sent:
-        modes = DECODING_FIELDS.get(name)
-        if modes is not None and mode not in modes:
-            raise BadRequest(
-                f"'{name}' has no meaning with decoding '{decoding}'; it is valid with: {', '.join(modes)}.",
-                name,
-                "unsupported_parameter",
-            )

@@ -5,40 +5,39 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from engine.request import Grammar
+from server.api.fields import Strict, invalid
+from server.generation.job import RequestedGrammar
 from server.http.errors import BadRequest
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-
-def _wrong(message: str) -> PydanticCustomError:
-    return PydanticCustomError("lightcone", "{message}", {"message": message})
-
-
-class JsonSchemaFormat(_Strict):
+class JsonSchemaFormat(Strict):
     """A JSON schema with a name. The schema is always enforced, whatever `strict` says."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """A name of the schema."""
     description: str | None = None
+    """What the schema is for; it changes nothing."""
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    """A JSON schema; always enforced."""
     strict: bool | None = None
+    """Accepted: a schema is always enforced."""
 
 
-class ResponseFormat(_Strict):
-    """OpenAI's."""
+class ResponseFormat(Strict):
+    """OpenAI's way to ask for a grammar."""
 
     type: Literal["text", "json_object", "json_schema"]
+    """The kind of text."""
     json_schema: JsonSchemaFormat | None = None
+    """The schema, for type json_schema."""
 
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise _wrong("must have 'json_schema' with type 'json_schema', and with no other type")
+            raise invalid("must have 'json_schema' with type 'json_schema', and with no other type")
         return self
 
     @property
@@ -49,19 +48,22 @@ class ResponseFormat(_Strict):
         return Grammar(kind="json_object") if self.type == "json_object" else None
 
 
-class StructuredOutputs(_Strict):
-    """vLLM's: exactly one of the fields, or none of them."""
+class StructuredOutputs(Strict):
+    """vLLM's way to ask for a grammar: exactly one of the fields, or none of them."""
 
     json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
     """A JSON schema, as an object or as text."""
     regex: str | None = None
+    """A regular expression that the whole answer matches."""
     choice: list[str] | None = None
+    """The answers to choose from."""
     json_object: bool | None = None
+    """Any JSON object."""
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if sum(value is not None for value in (self.json_, self.regex, self.choice, self.json_object or None)) > 1:
-            raise _wrong("must have only one of 'json', 'regex', 'choice' and 'json_object'")
+            raise invalid("must have only one of 'json', 'regex', 'choice' and 'json_object'")
         return self
 
     @property
@@ -77,22 +79,19 @@ class StructuredOutputs(_Strict):
         return Grammar(kind="json_object") if self.json_object else None
 
 
-def choose_grammar(
+def requested_grammar(
     response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
-) -> tuple[Grammar, str] | None:
-    """The grammar of a request and the field it comes from; None where any text will do. Raises BadRequest for two."""
+) -> RequestedGrammar | None:
+    """The grammar that a request asks for; None where any text will do. Raises BadRequest if it asks for two."""
     asked = {
         "response_format": response_format.grammar if response_format is not None else None,
         "structured_outputs": structured_outputs.grammar if structured_outputs is not None else None,
     }
-    grammars = [(grammar, name) for name, grammar in asked.items() if grammar is not None]
-    if len(grammars) > 1:
-        raise BadRequest(
-            "'response_format' and 'structured_outputs' both ask for a form: send one of them.",
-            "structured_outputs",
-            "invalid_value",
-        )
-    return grammars[0] if grammars else None
+    found = [RequestedGrammar(grammar, param) for param, grammar in asked.items() if grammar is not None]
+    if len(found) > 1:
+        message = "'response_format' and 'structured_outputs' both ask for a form: send one of them."
+        raise BadRequest(message, "structured_outputs", "invalid_value")
+    return found[0] if found else None
 
 
 def check_grammar_mode(field: str, decoding: str, decodings: tuple[str, ...], *, infill: bool) -> None:

@@ -1,4 +1,4 @@
-"""One engine process and the socket to it: start, send, receive, stop. Restarting is the client's business."""
+"""The engine process as a child of this one, and the socket to it: start, send, receive, stop. No restarts here."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from engine.messages import EngineFailed, EngineReady, FromEngine, Shutdown, ToE
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 
-MOST_AT_ONCE = 32
-"""Messages taken together where this process has fallen behind."""
+MAX_MESSAGES = 32
+"""Most messages taken together where this process has fallen behind."""
 STOP_TIMEOUT = 5.0
 """Seconds between asking an engine to leave and killing it."""
 
 
-class EngineProcessError(Exception):
+class EngineChildError(Exception):
     """The engine process failed. One line, fit for an operator."""
 
 
@@ -35,7 +35,7 @@ def package_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-class EngineProcess:
+class EngineChild:
     """An engine process of its own session, spoken to over a ZeroMQ PAIR socket in a private directory.
 
     Its stdin stays open as long as this process lives: at end of file the engine leaves, so it cannot be orphaned.
@@ -55,7 +55,7 @@ class EngineProcess:
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
     async def start(self, config: EngineConfig) -> EngineInfo:
-        """Starts the process and waits for it to have loaded its model. Raises EngineProcessError."""
+        """Starts the process and waits for it to have loaded its model. Raises EngineChildError."""
         self._directory = Path(tempfile.mkdtemp(prefix="lightcone-"))  # mode 0700
         endpoint = f"ipc://{self._directory}/engine.sock"
         self._context = zmq.asyncio.Context()
@@ -80,8 +80,8 @@ class EngineProcess:
             self._listening = True
             return message.info
         if isinstance(message, EngineFailed):
-            raise EngineProcessError(message.message)
-        raise EngineProcessError("the engine spoke before it was ready")
+            raise EngineChildError(message.message)
+        raise EngineChildError("the engine spoke before it was ready")
 
     def send(self, message: ToEngine) -> None:
         """Queues a message to the engine; never blocks. To an engine that is gone it goes nowhere."""
@@ -91,9 +91,9 @@ class EngineProcess:
             sent.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     async def receive(self) -> FromEngine:
-        """The next message. Raises EngineProcessError once the process is gone and all it said has been read."""
+        """The next message. Raises EngineChildError once the process is gone and all it said has been read."""
         if self._socket is None or self._exit is None:
-            raise EngineProcessError("the engine is not running")
+            raise EngineChildError("the engine is not running")
         received = asyncio.ensure_future(self._socket.recv())
         try:
             await asyncio.wait({received, self._exit}, return_when=asyncio.FIRST_COMPLETED)
@@ -103,24 +103,24 @@ class EngineProcess:
             if received.done():
                 return self._decoder.decode(received.result())
         except msgspec.DecodeError as exc:
-            raise EngineProcessError(f"the engine sent a message that cannot be read: {exc}") from None
+            raise EngineChildError(f"the engine sent a message that cannot be read: {exc}") from None
         finally:
             received.cancel()
-        raise EngineProcessError(f"the engine process ended ({_describe_exit(self._exit.result())})")
+        raise EngineChildError(f"the engine process ended ({_describe_exit(self._exit.result())})")
 
     def receive_waiting(self) -> list[FromEngine]:
-        """The messages that are here already, a bounded number of them. Raises EngineProcessError."""
+        """The messages that are here already, a bounded number of them. Raises EngineChildError."""
         found: list[FromEngine] = []
         if self._socket is None:
             return found
         waiting: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket)
         try:
-            while len(found) < MOST_AT_ONCE:
+            while len(found) < MAX_MESSAGES:
                 found.append(self._decoder.decode(waiting.recv(zmq.NOBLOCK)))
         except zmq.Again:
             pass
         except msgspec.DecodeError as exc:
-            raise EngineProcessError(f"the engine sent a message that cannot be read: {exc}") from None
+            raise EngineChildError(f"the engine sent a message that cannot be read: {exc}") from None
         return found
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A job in flight: the engine's events in, deltas of text out, and the clock beside it."""
+"""A job in flight: the engine's events go in, deltas of its choices come out."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Protocol, Self
 
 from engine.events import DraftUpdated, GenerationEvent
 from engine.request import Request
-from server.engine_link.client import EventSink
-from server.generation.answer import ChoiceState, Delta, ScoredToken
+from server.engine_link.in_flight import EventSink
+from server.generation.choice import ChoiceState, Delta, ScoredToken
 from server.generation.job import Job
 from server.http.errors import ApiError, EngineFailure
 from server.text.tokenizer import Tokenizer
 
 
 class Engine(Protocol):
-    """What a generation needs of the engine's client."""
+    """The part of EngineLink that a generation needs."""
 
     def submit(self, requests: list[Request], sink: EventSink) -> None:
         """Starts requests whose events go to the sink."""
@@ -27,26 +27,22 @@ class Engine(Protocol):
 
 
 class Generation:
-    """Runs one job. `async with` it: on the way out, whatever is unfinished is dropped from the engine.
+    """Runs one job inside `async with`, which on the way out drops whatever is unfinished from the engine.
 
-    Events are taken in the moment they arrive, so a stop string ends the work even while the reader is slow; what
-    the reader has not taken yet merges, and never holds more than the answer itself.
+    Events are taken in the moment they arrive, so a stop string ends the work even while the reader is slow. What the
+    reader has not taken yet merges, and never holds more than the answer itself.
     """
 
     def __init__(self, engine: Engine, job: Job, tokenizer: Tokenizer) -> None:
         self.job = job
-        self.choices = [
-            ChoiceState(
-                index, tokenizer, job.stops, job.end_token_ids, plan.echo.offsets, plan.request.prompt_token_ids[0]
-            )
-            for index, plan in enumerate(job.choices)
-        ]
+        self.choices = [ChoiceState(index, job, tokenizer) for index in range(len(job.choices))]
         self.started = time.monotonic()
         self.first_text: float | None = None
-        """When the first text was settled."""
+        """When the first text was settled, on the clock of time.monotonic."""
         self.first_draft: float | None = None
+        """When the first draft arrived, on the same clock."""
         self._engine = engine
-        self._by_id = {plan.request.request_id: state for plan, state in zip(job.choices, self.choices, strict=True)}
+        self._by_id = {request.request_id: state for request, state in zip(job.requests, self.choices, strict=True)}
         self._unreported = set(range(len(self.choices)))
         self._changed: set[int] = set()
         self._error: ApiError | None = None
@@ -68,7 +64,7 @@ class Generation:
         state.feed(event)
         if state.error is not None:
             self.fail(EngineFailure(state.error, None, "generation_failed"))
-        elif running and state.done:  # by a stop string, as far as the engine is concerned
+        elif running and state.done:  # by a stop string: the engine does not know yet
             self._engine.abort([event.request_id])
         if self.first_text is None and state.text:
             self.first_text = time.monotonic()
@@ -88,7 +84,7 @@ class Generation:
         return not self._unreported
 
     async def next(self) -> list[Delta]:
-        """Waits for what is new; empty once every choice has been reported to its end. Raises ApiError."""
+        """Waits for news; empty once every choice has been reported to its end. Raises ApiError."""
         while self._unreported:
             await self._wake.wait()
             self._wake.clear()

@@ -1,86 +1,100 @@
-"""Server-sent events: a generation's deltas as chunks, and the response that carries them."""
+"""Answers on their way to the client: whole, or as server-sent events while they form."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.forms import Form, usage
+from server.generation.request_log import RequestLog
 from server.generation.run import Generation
-from server.http.errors import ApiError, error_response
+from server.generation.writer import KEEPALIVE, AnswerWriter, sse_event
+from server.http.errors import (
+    CLIENT_CLOSED_REQUEST,
+    INTERNAL_ERROR,
+    ApiError,
+    ClientGone,
+    TimedOut,
+    error_response,
+)
 from server.http.json_codec import encode_json
 
 logger = logging.getLogger("lightcone.server")
-
-DONE = b"data: [DONE]\n\n"
-KEEPALIVE = b": keep-alive\n\n"
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream; charset=utf-8"}
 
 _T = TypeVar("_T")
 
 
-class ClientGone(Exception):
-    """The client went away before its answer was complete."""
+class TimeLimits(NamedTuple):
+    """Seconds that an answer may take."""
+
+    request: float
+    """Longest a request may take, queueing included."""
+    stall: float
+    """A reader that takes nothing for this long is treated as gone."""
+    keepalive: float
+    """Interval of comments in a silent stream; 0: none."""
+
+    @property
+    def timed_out(self) -> TimedOut:
+        """The error of a request that took longer."""
+        return TimedOut(f"The request was not finished within {self.request:g} s.")
 
 
-def event(payload: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + encode_json(payload) + b"\n\n"
+async def answer_whole(
+    generation: Generation, writer: AnswerWriter, log: RequestLog, limits: TimeLimits, request: Request
+) -> Response:
+    """Runs the generation to its end and answers in one piece. Raises ApiError, or ClientGone."""
+
+    async def run() -> Response:
+        try:
+            async with asyncio.timeout(limits.request), generation:
+                tokens = await generation.finish()
+        except TimeoutError:
+            raise limits.timed_out from None
+        log.end(200, None)
+        return Response(encode_json(writer.whole(generation, tokens)), media_type="application/json")
+
+    try:
+        return await until_gone(run(), request.receive)
+    except Exception as exc:
+        log.end(_status_of(exc), exc)
+        raise
+
+
+def answer_streamed(generation: Generation, writer: AnswerWriter, log: RequestLog, limits: TimeLimits) -> EventStream:
+    """The response that runs the generation and sends it as it forms."""
+    return EventStream(chunks(generation, writer, log, limits), log, limits.stall)
 
 
 async def chunks(
-    generation: Generation,
-    form: Form,
-    *,
-    deadline: float,
-    expired: Callable[[], ApiError],
-    keepalive: float,
-    on_chunk: Callable[[], None],
+    generation: Generation, writer: AnswerWriter, log: RequestLog, limits: TimeLimits
 ) -> AsyncGenerator[bytes, None]:
-    """The whole stream, [DONE] included. Raises ApiError where the generation fails or its deadline passes.
-
-    `deadline`: on the clock of `time.monotonic`. `keepalive`: seconds of silence after which a comment is sent; 0:
-    never. `on_chunk`: called before each chunk of text or drafts.
-    """
-    job = generation.job
-
-    def finished(payload: dict[str, Any]) -> bytes:
-        if job.continuous_usage:
-            payload["usage"] = usage(generation)
-        elif job.include_usage:
-            payload["usage"] = None
-        return event(payload)
-
-    def ending() -> bytes:
-        closing = finished(form.closing()) if job.diffusing else b""
-        if job.include_usage:
-            closing += event({**form.envelope([], chunk=True), "usage": usage(generation)})
-        return closing + DONE
-
-    write = form.replacement if job.diffusing else form.chunk
+    """The whole stream, its ending included. Raises ApiError where the generation fails or takes too long."""
+    deadline = generation.started + limits.request
     async with generation:
         while True:
             left = max(deadline - time.monotonic(), 0)
             try:
-                async with asyncio.timeout(min(left, keepalive or left)):
+                async with asyncio.timeout(min(left, limits.keepalive or left)):
                     deltas = await generation.next()
             except TimeoutError:
-                if keepalive and time.monotonic() < deadline:
+                if limits.keepalive and time.monotonic() < deadline:
                     yield KEEPALIVE
                     continue
-                raise expired() from None
-            on_chunk()
-            data = b"".join([finished(write(generation.choices[delta.index], delta)) for delta in deltas])
+                raise limits.timed_out from None
+            log.chunk()
+            data = b"".join([writer.chunk(generation, delta) for delta in deltas])
             if generation.reported:
-                yield data + ending()
+                yield data + writer.ending(generation)
                 return
             yield data
 
@@ -104,52 +118,42 @@ async def until_gone(work: Awaitable[_T], receive: Receive) -> _T:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
+def _status_of(exc: Exception) -> int:
+    """The HTTP status of a failure, as the request log tells it."""
+    if isinstance(exc, ApiError):
+        return exc.status
+    return CLIENT_CLOSED_REQUEST if isinstance(exc, ClientGone | TimeoutError) else 500
+
+
 class EventStream(Response):
-    """Sends events as they come. The headers go with the first of them, so a failure before it is a plain error.
+    """Sends events as they come. The headers go with the first of them, so a failure before it is a plain error."""
 
-    `on_end` is told how it ended: the status that went out and the error, if one did.
-    """
-
-    def __init__(
-        self,
-        events: AsyncGenerator[bytes, None],
-        *,
-        on_end: Callable[[int, Exception | None], None],
-        stall_timeout: float,
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], log: RequestLog, stall_timeout: float) -> None:
+        """log: told how the stream ended. stall_timeout: seconds, see TimeLimits."""
         super().__init__(status_code=200, headers=HEADERS)
         del self.headers["content-length"]
-        self._events, self._on_end = events, on_end
-        self._stall_timeout = stall_timeout
+        self._events, self._log, self._stall_timeout = events, log, stall_timeout
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: runs the stream until its end, an error, or the client's leaving."""
-        status = 200
         failure: Exception | None = None
         try:
             await until_gone(self._run(send), receive)
-        except ApiError as exc:
-            failure, status = exc, exc.status
-            if not self._started:
-                await error_response(exc)(scope, receive, send)
-            else:
-                await self._send(send, event(exc.body()), more=False)
-        except (ClientGone, TimeoutError) as exc:
-            failure, status = exc, 499
         except asyncio.CancelledError:
-            failure, status = ClientGone(), 499
+            failure = ClientGone()
             raise
+        except (ClientGone, TimeoutError) as exc:
+            failure = exc
+        except ApiError as exc:
+            failure = exc
+            await self._send_error(exc, scope, receive, send)
         except Exception as exc:
             logger.exception("a stream failed")
-            failure, status = exc, 500
-            error = ApiError("The server had an error while processing your request.", None, "internal_error")
-            if self._started:
-                await self._send(send, event(error.body()), more=False)
-            else:
-                await error_response(error)(scope, receive, send)
+            failure = exc
+            await self._send_error(ApiError(INTERNAL_ERROR, None, "internal_error"), scope, receive, send)
         finally:
-            self._on_end(status, failure)
+            self._log.end(200 if failure is None else _status_of(failure), failure)
 
     async def _run(self, send: Send) -> None:
         async with aclosing(self._events) as events:
@@ -157,8 +161,14 @@ class EventStream(Response):
                 await self._send(send, data)
         await self._send(send, b"", more=False)
 
+    async def _send_error(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._started:
+            await self._send(send, sse_event(error.body()), more=False)
+        else:
+            await error_response(error)(scope, receive, send)
+
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        """Sends within the stall limit; a reader that takes nothing for longer is treated as gone."""
+        """Sends within the stall limit. Raises TimeoutError for a reader that takes nothing for longer."""
         async with asyncio.timeout(self._stall_timeout):
             if not self._started:
                 self._started = True

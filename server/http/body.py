@@ -1,19 +1,25 @@
-"""Reading a request's body: bounded in size and time, JSON or nothing."""
+"""Reads a request's body as JSON, bounded in size and time."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
-from server.generation.stream import ClientGone
-from server.http.errors import BadRequest, BodyTooLarge
+from server.http.errors import BadRequest, BodyTooLarge, ClientGone
 from server.http.json_codec import InvalidJson, decode_json
-from server.operation.config import ServerConfig
 
 
-async def read_json(request: Request, limits: ServerConfig) -> Any:
+class BodyLimits(NamedTuple):
+    """The largest and slowest request body that is read."""
+
+    max_bytes: int
+    timeout: float
+    """Seconds."""
+
+
+async def read_json(request: Request, limits: BodyLimits) -> Any:
     """The JSON value of the body. Raises BadRequest, BodyTooLarge, or ClientGone."""
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json" and not content_type.endswith("+json"):
@@ -21,18 +27,14 @@ async def read_json(request: Request, limits: ServerConfig) -> Any:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise BadRequest("Compressed request bodies are not supported.", None, "invalid_content_encoding")
     declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared[:20]) > limits.max_body_bytes:
+    if declared.isdigit() and int(declared[:20]) > limits.max_bytes:
         raise _too_large(limits)
     try:
-        async with asyncio.timeout(limits.body_timeout):
+        async with asyncio.timeout(limits.timeout):
             body = await _read(request, limits)
     except TimeoutError:
-        raise BadRequest(
-            f"The request body did not arrive within {limits.body_timeout:g} s.",
-            None,
-            "body_timeout",
-            {"Connection": "close"},
-        ) from None
+        message = f"The request body did not arrive within {limits.timeout:g} s."
+        raise BadRequest(message, None, "body_timeout", {"Connection": "close"}) from None
     except ClientDisconnect:
         raise ClientGone from None
     try:
@@ -41,20 +43,17 @@ async def read_json(request: Request, limits: ServerConfig) -> Any:
         raise BadRequest(str(exc), None, "invalid_json") from None
 
 
-async def _read(request: Request, limits: ServerConfig) -> bytes:
+async def _read(request: Request, limits: BodyLimits) -> bytes:
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > limits.max_body_bytes:
+        if size > limits.max_bytes:
             raise _too_large(limits)
         parts.append(part)
     return b"".join(parts)
 
 
-def _too_large(limits: ServerConfig) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The request body is larger than {limits.max_body_bytes} bytes.",
-        None,
-        "body_too_large",
-        {"Connection": "close"},  # the rest of the body is not read
-    )
+def _too_large(limits: BodyLimits) -> BodyTooLarge:
+    message = f"The request body is larger than {limits.max_bytes} bytes."
+    # The rest of the body is not read, so the connection cannot be used again.
+    return BodyTooLarge(message, None, "body_too_large", {"Connection": "close"})

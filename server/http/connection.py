@@ -1,17 +1,16 @@
-"""uvicorn's HTTP/1.1 protocol, with limits on connections and on how slowly headers may come, and errors as JSON."""
+"""uvicorn's HTTP/1.1 connection, with limits on the number of connections and on slow headers, and errors as JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, ClassVar, NamedTuple
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.http.errors import ApiError, BadRequest, Unavailable
+from server.http.errors import ApiError, BadRequest, OnRefused, Refusal, Unavailable
 from server.http.json_codec import encode_json
 from server.http.middleware import new_request_id
 
@@ -20,12 +19,9 @@ KEEPALIVE_SECONDS = 60
 READ_BYTES = 32 * 1024
 """Most bytes parsed at once: what one connection may hold the others up for."""
 SMALL_CHUNK = 64
-"""Bytes. A body's chunks may be smaller than this, but not more than"""
+"""A chunk of a body with fewer bytes than this counts as small."""
 MAX_SMALL_CHUNKS = 4096
-"""of them: parsing one costs the server a hundred times what it costs the sender."""
-
-OnRefused = Callable[[ApiError, str], None]
-"""Told of each answer that the application does not see: the error and the request id it was given."""
+"""Most small chunks of one body: parsing a chunk costs the server a hundred times what it costs the sender."""
 
 
 class _Connection(h11.Connection):
@@ -56,6 +52,7 @@ class ConnectionLimits(NamedTuple):
     """A connection is closed whose peer takes nothing of what is sent to it for so long."""
     max_connections: int
     on_refused: OnRefused
+    """Called for each answer that the application does not see."""
 
 
 def http_protocol(given: ConnectionLimits) -> type[asyncio.Protocol]:
@@ -106,7 +103,7 @@ class LimitedProtocol(H11Protocol):
     def _refuse(self, error: ApiError) -> None:
         """Answers without the application, written by hand: the parser may be in no state to do it."""
         request_id = new_request_id()
-        self.limits.on_refused(error, request_id)
+        self.limits.on_refused(Refusal(request_id, error.status, error.code or "unknown"))
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is on its way, or has been given
             self.transport.close()
             return

@@ -1,10 +1,12 @@
-"""Every error a client can be told about, in one tree, and the one place that turns them into OpenAI's envelope."""
+"""The errors a client can be told about, as one exception tree, and their translation to OpenAI's error object."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,9 +16,33 @@ from server.http.json_codec import encode_json
 
 logger = logging.getLogger("lightcone.server")
 
+INTERNAL_ERROR = "The server had an error while processing your request."
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status that proxies log for a client that went away before its answer."""
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The inner object of OpenAI's error answer."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """OpenAI's error answer."""
+
+    error: ErrorDetail
+
+
+class ClientGone(Exception):
+    """The client went away before its answer was complete."""
+
 
 class ApiError(Exception):
-    """Base of everything a client is told. The message names the field and what would be valid, and leaks nothing."""
+    """Base of the errors a client is told. The message names the field and what would be valid, and leaks nothing."""
 
     status = 500
     type = "server_error"
@@ -38,18 +64,18 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Response headers: what the error adds, and `x-should-retry` where the answer is known."""
+        """Response headers: those the error adds, and `x-should-retry` where the answer is known."""
         if self.retry is None:
             return dict(self.extra_headers)
         return {"x-should-retry": "true" if self.retry else "false", **self.extra_headers}
 
-    def body(self) -> dict[str, Any]:
-        """OpenAI's error envelope."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+    def body(self) -> Error:
+        """OpenAI's error object."""
+        return Error(ErrorDetail(self.message, self.type, self.param, self.code))
 
 
 class BadRequest(ApiError):
-    """The request can never succeed as it stands."""
+    """400: the request can never succeed as it stands."""
 
     status = 400
     type = "invalid_request_error"
@@ -57,7 +83,7 @@ class BadRequest(ApiError):
 
 
 class Unauthorized(ApiError):
-    """No key, or a wrong one."""
+    """401: no key, or a wrong one."""
 
     status = 401
     type = "authentication_error"
@@ -65,7 +91,7 @@ class Unauthorized(ApiError):
 
 
 class NotFound(ApiError):
-    """No such route or model."""
+    """404: no such route or model."""
 
     status = 404
     type = "invalid_request_error"
@@ -73,7 +99,7 @@ class NotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """The route exists, the method does not."""
+    """405: the route exists, the method does not."""
 
     status = 405
     type = "invalid_request_error"
@@ -81,7 +107,7 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTooLarge(ApiError):
-    """More bytes than the server reads."""
+    """413: the body has more bytes than the server reads."""
 
     status = 413
     type = "invalid_request_error"
@@ -89,7 +115,7 @@ class BodyTooLarge(ApiError):
 
 
 class Overloaded(ApiError):
-    """The queue is full. Carries `Retry-After`."""
+    """429: the queue is full. Carries `Retry-After`."""
 
     status = 429
     type = "rate_limit_error"
@@ -100,14 +126,11 @@ class Overloaded(ApiError):
 
 
 class EngineFailure(ApiError):
-    """The engine failed this request."""
-
-    status = 500
-    type = "server_error"
+    """500: the engine failed this request."""
 
 
 class Unavailable(ApiError):
-    """Loading, draining, or the engine is down. Carries `Retry-After`."""
+    """503: the model is loading, the server is draining, or the engine is down. Carries `Retry-After`."""
 
     status = 503
     type = "service_unavailable_error"
@@ -121,8 +144,10 @@ class Unavailable(ApiError):
 
 
 class TimedOut(ApiError):
-    """The request took longer than this server lets any. Not a 503: balancers send those to another replica, which
-    would begin the same long work again."""
+    """504: the request took longer than this server allows.
+
+    It is not a 503, because load balancers send those to another replica, which would begin the same long work again.
+    """
 
     status = 504
     type = "timeout_error"
@@ -132,40 +157,39 @@ class TimedOut(ApiError):
         super().__init__(message, None, "request_timeout")
 
 
-def from_request_error(error: RequestError) -> BadRequest:
-    """The engine's door speaks of one choice; its message and field are already fit for the wire."""
-    return BadRequest(str(error), error.param, error.code)
+class Refusal(NamedTuple):
+    """A request that was answered with an error before any work was done for it."""
+
+    request_id: str
+    status: int
+    code: str
+    method: str | None = None
+    """None where the request could not be read at all."""
+    path: str | None = None
 
 
-def _from_http_exception(exc: HTTPException, request: Request) -> ApiError:
-    if exc.status_code == 404:
-        return NotFound(f"Unknown request URL: {request.method} {_shown(request)}.", None, "unknown_url")
-    if exc.status_code == 405:
-        message = f"Not allowed to {request.method} on {_shown(request)}."
-        return MethodNotAllowed(message, None, "method_not_allowed", dict(exc.headers or {}))
-    error = BadRequest(str(exc.detail)) if exc.status_code < 500 else ApiError("The server had an error.")
-    error.status = exc.status_code
-    return error
+OnRefused = Callable[[Refusal], None]
+"""Called with each refusal, to count and to log it."""
 
 
-def _shown(request: Request) -> str:
-    """The path as it may be repeated to the client: short, printable. Not of `request.url`, which the Host header can
-    bend."""
-    path = request.scope["path"]
-    printable = "".join(char if char.isprintable() else "?" for char in path)
-    return printable if len(printable) <= 200 else printable[:200] + "..."
+class ErrorHandler:
+    """The application's exception handler: every failure before the first byte of an answer ends here."""
 
+    def __init__(self, on_refused: OnRefused) -> None:
+        self._on_refused = on_refused
 
-def to_api_error(exc: Exception, request: Request) -> ApiError:
-    """Any exception as the error the client sees. What is not deliberate is logged here and never described."""
-    if isinstance(exc, ApiError):
-        return exc
-    if isinstance(exc, RequestError):
-        return from_request_error(exc)
-    if isinstance(exc, HTTPException):
-        return _from_http_exception(exc, request)
-    logger.error("unexpected error while serving a request", exc_info=exc)
-    return ApiError("The server had an error while processing your request.", None, "internal_error")
+    async def __call__(self, request: Request, exc: Exception) -> Response:
+        """The error as a response. It is reported as a refusal, unless the request had been admitted."""
+        if isinstance(exc, ClientGone):
+            self._report(request, CLIENT_CLOSED_REQUEST, "client_gone")
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        error = to_api_error(exc, request)
+        self._report(request, error.status, error.code or "unknown")
+        return error_response(error)
+
+    def _report(self, request: Request, status: int, code: str) -> None:
+        if not getattr(request.state, "admitted", False):  # else the request log tells what became of it
+            self._on_refused(Refusal(request.state.request_id, status, code, request.method, _shown_path(request)))
 
 
 def error_response(error: ApiError) -> Response:
@@ -173,20 +197,39 @@ def error_response(error: ApiError) -> Response:
     return Response(encode_json(error.body()), error.status, error.headers, "application/json")
 
 
-async def handle_error(request: Request, exc: Exception) -> Response:
-    """The exception handler of the application: every failure before the first byte ends here, counted and logged."""
-    error = to_api_error(exc, request)
-    record_refusal(request, error.status, error.code or "unknown")
-    return error_response(error)
+def from_request_error(error: RequestError) -> BadRequest:
+    """The engine's refusal of a request as a 400; its message and field are fit for clients as they are."""
+    return BadRequest(str(error), error.param, error.code)
 
 
-def record_refusal(request: Request, status: int, code: str) -> None:
-    """Counts and logs a request that no work was done for. Of one that was let in, the journal tells."""
-    if getattr(request.state, "admitted", False):
-        return
-    request.app.state.service.metrics.record_rejection(code)
-    fields = {
-        "request_id": request.state.request_id, "method": request.method, "path": _shown(request),
-        "status": status, "code": code,
-    }  # fmt: skip
-    logger.info("refused", extra={"fields": fields})
+def to_api_error(exc: Exception, request: Request) -> ApiError:
+    """Any exception as the error the client sees. An unexpected one is logged here and never described."""
+    if isinstance(exc, ApiError):
+        return exc
+    if isinstance(exc, RequestError):
+        return from_request_error(exc)
+    if isinstance(exc, HTTPException):
+        return _from_http_exception(exc, request)
+    logger.error("unexpected error while serving a request", exc_info=exc)
+    return ApiError(INTERNAL_ERROR, None, "internal_error")
+
+
+def _from_http_exception(exc: HTTPException, request: Request) -> ApiError:
+    if exc.status_code == 404:
+        return NotFound(f"Unknown request URL: {request.method} {_shown_path(request)}.", None, "unknown_url")
+    if exc.status_code == 405:
+        message = f"Not allowed to {request.method} on {_shown_path(request)}."
+        return MethodNotAllowed(message, None, "method_not_allowed", dict(exc.headers or {}))
+    error = BadRequest(str(exc.detail)) if exc.status_code < 500 else ApiError("The server had an error.")
+    error.status = exc.status_code
+    return error
+
+
+def _shown_path(request: Request) -> str:
+    """The path, short and printable, so that it can be repeated to the client.
+
+    It is not taken from `request.url`, which the Host header can change.
+    """
+    path = request.scope["path"]
+    printable = "".join(char if char.isprintable() else "?" for char in path)
+    return printable if len(printable) <= 200 else printable[:200] + "..."

@@ -1,4 +1,4 @@
-"""Who may ask: bearer keys, compared in constant time."""
+"""API keys: bearer tokens, compared in constant time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 from server.http.errors import Unauthorized
-from server.operation.config import ServerConfig
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Never need a key: orchestrators and load balancers have none. Every other path does, known or not."""
+"""Paths that never need a key: orchestrators and load balancers have none. Every other path does, known or not."""
 
 
 class Keys:
@@ -23,22 +22,16 @@ class Keys:
         self._public_paths = public_paths
 
     @classmethod
-    def from_config(cls, config: ServerConfig) -> Keys:
-        """Keys of the configuration and of its key file. Raises ConfigError."""
-        keys = list(config.api_keys)
-        if config.api_key_file is not None:
-            try:
-                lines = Path(config.api_key_file).read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as exc:
-                raise ConfigError(f"cannot read api_key_file {config.api_key_file}: {exc}") from None
-            found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-            if not found:
-                raise ConfigError(f"api_key_file {config.api_key_file} holds no key")
-            keys += found
-        for number, key in enumerate(keys, 1):
+    def load(cls, keys: Iterable[str], file: str | None, *, public_metrics: bool) -> Keys:
+        """The given keys and those of a file with one key a line. Raises ConfigError.
+
+        public_metrics: /metrics needs no key.
+        """
+        accepted = [*keys, *(_read_keys(file) if file is not None else ())]
+        for number, key in enumerate(accepted, 1):
             if not (key.isascii() and key.isprintable()) or " " in key:
-                raise ConfigError(f"API key {number} of {len(keys)} holds a character that no header can carry")
-        return cls(keys, OPEN_PATHS | {"/metrics"} if config.public_metrics else OPEN_PATHS)
+                raise ConfigError(f"API key {number} of {len(accepted)} holds a character that no header can carry")
+        return cls(accepted, OPEN_PATHS | {"/metrics"} if public_metrics else OPEN_PATHS)
 
     def check(self, path: str, authorization: str | None) -> None:
         """Raises Unauthorized unless the path is open or the header carries an accepted key."""
@@ -56,3 +49,15 @@ class Keys:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if not any(matches):
             raise Unauthorized("Incorrect API key provided.", None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+
+
+def _read_keys(file: str) -> list[str]:
+    """The keys of a file; empty lines and lines that begin with # are left out. Raises ConfigError."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read api_key_file {file}: {exc}") from None
+    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not found:
+        raise ConfigError(f"api_key_file {file} holds no key")
+    return found

@@ -1,21 +1,21 @@
-"""The middleware: request ids, keys, the refusal of new work while draining, and counting what is in flight."""
+"""The middleware in front of every route: request ids, API keys, and the refusal of new work while draining."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.errors import BadRequest, Unavailable, handle_error
+from server.http.errors import BadRequest, ErrorHandler, Unavailable
 from server.http.keys import OPEN_PATHS, Keys
-from server.operation.service import Service
 
 PROBES = OPEN_PATHS | {"/metrics", "/version"}
-"""Answered while draining, and not waited for."""
+"""Paths that are answered while the server drains, and that a drain does not wait for."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -26,7 +26,7 @@ def new_request_id() -> str:
 
 
 class RequestIds:
-    """Outermost: every answer carries `x-request-id`. Pure ASGI, as is the Gate: streams pass through untouched."""
+    """The outermost middleware: every answer carries `x-request-id`. It is plain ASGI, so streams pass unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -48,11 +48,21 @@ class RequestIds:
         await self._app(scope, receive, send_marked)
 
 
-class Gate:
-    """What a request must pass before any route sees it."""
+class Draining(Protocol):
+    """The part of the service that the middleware needs."""
 
-    def __init__(self, app: ASGIApp, service: Service, keys: Keys) -> None:
-        self._app, self._service, self._keys = app, service, keys
+    refusing: bool
+    """New work is refused."""
+
+    def answering(self) -> AbstractContextManager[None]:
+        """Counts one request that a drain must wait for."""
+
+
+class RequestChecks:
+    """Checks each request before any route sees it: its framing, its key, and whether new work is taken at all."""
+
+    def __init__(self, app: ASGIApp, service: Draining, keys: Keys, handle_error: ErrorHandler) -> None:
+        self._app, self._service, self._keys, self._handle_error = app, service, keys, handle_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -70,25 +80,21 @@ class Gate:
             headers = Headers(scope=scope)
             _check_framing(headers)
             self._keys.check(scope["path"], headers.get("authorization"))
-            self._check_open(scope)
+            self._check_not_draining(scope)
             with nullcontext() if scope["path"] in PROBES else self._service.answering():
                 await self._app(scope, receive, send_watched)
         except Exception as exc:
             if started:
                 raise
-            await (await handle_error(Request(scope), exc))(scope, receive, send)
+            await (await self._handle_error(Request(scope), exc))(scope, receive, send)
 
-    def _check_open(self, scope: Scope) -> None:
+    def _check_not_draining(self, scope: Scope) -> None:
         if self._service.refusing and scope["path"] not in PROBES:
             raise Unavailable("The server is shutting down; try another.", "shutting_down", 1, close=True)
 
 
 def _check_framing(headers: Headers) -> None:
-    """Two lengths for one body: a proxy that believes the other one sees a second request in it (RFC 9112, 6.1)."""
+    """Refuses a body with two lengths: a proxy that believes the other one sees a second request (RFC 9112, 6.1)."""
     if "transfer-encoding" in headers and "content-length" in headers:
-        raise BadRequest(
-            "A request must not have both Content-Length and Transfer-Encoding.",
-            None,
-            "invalid_http",
-            {"Connection": "close"},
-        )
+        message = "A request must not have both Content-Length and Transfer-Encoding."
+        raise BadRequest(message, None, "invalid_http", {"Connection": "close"})

@@ -1,10 +1,9 @@
-"""The running service: the engine, the model once it is loaded, and whether new work is taken."""
+"""The running service: it starts and stops the engine, holds the model once it is loaded, and drains at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
@@ -17,11 +16,11 @@ import msgspec
 from engine.config import EngineInfo
 from engine.errors import EngineError
 from engine.events import StepStats
-from server.engine_link.child import EngineProcessError
-from server.engine_link.client import EngineClient, EngineState
+from server.engine_link.child import EngineChildError
 from server.engine_link.grammar_checker import GrammarChecker
-from server.generation.job import Job
-from server.http.errors import ApiError, Overloaded, Unavailable
+from server.engine_link.link import EngineLink, EngineState
+from server.http.errors import Refusal, Unavailable
+from server.operation.admission import Admission
 from server.operation.config import Config
 from server.operation.metrics import Metrics
 from server.text.model_files import default_name, resolve_model
@@ -29,8 +28,8 @@ from server.text.served_model import ServedModel
 
 logger = logging.getLogger("lightcone.server")
 
-GOODBYE_SECONDS = 2.0
-"""Time for those who are told that the server leaves to read it."""
+FAREWELL_SECONDS = 2.0
+"""Time for clients to read that the server is shutting down."""
 
 
 _Args = TypeVarTuple("_Args")
@@ -38,32 +37,39 @@ _T = TypeVar("_T")
 
 
 async def _in_thread(function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
-    """Runs something blocking; a shutdown does not wait for it."""
+    """Runs a blocking function in a thread; a shutdown does not wait for it."""
     return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
 
 
 class Service:
-    """State shared by all requests of one application. Lives on one event loop."""
+    """The state that all requests of one application share. Lives on one event loop."""
 
-    def __init__(self, config: Config, engine: EngineClient) -> None:
+    def __init__(self, config: Config, engine: EngineLink) -> None:
         self.config = config
         self.engine = engine
         self.name = config.server.served_model_name or default_name(config.engine.model)
         self.metrics = Metrics(self.name)
+        self.admission = Admission(
+            engine,
+            max_running=config.engine.max_running,
+            max_queued=config.server.max_queued_requests,
+            max_queued_tokens=config.server.max_queued_tokens,
+        )
         self.model: ServedModel | None = None
+        """None until it has been loaded."""
         self.grammars: GrammarChecker | None = None
-        """Once there is a model."""
+        """None until a model has been loaded."""
         self.loaded = asyncio.Event()
-        """Set once there is a model."""
+        """Set once the model has been loaded."""
         self.draining = False
-        """No longer ready: a load balancer should send no more."""
+        """The server is no longer ready: a load balancer should send no more."""
         self.refusing = False
-        """New work gets 503."""
+        """New work is answered 503."""
         self._active = 0  # HTTP requests being answered, probes not counted
         self._idle = asyncio.Event()
         self._idle.set()
         self.fatal: str | None = None
-        """Why the server must exit, once it must."""
+        """Why the server must exit, in one line; None while it need not."""
         self.ended = asyncio.Event()
         """Set when the server must exit because of `fatal`."""
         self._loader: asyncio.Task[None] | None = None
@@ -95,7 +101,7 @@ class Service:
             config = msgspec.structs.replace(self.config.engine, model=str(directory))
             info = await self.engine.start(config)
             await self._open_model(info, directory)
-        except (EngineError, EngineProcessError) as exc:
+        except (EngineError, EngineChildError) as exc:
             self._fail(str(exc))
         except Exception as exc:
             logger.exception("loading failed")
@@ -117,7 +123,7 @@ class Service:
         self.ended.set()
 
     async def drain(self) -> None:
-        """The end in good order: be unready, then refuse new work, let what is in flight finish, tell what cannot."""
+        """Shuts down in order: no longer ready, then no new work, then what is in flight finishes or is told to end."""
         options = self.config.server
         self.draining = True
         logger.info("draining")
@@ -127,7 +133,7 @@ class Service:
         if not await self._idle_within(options.drain_timeout):
             logger.warning("ending %d unfinished requests after the drain timeout", self._active)
             self.engine.fail_all(Unavailable("The server is shutting down.", "shutting_down", close=True))
-            await self._idle_within(GOODBYE_SECONDS)
+            await self._idle_within(FAREWELL_SECONDS)
 
     async def _idle_within(self, seconds: float) -> bool:
         try:
@@ -138,7 +144,7 @@ class Service:
 
     @contextmanager
     def answering(self) -> Generator[None, None, None]:
-        """Counts a request that a drain must wait for."""
+        """Counts one request that a drain must wait for."""
         self._active += 1
         self._idle.clear()
         try:
@@ -148,17 +154,17 @@ class Service:
             if not self._active:
                 self._idle.set()
 
-    def record_refused(self, error: ApiError, request_id: str) -> None:
-        """A connection was turned away before there was a request."""
-        self.metrics.record_rejection(error.code or "unknown")
-        fields = {"request_id": request_id, "status": error.status, "code": error.code}
+    def record_refusal(self, refusal: Refusal) -> None:
+        """Counts and logs a request that no work was done for."""
+        self.metrics.record_rejection(refusal.code)
+        fields = {name: value for name, value in refusal._asdict().items() if value is not None}
         logger.info("refused", extra={"fields": fields})
 
-    # -- what requests ask --------------------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> str:
-        """One word for /health and /ready."""
+        """The state in one word, as /health and /ready show it."""
         if self.draining:
             return "draining"
         if self.fatal is not None or self.engine.state is EngineState.FAILED:
@@ -169,41 +175,14 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """New work is welcome."""
+        """New work is taken."""
         return self.state == "serving" and self.engine.state is EngineState.RUNNING
 
     def require_model(self) -> ServedModel:
-        """The model; raises Unavailable while it is loading."""
+        """The loaded model. Raises Unavailable while it is loading."""
         if self.model is None:
             raise Unavailable("The model is still loading; try again shortly.", "model_loading")
         return self.model
-
-    def check_queue(self, choices: int = 1) -> None:
-        """Raises Unavailable or Overloaded when so many choices cannot be taken now. Cheap: a full server asks this
-        before it reads a request."""
-        if self.engine.state is not EngineState.RUNNING:
-            raise Unavailable("The engine is restarting; try again shortly.", "engine_unavailable")
-        over = self._queued(choices) - self.config.server.max_queued_requests
-        if over > 0 and self.engine.in_flight:  # an idle server takes any request that its door let through
-            raise Overloaded("Too many requests are waiting; try again shortly.", self._retry_after(over))
-
-    def admit(self, job: Job) -> None:
-        """Raises Unavailable or Overloaded when the job cannot be taken now."""
-        self.check_queue(len(job.choices))
-        waiting = self.engine.waiting_tokens
-        tokens = sum(len(request.prompt_token_ids) for request in job.requests)
-        if waiting and waiting + tokens > self.config.server.max_queued_tokens:
-            excess = max(self._queued(len(job.choices)), 1)
-            raise Overloaded("Too many prompt tokens are waiting; try again shortly.", self._retry_after(excess))
-
-    def _queued(self, choices: int) -> int:
-        """Choices that would wait, were so many taken."""
-        return self.engine.in_flight + choices - self.config.engine.max_running
-
-    def _retry_after(self, excess: int) -> int:
-        """Seconds until as many places are free, at the rate at which choices lately ended."""
-        rate = self.engine.drain_rate()
-        return min(max(math.ceil(excess / rate), 1), 60) if rate > 0 else 5
 
     def _on_step(self, stats: StepStats) -> None:
         self.metrics.record_step(stats)

@@ -1,4 +1,4 @@
-"""A tokenizer for a model that has none: `load_format = "dummy"` measures a size from its config.json alone.
+"""The tokenizer of a model that has none, as with `load_format = "dummy"`, which needs no file but config.json.
 
 Text is encoded byte by byte, and every id decodes to some text, so that random weights still stream visibly.
 """
@@ -12,7 +12,7 @@ from engine.config import EngineInfo
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
 
 
-def stand_in_tokenizer(info: EngineInfo, alphabet: list[str]) -> dict[str, Any]:
+def dummy_tokenizer(info: EngineInfo, alphabet: list[str]) -> dict[str, Any]:
     """A tokenizer.json with one piece for every id. `alphabet`: the 256 characters of byte-level BPE."""
     control = {info.mask_token_id, *info.banned_token_ids, *info.end_token_ids}
     if info.bos_token_id is not None:

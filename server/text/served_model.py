@@ -1,43 +1,31 @@
-"""The model being served: its facts, its tokenizer, its template, and the names clients may call it by."""
+"""The model being served: its facts, its tokenizer, its chat template, and the names clients may call it by."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import anyio.to_thread
 
 from engine.config import EngineInfo
 from engine.errors import ModelLoadError
 from engine.request import Decoding
-from server.api.requests import Message
 from server.http.errors import BadRequest, NotFound
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer, TokenizerFiles
 
 ALIASED = ("ar", "diffusion", "speculative")
-"""Decodings that have an alias of the model's name, `name:ar` and so on."""
+"""Decoding modes that have an alias of the model's name: `name:ar` and so on."""
+LONG_TEXT = 20_000
+"""Characters from which text is encoded in a thread, so that no other request waits for it."""
 
 _T = TypeVar("_T")
 
-LONG_TEXT = 20_000
-"""Characters from which encoding is worth a thread, so that no other request waits for it."""
-
-
-@dataclass(frozen=True)
-class Echo:
-    """A prompt as it is repeated in front of its answer."""
-
-    text: str = ""
-    offsets: tuple[int, ...] = ()
-    """Where in the text each token of the prompt begins; empty unless the tokens' log-probabilities are told."""
-
 
 class ServedModel:
-    """Everything about the loaded model that requests are checked against and encoded with."""
+    """The loaded model, as far as requests are checked against it and encoded for it."""
 
     def __init__(self, name: str, info: EngineInfo, tokenizer: Tokenizer) -> None:
         self.name = name
@@ -49,7 +37,7 @@ class ServedModel:
     def load(cls, name: str, info: EngineInfo, directory: Path, *, dummy: bool = False) -> ServedModel:
         """Reads the tokenizer of a model directory; a dummy model may lack one. Blocking. Raises ModelLoadError."""
         lacking = dummy and not (directory / "tokenizer.json").exists()
-        files = TokenizerFiles.stand_in(info) if lacking else TokenizerFiles.read(directory)
+        files = TokenizerFiles.dummy(info) if lacking else TokenizerFiles.read(directory)
         try:
             return cls(name, info, Tokenizer(files, info))
         except ModelLoadError:
@@ -57,13 +45,18 @@ class ServedModel:
         except Exception as exc:  # the tokenizers library raises bare Exception for whatever it cannot read
             raise ModelLoadError(f"cannot load the tokenizer in {directory}: {' '.join(str(exc).split())}") from None
 
+    # -- names --------------------------------------------------------------------------------------------------
+
     @property
     def names(self) -> list[str]:
         """The name, then its aliases."""
         return [self.name, *(f"{self.name}:{mode}" for mode in ALIASED if mode in self.info.decodings)]
 
     def choose_decoding(self, model: str | None, decoding: str | None) -> Decoding:
-        """The mode a request runs in. Raises NotFound for an unknown model, BadRequest if alias and field disagree."""
+        """The decoding mode of a request that names this model and mode.
+
+        Raises NotFound for an unknown model, BadRequest if the model's alias and the mode disagree.
+        """
         aliased = None
         if model is not None and model != self.name:
             self.check_name(model)
@@ -89,35 +82,30 @@ class ServedModel:
             "model_not_found",
         )
 
+    # -- text to tokens -----------------------------------------------------------------------------------------
+
     async def encode_prompts(self, texts: list[str], *, add_bos: bool = True, param: str = "prompt") -> list[list[int]]:
-        """Tokens of completion prompts, or of a suffix (without BOS)."""
+        """Token ids of completion prompts, or of other text without BOS.
+
+        param: the request's field that a refusal names. Raises BadRequest for text that cannot fit the context.
+        """
         for text in texts:
             self._check_length(len(text), param)
         encode = self.tokenizer.encode_prompt
-        return await self._encode(lambda: [encode(text, add_bos=add_bos) for text in texts], sum(map(len, texts)))
+        return await run_encoding(lambda: [encode(text, add_bos=add_bos) for text in texts], sum(map(len, texts)))
 
-    async def echo(self, prompt: str | list[int], token_ids: list[int], *, offsets: bool) -> Echo:
-        """A prompt as it stands before its answer; `token_ids` are what it was encoded as. With `offsets` it is told
-        where in its text each of them begins."""
-        tokenizer = self.tokenizer
-        text = prompt if isinstance(prompt, str) else tokenizer.decode(token_ids, skip_special_tokens=False)
-        if not offsets:
-            return Echo(text)
-        bos = tokenizer.bos_token_id  # in front of every prompt, whether it was spelled there or not
-        unseen = isinstance(prompt, str) and token_ids[0] == bos and not prompt.startswith(tokenizer.token_text(bos))
-        return Echo(text, await self._encode(lambda: tokenizer.offsets(token_ids, skip_first=unseen), len(text)))
+    async def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Token ids of a chat, up to where the assistant speaks. messages: as the chat template reads them.
 
-    async def encode_chat(self, messages: list[Message]) -> list[int]:
-        """A chat's tokens, up to where the assistant speaks."""
-        if self.chat is None:
-            raise BadRequest(
-                "This model has no chat template: use /v1/completions.", "messages", "unsupported_parameter"
-            )
+        Raises BadRequest where the model has no template, the template refuses, or the text cannot fit the context.
+        """
         chat = self.chat
-        plain = [_plain(message) for message in messages]
-        length = sum(len(message["content"]) for message in plain)
+        if chat is None:
+            message = "This model has no chat template: use /v1/completions."
+            raise BadRequest(message, "messages", "unsupported_parameter")
+        length = sum(len(message["content"]) for message in messages)
         self._check_length(length, "messages")
-        return await self._encode(lambda: chat.encode(plain), length)
+        return await run_encoding(lambda: chat.encode(messages), length)
 
     def _check_length(self, characters: int, param: str) -> None:
         """Refuses text that cannot fit, however it is cut into tokens, before any work is spent on it."""
@@ -130,13 +118,7 @@ class ServedModel:
                 "context_length_exceeded",
             )
 
-    @staticmethod
-    async def _encode(encode: Callable[[], _T], length: int) -> _T:
-        return encode() if length < LONG_TEXT else await anyio.to_thread.run_sync(encode)
 
-
-def _plain(message: Message) -> dict[str, str]:
-    """A message as templates know it. OpenAI's `developer` is what models were trained to call `system`."""
-    role = "system" if message.role == "developer" else message.role
-    plain = {"role": role, "content": message.text}
-    return plain if message.name is None else {**plain, "name": message.name}
+async def run_encoding(encode: Callable[[], _T], characters: int) -> _T:
+    """The result of `encode`, which runs in a thread where it has many characters to work on."""
+    return encode() if characters < LONG_TEXT else await anyio.to_thread.run_sync(encode)

@@ -22,7 +22,7 @@ from tokenizers.decoders import DecodeStream
 
 from engine.config import EngineInfo
 from engine.errors import ModelLoadError
-from server.text.dummy_tokenizer import TEMPLATE, stand_in_tokenizer
+from server.text.dummy_tokenizer import TEMPLATE, dummy_tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class TokenizerFiles:
         return cls(spec, config, _read_template(directory, config))
 
     @classmethod
-    def stand_in(cls, info: EngineInfo) -> TokenizerFiles:
+    def dummy(cls, info: EngineInfo) -> TokenizerFiles:
         """For a model of random weights that has no tokenizer of its own."""
-        return cls(stand_in_tokenizer(info, list(_byte_alphabet())), {"add_bos_token": True}, TEMPLATE)
+        return cls(dummy_tokenizer(info, list(_byte_alphabet())), {"add_bos_token": True}, TEMPLATE)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api.chat.request import ChatRequest
+from server.api.completions.request import CompletionRequest
 from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT
-from server.api.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from server.api.tokens import DetokenizeRequest, TokenizeRequest
 from tests.clients.conftest import KEY
 
 GENERATION = ("/v1/completions", "/v1/chat/completions")

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.requests import CompletionRequest
+from server.api.completions.request import CompletionRequest
 from tests.clients.conftest import MODES, STORY, ask
 from tests.clients.effects import OF_EVERY_MODE, OF_SOME_MODES, Asker, _decoding
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.config import EngineConfig
 from server.app import create_app
 from server.operation.config import Config, ServerConfig
 from server.operation.service import Service
@@ -39,9 +40,11 @@ ApiFactory = Callable[..., AbstractAsyncContextManager[Api]]
 
 
 @asynccontextmanager
-async def serving(engine: FakeEngine | None = None, *, wait: bool = True, **server: Any) -> AsyncIterator[Api]:
+async def serving(
+    engine: FakeEngine | None = None, *, wait: bool = True, max_running: int = 64, **server: Any
+) -> AsyncIterator[Api]:
     engine = engine or FakeEngine()
-    app = create_app(Config(server=ServerConfig(**server)), engine)
+    app = create_app(Config(ServerConfig(**server), EngineConfig(max_running=max_running)), engine)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http,

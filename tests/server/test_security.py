@@ -49,7 +49,7 @@ def test_keys_of_every_source_count_and_none_is_shown(tmp_path: Path) -> None:
 def test_keys_that_could_never_match_are_refused_at_the_start(config: ServerConfig, says: str) -> None:
     """Else the operator would find out from the first user."""
     with pytest.raises(ConfigError, match=says) as caught:
-        Keys.from_config(config)
+        Keys.load(config.api_keys, config.api_key_file, public_metrics=config.public_metrics)
     assert "words" not in str(caught.value)
 
 
@@ -57,7 +57,7 @@ def test_an_empty_key_file_does_not_switch_authentication_off(tmp_path: Path) ->
     file = tmp_path / "keys"
     file.write_text("# none yet\n\n")
     with pytest.raises(ConfigError, match="holds no key"):
-        Keys.from_config(ServerConfig(api_key_file=str(file)))
+        Keys.load((), str(file), public_metrics=False)
 
 
 def test_every_key_is_compared_whole_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:

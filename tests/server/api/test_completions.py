@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.generation.job import derive_seed
+from server.api.prepare import derive_seed
 from tests.fakes import TEXT, FakeEngine, encode, saying
 from tests.server.conftest import Api, ApiFactory
 
@@ -184,4 +184,4 @@ async def test_a_request_that_takes_too_long_is_ended(serve: ApiFactory) -> None
         assert response.status_code == 504, "a 503 is repeated on the next replica"
         assert response.headers["x-should-retry"] == "false"
         assert response.json()["error"]["code"] == "request_timeout"
-        assert api.engine.in_flight == 0
+        assert len(api.engine.in_flight) == 0

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from engine.request import Grammar
-from server.api.structured_outputs import ResponseFormat, StructuredOutputs, check_grammar_mode, choose_grammar
+from server.api.structured_outputs import ResponseFormat, StructuredOutputs, check_grammar_mode, requested_grammar
 from server.http.errors import BadRequest
 
 SCHEMA = {"type": "object", "properties": {"é": {"type": "integer"}}, "required": ["é"], "additionalProperties": False}
@@ -19,8 +19,8 @@ NAMED = {"name": "answer", "schema": SCHEMA, "strict": True, "description": "Wha
 def grammar_of(**fields: Any) -> Grammar | None:
     form = ResponseFormat.model_validate(fields["response_format"]) if "response_format" in fields else None
     vllm = StructuredOutputs.model_validate(fields["structured_outputs"]) if "structured_outputs" in fields else None
-    chosen = choose_grammar(form, vllm)
-    return chosen[0] if chosen is not None else None
+    asked = requested_grammar(form, vllm)
+    return asked.grammar if asked is not None else None
 
 
 @pytest.mark.parametrize(

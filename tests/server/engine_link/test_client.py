@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
-from engine.events import Finished, GenerationEvent, TokensCommitted
+from engine.events import Finished, GenerationEvent, GenerationStats, TokensCommitted
 from engine.request import Request
-from server.engine_link.child import EngineProcessError
-from server.engine_link.client import EngineClient, EngineState
+from server.engine_link.child import EngineChildError
+from server.engine_link.client import EngineClient
+from server.engine_link.in_flight import InFlight
+from server.engine_link.link import EngineState
 from server.http.errors import ApiError, EngineFailure, Unavailable
 from tests.fakes import INFO, TEXT, builtin_tokenizer
 from tests.server.conftest import until
@@ -73,9 +75,9 @@ async def until_running(client: EngineClient, restarts: int) -> None:
 
 
 def process_id(client: EngineClient) -> int:
-    assert client._process is not None
-    assert client._process._process is not None
-    return client._process._process.pid
+    assert client._child is not None
+    assert client._child._process is not None
+    return client._child._process.pid
 
 
 async def test_events_of_many_requests_reach_their_own_readers() -> None:
@@ -83,10 +85,10 @@ async def test_events_of_many_requests_reach_their_own_readers() -> None:
         sinks = [Collector() for _ in range(5)]
         for index, sink in enumerate(sinks):
             client.submit([request(f"r{index}")], sink)
-        assert client.in_flight == 5
+        assert len(client.in_flight) == 5
         await asyncio.gather(*(sink.end() for sink in sinks))
         assert [sink.text for sink in sinks] == [TEXT] * 5
-        assert client.in_flight == client.waiting_tokens == 0
+        assert len(client.in_flight) == client.in_flight.waiting_tokens == 0
         assert client.stats is not None
 
 
@@ -97,7 +99,7 @@ async def test_an_abort_reaches_the_engine_and_silences_the_request() -> None:
         client.submit([request("gone")], sink)
         await asyncio.wait_for(sink.first.wait(), 10)
         client.abort(["gone", "never heard of"])
-        assert client.in_flight == 0
+        assert len(client.in_flight) == 0
         client.submit([request("asking", "what was aborted?")], asking)
         await asking.end()
         assert asking.text == "gone"
@@ -106,13 +108,23 @@ async def test_an_abort_reaches_the_engine_and_silences_the_request() -> None:
 
 async def test_the_drain_rate_forgets_quiet_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the first clients of a busy morning would be told to come back in a minute."""
-    client = EngineClient()
+    in_flight, now = InFlight(), 0.0
+    monkeypatch.setattr("server.engine_link.in_flight.time.monotonic", lambda: now)
+
+    def end_one_at(moment: float) -> None:
+        nonlocal now
+        now = moment
+        in_flight.add([request()], Collector())
+        in_flight.deliver([Finished(request_id="r", reason="stop", stats=GenerationStats())])
+
+    for moment in (1.0, 2.0, 3.0):
+        end_one_at(moment)
     now = 1000.0
-    monkeypatch.setattr("server.engine_link.client.time.monotonic", lambda: now)
-    client._finished.extend([1.0, 2.0, 3.0])
-    assert client.drain_rate() == 0.0
-    client._finished.extend([998.0, 999.0])
-    assert client.drain_rate() == 1.0
+    assert in_flight.drain_rate() == 0.0
+    for moment in (998.0, 999.0):
+        end_one_at(moment)
+    now = 1000.0
+    assert in_flight.drain_rate() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -120,7 +132,7 @@ async def test_the_drain_rate_forgets_quiet_hours(monkeypatch: pytest.MonkeyPatc
 )
 async def test_a_failed_start_is_one_clear_error(mode: str, why: str) -> None:
     client = EngineClient(argv=[*FAKE, mode], start_timeout=1.0 if mode == "hang" else 20.0)
-    with pytest.raises(EngineProcessError, match=why):
+    with pytest.raises(EngineChildError, match=why):
         await client.start(EngineConfig())
     await client.stop()
 
@@ -174,8 +186,8 @@ async def test_three_failures_and_the_engine_is_given_up() -> None:
 
 async def test_stopping_leaves_nothing_behind() -> None:
     async with running("echo") as client:
-        assert client._process is not None
-        directory, pid = client._process._directory, process_id(client)
+        assert client._child is not None
+        directory, pid = client._child._directory, process_id(client)
         assert directory is not None
         assert directory.stat().st_mode & 0o777 == 0o700
     assert not directory.exists()
@@ -188,11 +200,11 @@ async def test_an_engine_does_not_outlive_a_killed_server(tmp_path: Path) -> Non
     code = (
         "import asyncio, sys\n"
         "from engine.config import EngineConfig\n"
-        "from server.client import EngineClient\n"
+        "from server.engine_link.client import EngineClient\n"
         "async def main():\n"
         f"    client = EngineClient(argv={[*FAKE, 'echo']!r})\n"
         "    await client.start(EngineConfig())\n"
-        "    print(client._process._process.pid, flush=True)\n"
+        "    print(client._child._process.pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.engine_link.client import EngineState
+from server.engine_link.link import EngineState
 from server.operation.logs import JsonFormatter
 from tests.fakes import FakeEngine, hanging, saying
 from tests.server.conftest import Api, ApiFactory, events_of, until
@@ -155,14 +155,9 @@ async def test_a_body_that_comes_too_slowly_is_given_up(serve: ApiFactory) -> No
 
 
 async def test_a_full_queue_is_a_429_that_says_when_to_come_back(serve: ApiFactory) -> None:
-    import msgspec
-
-    async with serve(FakeEngine(hanging), max_queued_requests=1) as api:
-        api.service.config = msgspec.structs.replace(
-            api.service.config, engine=msgspec.structs.replace(api.service.config.engine, max_running=2)
-        )
+    async with serve(FakeEngine(hanging), max_running=2, max_queued_requests=1) as api:
         waiting = [asyncio.create_task(api.complete()) for _ in range(3)]
-        await until(lambda: api.engine.in_flight == 3)
+        await until(lambda: len(api.engine.in_flight) == 3)
         response = await api.complete()
         for task in waiting:
             task.cancel()
@@ -193,7 +188,7 @@ async def test_draining_finishes_what_is_in_flight_and_takes_nothing_new(serve: 
 async def test_what_cannot_finish_in_time_is_told_so(serve: ApiFactory) -> None:
     async with serve(FakeEngine(hanging), drain_timeout=0.1) as api:
         stream = asyncio.create_task(api.complete(stream=True))
-        await until(lambda: api.engine.in_flight == 1)
+        await until(lambda: len(api.engine.in_flight) == 1)
         await asyncio.wait_for(api.service.drain(), 5)
         assert events_of(await stream)[-1]["error"]["code"] == "shutting_down"
 

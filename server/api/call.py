@@ -1,0 +1,34 @@
+"""A valid request together with what it asks of the served model: decoding mode and grammar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from engine.request import Decoding
+from server.api.fields import check_modes
+from server.api.requests import GenerationRequest
+from server.api.structured_outputs import check_grammar_mode, requested_grammar
+from server.generation.job import RequestedGrammar
+from server.text.served_model import ServedModel
+
+Fields = TypeVar("Fields", bound=GenerationRequest)
+
+
+@dataclass(frozen=True)
+class Call(Generic[Fields]):
+    """The result of the first stage of a request: every field is valid, alone and in the decoding mode."""
+
+    fields: Fields
+    decoding: Decoding
+    grammar: RequestedGrammar | None
+
+
+def validate(fields: Fields, model: ServedModel) -> Call[Fields]:
+    """Chooses the decoding mode of a parsed request and checks its fields against it. Raises BadRequest or NotFound."""
+    decoding = model.choose_decoding(fields.model, fields.decoding)
+    check_modes(fields.model_fields_set, type(fields).model_fields, decoding, infill=fields.infills)
+    grammar = requested_grammar(fields.response_format, fields.structured_outputs)
+    if grammar is not None:
+        check_grammar_mode(grammar.param, decoding, model.info.decodings, infill=fields.infills)
+    return Call(fields, decoding, grammar)

@@ -1,0 +1,93 @@
+"""The request of POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from server.api.fields import invalid
+from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest
+from server.generation.job import Endpoint
+
+
+def _is_ids(value: list[Any]) -> bool:
+    return all(type(item) is int for item in value)
+
+
+def _check_prompt(value: Any) -> Any:
+    """A plain check instead of a union: one clear message, and no list is read four times."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        if not value:
+            raise invalid("must not be an empty list")
+        if all(type(item) is str for item in value) or _is_ids(value):
+            return value
+        if all(type(item) is list and item and _is_ids(item) for item in value):
+            return value
+    raise invalid("must be a string, a list of strings, a list of token ids or a list of lists of token ids")
+
+
+_TEXT = {"type": "string", "minLength": 1}
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+Prompt = Annotated[
+    str | list[str] | list[int] | list[list[int]],
+    BeforeValidator(_check_prompt),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _TEXT,
+                {"type": "array", "minItems": 1, "items": _TEXT},
+                _IDS,
+                {"type": "array", "minItems": 1, "items": _IDS},
+            ]
+        }
+    ),
+]
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions"""
+
+    endpoint: ClassVar[Endpoint] = "completions"
+    id_prefix: ClassVar[str] = "cmpl"
+
+    prompt: Prompt
+    """Text, token ids, or a list of either. Control tokens may be spelled; the mask never is one."""
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
+    """How many of the likeliest tokens to list beside each token of the answer; 0: the log-probability alone."""
+    echo: bool = False
+    """Put the prompt in front of the answer; with logprobs, its log-probabilities before the answer's."""
+    suffix: str | None = None
+    """Fill the gap of max_tokens tokens between prompt and suffix, by diffusion."""
+    max_tokens: Annotated[int | None, Field(ge=0, le=MAX_COUNT)] = None
+    """Most tokens to generate (16). 0 only with echo: the prompt alone, with log-probabilities if asked for."""
+
+    @property
+    def infills(self) -> bool:
+        return self.suffix is not None
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompt as a list of prompts."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if isinstance(prompt[0], int):
+            return [prompt]
+        return prompt
+
+    @model_validator(mode="after")
+    def _check_completion(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise invalid("'max_tokens' must be at least 1, or 0 with 'echo'")
+        if self.echo and self.suffix is not None:
+            raise invalid("'echo' and 'suffix' cannot be combined: the answer to a suffix is the middle only")
+        if self.diffusing and self.logprobs is not None:
+            raise invalid("'logprobs' cannot be combined with 'diffusing', whose chunks replace each other")
+        return self

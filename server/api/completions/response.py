@@ -1,0 +1,143 @@
+"""The response objects of POST /v1/completions, and their writer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import UNSET, UnsetType
+
+from server.api.responses import (
+    Count,
+    DiffusionMeta,
+    FinishReason,
+    Response,
+    Usage,
+    finite,
+    has_logprob,
+    usage_of,
+)
+from server.api.writer import OpenAIWriter, ended_by
+from server.generation.choice import Draft, ScoredToken
+from server.generation.parts import Part, text_of
+from server.generation.run import Generation
+
+
+class CompletionLogprobs(Response):
+    """Log-probabilities, a list entry a token. The first token of an echoed prompt has none."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[Count]
+    """Where the token's text begins in the choice's text."""
+
+
+class CompletionChoice(Response):
+    """One answer."""
+
+    index: Count
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason
+
+
+class Completion(Response):
+    """The answer to a completion request that is not streamed."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: Count
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionDelta(Response):
+    """The news about one answer."""
+
+    index: Count
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    draft: Draft | UnsetType | None = UNSET
+    """Tokens that are not settled yet; only with stream_options.include_drafts, where they changed."""
+
+
+class CompletionChunk(Response):
+    """One event of a streamed completion."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: Count
+    model: str
+    choices: list[CompletionDelta]
+    diffusion_meta: DiffusionMeta | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
+
+
+class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
+    """Writes the answer of a completion."""
+
+    def whole(self, generation: Generation, tokens: list[list[ScoredToken]]) -> Completion:
+        """See AnswerWriter."""
+        choices = [
+            CompletionChoice(
+                index=state.index,
+                text=self.echo(state.index) + state.text,
+                logprobs=self.logprobs(state.index, scored),
+                finish_reason=ended_by(state),
+            )
+            for state, scored in zip(generation.choices, tokens, strict=True)
+        ]
+        job = self.job
+        return Completion(
+            id=job.id, object="text_completion", created=job.created, model=job.model, choices=choices,
+            usage=usage_of(generation),
+        )  # fmt: skip
+
+    def logprobs(self, index: int, tokens: list[ScoredToken]) -> CompletionLogprobs | None:
+        """See OpenAIWriter."""
+        if self.job.logprobs is None:
+            return None
+        name, echoed = self.tokenizer.token_text, len(self.echo(index))
+        top = None
+        if self.job.logprobs:
+            top = [
+                {name(token_id): finite(logprob) for token_id, logprob in token.scores.top}
+                if has_logprob(token)
+                else None
+                for token in tokens
+            ]
+        return CompletionLogprobs(
+            tokens=[name(token.scores.token_id) for token in tokens],
+            token_logprobs=[finite(token.scores.logprob) if has_logprob(token) else None for token in tokens],
+            top_logprobs=top,
+            text_offset=[token.offset + (0 if token.of_prompt else echoed) for token in tokens],
+        )
+
+    def chunk_choice(
+        self,
+        index: int,
+        parts: list[Part],
+        logprobs: CompletionLogprobs | None,
+        finish_reason: FinishReason | None,
+        draft: Draft | UnsetType | None,
+    ) -> CompletionDelta:
+        """See OpenAIWriter."""
+        self.begin(index)
+        return CompletionDelta(
+            index=index, text=text_of(parts), logprobs=logprobs, finish_reason=finish_reason, draft=draft
+        )
+
+    def chunk_object(
+        self,
+        choices: list[CompletionDelta],
+        usage: Usage | UnsetType | None = UNSET,
+        diffusion_meta: DiffusionMeta | UnsetType = UNSET,
+    ) -> CompletionChunk:
+        """See OpenAIWriter."""
+        job = self.job
+        return CompletionChunk(
+            id=job.id, object="text_completion", created=job.created, model=job.model, choices=choices,
+            diffusion_meta=diffusion_meta, usage=usage,
+        )  # fmt: skip

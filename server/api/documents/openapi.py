@@ -1,0 +1,163 @@
+"""The OpenAPI document, built from the request models and the response structs: every route, field and status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+
+from server.api.chat.request import ChatRequest
+from server.api.chat.response import ChatCompletion, ChatCompletionChunk
+from server.api.completions.request import CompletionRequest
+from server.api.completions.response import Completion, CompletionChunk
+from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, Strict
+from server.api.info import VERSION, Health, Model, ModelList, Ready, Version
+from server.api.requests import GenerationRequest
+from server.api.tokens import DetokenizeRequest, Prompt, TokenizeRequest, Tokens
+from server.generation.job import Endpoint
+from server.http.errors import Error
+
+Schema = dict[str, Any]
+
+REQUESTS: tuple[type[Strict], ...] = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+RESPONSES: tuple[type[msgspec.Struct], ...] = (
+    Error, Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, Model, ModelList, Tokens, Prompt, Health,
+    Ready, Version,
+)  # fmt: skip
+_REFERENCE = "#/components/schemas/"
+
+_DETAILS = {
+    "400": "The request can never succeed as it stands; the message names the field.",
+    "401": "No key, or a wrong one.",
+    "404": "No such model.",
+    "413": "The body is larger than the server reads.",
+    "429": "The queue is full.",
+    "500": "The server failed this request.",
+    "503": "The model is loading, the server is draining, or the engine is down.",
+    "504": "The request took longer than the server's request timeout.",
+}
+_READING = ("400", "401", "404", "413", "500", "503")
+_GENERATING = ("400", "401", "404", "413", "429", "500", "503", "504")
+
+
+def install(app: FastAPI) -> None:
+    """Makes the application answer /openapi.json with this document."""
+    document = build()
+    app.openapi = lambda: document  # type: ignore[method-assign]
+
+
+def build() -> Schema:
+    """The OpenAPI 3.1 document."""
+    _, components = msgspec.json.schema_components(RESPONSES, ref_template=_REFERENCE + "{name}")
+    for model in REQUESTS:
+        _add_request(components, model)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Lightcone", "version": VERSION,
+                 "summary": "OpenAI-compatible inference for diffusion language models"},
+        "paths": _paths(),
+        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"key": []}],
+    }  # fmt: skip
+
+
+def _paths() -> Schema:
+    post, get = _operation, _operation
+    paths: Schema = {
+        "/v1/completions": {"post": post("Continue a prompt", CompletionRequest, Completion, _GENERATING,
+                                         events=CompletionChunk)},
+        "/v1/chat/completions": {"post": post("Answer a conversation", ChatRequest, ChatCompletion, _GENERATING,
+                                              events=ChatCompletionChunk)},
+        "/v1/models": {"get": get("The served model and its aliases", None, ModelList, ("401", "500", "503"))},
+        "/v1/models/{name}": {"get": get("One model or alias", None, Model, ("401", "404", "500", "503"))},
+        "/tokenize": {"post": post("Tokens of a prompt or a chat", TokenizeRequest, Tokens, _READING)},
+        "/detokenize": {"post": post("Text of tokens", DetokenizeRequest, Prompt, _READING)},
+        "/health": {"get": get("Liveness, answered from memory", None, Health, ())},
+        "/ready": {"get": get("Readiness: whether new work is welcome", None, Ready, ())},
+        "/version": {"get": get("The server's version", None, Version, ("401",))},
+        "/metrics": {"get": get("Prometheus metrics", None, None, ("401",))},
+    }  # fmt: skip
+    for path, body in (("/health", Health), ("/ready", Ready)):
+        paths[path]["get"]["security"] = []
+        paths[path]["get"]["responses"]["503"] = _response("Not so.", body)
+    name = {"name": "name", "in": "path", "required": True, "description": "A model's id.",
+            "schema": {"type": "string", "minLength": 1}}  # fmt: skip
+    paths["/v1/models/{name}"]["get"]["parameters"] = [name]
+    return paths
+
+
+def _operation(
+    summary: str,
+    request: type[Strict] | None,
+    answer: type[msgspec.Struct] | None,
+    errors: tuple[str, ...],
+    events: type[msgspec.Struct] | None = None,
+) -> Schema:
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    success: Schema = {"description": "Success.", "content": text} if answer is None else _response("Success.", answer)
+    if events is not None:
+        shape = {"type": "string", "description": f"Events whose data is a {events.__name__}; the last is [DONE]."}
+        success["content"]["text/event-stream"] = {"schema": shape}
+    responses = {"200": success} | {status: _response(_DETAILS[status], Error) for status in errors}
+    for status in ("429", "503"):
+        if status in responses:
+            wait = {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
+            responses[status]["headers"] = {"Retry-After": wait}
+    operation: Schema = {"summary": summary, "responses": responses}
+    if request is not None:
+        operation["requestBody"] = {"required": True, "content": _json_content(request)}
+    return operation
+
+
+def _response(description: str, kind: type) -> Schema:
+    return {"description": description, "content": _json_content(kind)}
+
+
+def _json_content(kind: type) -> Schema:
+    return {"application/json": {"schema": {"$ref": _REFERENCE + kind.__name__}}}
+
+
+def _add_request(components: dict[str, Schema], model: type[Strict]) -> None:
+    """Adds the schema of a request model, and those of the objects within it."""
+    schema = model.model_json_schema(ref_template=_REFERENCE + "{model}")
+    for name, part in schema.pop("$defs", {}).items():
+        components[name] = _without_titles(part)
+    schema = _without_titles(schema)
+    if issubclass(model, GenerationRequest):
+        _make_nullable(schema)
+        schema["properties"] |= _accepted_fields(model.endpoint, schema["properties"])
+    schema["additionalProperties"] = False
+    components[model.__name__] = schema
+
+
+def _without_titles(schema: Schema) -> Schema:
+    """pydantic titles every field with its name spelled otherwise, which says nothing."""
+    for field in schema.get("properties", {}).values():
+        field.pop("title", None)
+    return schema
+
+
+def _make_nullable(schema: Schema) -> None:
+    """Allows null for every field that need not be sent: it means that the field was not."""
+    required = schema.get("required", ())
+    for name, field in schema["properties"].items():
+        if name not in required and {"type": "null"} not in field.get("anyOf", ()):
+            outside = {key: field.pop(key) for key in ("default", "description") if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **outside}
+
+
+def _accepted_fields(endpoint: Endpoint, known: Schema) -> Schema:
+    """The fields that are accepted without effect, or with their neutral values only."""
+    fields: Schema = {}
+    for name, entry in UNSUPPORTED.items():
+        if endpoint in entry.endpoints and entry.neutral and name not in known:
+            shape: Schema = {"enum": [*entry.neutral, None]}
+            if name == "best_of":
+                shape = {"type": ["integer", "null"], "minimum": 1}
+            fields[name] = {**shape, "description": "Not supported beyond its neutral value."}
+    kinds: dict[type, str] = {str: "string", dict: "object"}
+    for name, types in WITHOUT_EFFECT.items():
+        shape = {"type": [*(kinds[kind] for kind in types), "null"], "description": "Accepted; has no effect."}
+        fields[name] = shape
+    return fields

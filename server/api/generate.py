@@ -1,0 +1,75 @@
+"""The way of a generation request, the same at every endpoint: parse, prepare, run, answer.
+
+Each stage hands a frozen value to the next and is not asked again: a Call (valid fields, decoding mode, grammar), a Job
+(token ids, limits, seeds, one engine request a choice), a Generation (in flight), a Response. What differs between
+endpoints is in their `Endpoint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.call import Call, Fields, validate
+from server.api.common import body_of, service_of
+from server.api.requests import parse_generation
+from server.generation.job import Job
+from server.generation.request_log import RequestLog
+from server.generation.run import Generation
+from server.generation.stream import TimeLimits, answer_streamed, answer_whole
+from server.generation.writer import AnswerWriter
+from server.operation.service import Service
+from server.text.served_model import ServedModel
+from server.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Endpoint(Generic[Fields]):
+    """An endpoint that generates: its request model, its preparation, and the writer of its answers."""
+
+    fields: type[Fields]
+    prepare: Callable[[Call[Fields], ServedModel, int], Awaitable[Job]]
+    """(call, model, most choices) -> job. Raises BadRequest."""
+    writer: Callable[[Job, Tokenizer], AnswerWriter]
+
+    async def respond(self, request: Request) -> Response:
+        """Serves one request. Raises ApiError, or ClientGone."""
+        service, model = _open(request)
+        call = self._parse(await body_of(request), model)
+        job = await self.prepare(call, model, service.config.server.max_choices)
+        generation = await _run(job, model, service, request)
+        return await self._answer(generation, model, service, request)
+
+    def _parse(self, data: Any, model: ServedModel) -> Call[Fields]:
+        return validate(parse_generation(self.fields, data), model)
+
+    async def _answer(self, generation: Generation, model: ServedModel, service: Service, request: Request) -> Response:
+        options = service.config.server
+        limits = TimeLimits(options.request_timeout, options.stream_stall_timeout, options.sse_keepalive)
+        text_by = model.tokenizer if options.log_text else None
+        log = RequestLog(generation, service.metrics, request.state.request_id, text_by)
+        writer = self.writer(generation.job, model.tokenizer)
+        if generation.job.stream is not None:
+            return answer_streamed(generation, writer, log, limits)
+        return await answer_whole(generation, writer, log, limits, request)
+
+
+def _open(request: Request) -> tuple[Service, ServedModel]:
+    """Refuses work that cannot be taken at all, before its body is read: 503 while loading, 429 with a full queue."""
+    service = service_of(request)
+    model = service.require_model()
+    service.admission.check_queue()
+    return service, model
+
+
+async def _run(job: Job, model: ServedModel, service: Service, request: Request) -> Generation:
+    """Admits a job. Raises BadRequest for a grammar that does not compile, Overloaded or Unavailable."""
+    if job.grammar is not None and service.grammars is not None:
+        await service.grammars.check(job.grammar.grammar, job.grammar.param)
+    service.admission.admit(len(job.choices), sum(len(choice.prompt_token_ids) for choice in job.requests))
+    request.state.admitted = True  # from here on the request log tells what became of it
+    return Generation(service.engine, job, model.tokenizer)

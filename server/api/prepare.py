@@ -1,0 +1,153 @@
+"""From a valid call to a job: the part of the preparation that all endpoints share.
+
+Nothing here changes a value: a template of the engine's request is made once, and copied for each prompt and choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+
+import msgspec
+
+from engine.errors import RequestError
+from engine.request import MAX_SEED, DecodingParams, Request, SamplingParams, check_request
+from server.api.call import Call, Fields
+from server.api.requests import GenerationRequest
+from server.generation.job import Choice, Echo, Job, StreamForm
+from server.http.errors import BadRequest, from_request_error
+from server.text.served_model import ServedModel
+
+_SAMPLING = tuple(
+    name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.model_fields and name != "seed"
+)
+"""The sampling parameters that a client's field of the same name gives."""
+
+
+def derive_seed(seed: int, kind: str, index: int) -> int:
+    """The seed of choice `index` of `n` (kind "choice") or of prompt `index` of a batch (kind "prompt").
+
+    Index 0 has the seed itself; any other the first 53 bits of SHA-256 of "kind:seed:index". So the j-th prompt of a
+    batch with seed s equals that prompt sent alone with seed derive_seed(s, "prompt", j).
+    """
+    if index == 0:
+        return seed
+    digest = hashlib.sha256(f"{kind}:{seed}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11
+
+
+def check_num_choices(prompts: int, n: int, limit: int) -> None:
+    """Raises BadRequest for a request of more than `limit` answers: `n` for each of its prompts."""
+    if prompts * n > limit:
+        raise BadRequest(
+            f"The request asks for {prompts * n} answers ({prompts} prompts times n = {n}); at most {limit} are "
+            "allowed.",
+            "n" if n > 1 else "prompt",
+            "invalid_value",
+        )
+
+
+def request_template(
+    call: Call[Fields],
+    model: ServedModel,
+    *,
+    max_tokens: int,
+    suffix: list[int] | None = None,
+    prompt_logprobs: int | None = None,
+) -> Request:
+    """The engine's request of a call, without a prompt. Its id is the answer's, its seed that of the first choice."""
+    fields = call.fields
+    sampling = SamplingParams(
+        seed=fields.seed if fields.seed is not None else secrets.randbelow(MAX_SEED),
+        logprobs=fields.wanted_logprobs,
+        **{name: getattr(fields, name) for name in _SAMPLING},
+    )
+    decoding = DecodingParams(
+        decoding=call.decoding,
+        block_length=model.info.block_length if fields.block_length is None else fields.block_length,
+        threshold=fields.threshold if "threshold" in fields.model_fields_set else DecodingParams().threshold,
+        max_denoising_steps=fields.max_denoising_steps,
+    )
+    return Request(
+        request_id=f"{fields.id_prefix}-{secrets.token_hex(12)}",
+        prompt_token_ids=[],
+        max_tokens=max_tokens,
+        sampling=sampling,
+        decoding=decoding,
+        stop_token_ids=tuple(fields.stop_token_ids),
+        ignore_eos=fields.ignore_eos,
+        priority=fields.priority,
+        cache_salt=fields.cache_salt,
+        suffix_token_ids=suffix,
+        grammar=None if call.grammar is None else call.grammar.grammar,
+        include_drafts=fields.diffusing or fields.options.include_drafts,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def with_prompt(template: Request, prompt: list[int], call: Call[Fields], model: ServedModel) -> Request:
+    """The template with a prompt, checked as the engine checks it. Raises BadRequest."""
+    request = msgspec.structs.replace(template, prompt_token_ids=prompt)
+    _check_steps(request)
+    try:
+        check_request(request, model.info)
+    except RequestError as exc:
+        if exc.param == "grammar" and call.grammar is not None:
+            raise BadRequest(str(exc), call.grammar.param, exc.code) from None
+        raise from_request_error(exc) from None
+    return request
+
+
+def _check_steps(request: Request) -> None:
+    steps = request.decoding.max_denoising_steps
+    length = request.max_tokens if request.suffix_token_ids is not None else request.decoding.block_length
+    if steps is not None and steps > length:
+        raise BadRequest(
+            f"max_denoising_steps ({steps}) must not be greater than the block's length ({length}): "
+            "every step settles at least one token.",
+            "max_denoising_steps",
+        )
+
+
+def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request, Echo]]) -> Job:
+    """The job of a call: every prompt, `n` times, with derived seeds. prompts: at least one, of one template."""
+    fields, template = call.fields, prompts[0][0]
+    job_id, seed = template.request_id, template.sampling.seed
+    choices: list[Choice] = []
+    for prompt_index, (request, echo) in enumerate(prompts):
+        prompt_seed = derive_seed(seed, "prompt", prompt_index)
+        for index in range(fields.n):
+            seeded = _with_seed(request, f"{job_id}-{len(choices)}", derive_seed(prompt_seed, "choice", index))
+            choices.append(Choice(seeded, prompt_index, echo))
+    model_ends = frozenset() if fields.ignore_eos else frozenset(model.info.end_token_ids)
+    return Job(
+        id=job_id,
+        endpoint=fields.endpoint,
+        model=fields.model or model.name,
+        created=int(time.time()),
+        choices=tuple(choices),
+        stops=tuple(fields.stop),
+        end_token_ids=frozenset(fields.stop_token_ids) | model_ends,
+        grammar=call.grammar,
+        seed=seed,
+        decoding="diffusion" if fields.infills else call.decoding,
+        logprobs=fields.wanted_logprobs,
+        stream=_stream_form(fields) if fields.stream else None,
+    )
+
+
+def _with_seed(request: Request, request_id: str, seed: int) -> Request:
+    return msgspec.structs.replace(
+        request, request_id=request_id, sampling=msgspec.structs.replace(request.sampling, seed=seed)
+    )
+
+
+def _stream_form(fields: GenerationRequest) -> StreamForm:
+    options = fields.options
+    return StreamForm(
+        include_usage=options.include_usage,
+        continuous_usage=options.continuous_usage_stats,
+        include_drafts=options.include_drafts,
+        diffusing=fields.diffusing,
+    )

@@ -1,0 +1,97 @@
+"""The response objects that completions and chats have in common, as typed structs.
+
+They are what is written and what the OpenAPI document shows. Fields with the value UNSET are left out of the JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import msgspec
+
+from server.generation.choice import ScoredToken
+from server.generation.run import Generation
+
+LOWEST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON cannot say."""
+
+FinishReason = Literal["stop", "length"]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Response(msgspec.Struct, forbid_unknown_fields=True):
+    """Base of the response objects: exactly the declared fields."""
+
+
+class PromptTokensDetails(Response):
+    """Part of Usage."""
+
+    cached_tokens: Count
+    """Prompt tokens found in the prefix cache."""
+
+
+class DiffusionUsage(Response):
+    """What decoding did for the answers of a request, summed over them."""
+
+    decoding: str
+    passes: Count
+    """Passes of the model, those of the prompt not counted."""
+    denoising_steps: Count
+    tokens_per_pass: float
+    draft_tokens: Count
+    accepted_draft_tokens: Count
+    seed: Count
+
+
+class Usage(Response):
+    """OpenAI's usage object, and what diffusion adds to it."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: PromptTokensDetails
+    diffusion: DiffusionUsage
+
+
+class DiffusionMeta(Response):
+    """Beside a chunk that replaces the text before it (Mercury's form)."""
+
+    diffusion_content: Literal[True]
+    diffusion_progress: float
+    """From 0 to 1."""
+
+
+def usage_of(generation: Generation) -> Usage:
+    """The tokens of a generation so far. A prompt counts once, however many choices it has."""
+    job, stats = generation.job, [choice.stats for choice in generation.choices]
+    prompt = sum(job.choices[index].prompt_tokens for index in job.first_choices)
+    completion = sum(choice.completion_tokens for choice in stats)
+    passes = sum(choice.passes for choice in stats)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        prompt_tokens_details=PromptTokensDetails(
+            cached_tokens=sum(stats[index].cached_tokens for index in job.first_choices)
+        ),
+        diffusion=DiffusionUsage(
+            decoding=job.decoding,
+            passes=passes,
+            denoising_steps=sum(choice.denoising_steps for choice in stats),
+            tokens_per_pass=round(completion / passes, 2) if passes else 0.0,
+            draft_tokens=sum(choice.draft_tokens for choice in stats),
+            accepted_draft_tokens=sum(choice.accepted_draft_tokens for choice in stats),
+            seed=job.seed,
+        ),
+    )
+
+
+def finite(logprob: float) -> float:
+    """A log-probability as JSON can say it."""
+    return max(logprob, LOWEST_LOGPROB)
+
+
+def has_logprob(token: ScoredToken) -> bool:
+    """False for the first token of a prompt, which follows nothing."""
+    return not math.isnan(token.scores.logprob)

@@ -1,0 +1,130 @@
+"""Writes answers the way OpenAI's completions and chats have in common; the endpoints add their choice objects."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Generic, TypeVar
+
+from msgspec import UNSET, UnsetType
+
+from server.api.responses import DiffusionMeta, FinishReason, Response, Usage, usage_of
+from server.generation.choice import ChoiceState, Delta, Draft, ScoredToken
+from server.generation.job import Job, StreamForm
+from server.generation.parts import AnswerText, Part
+from server.generation.run import Generation
+from server.generation.writer import DONE, AnswerWriter, sse_event
+from server.text.tokenizer import Tokenizer
+
+Logprobs = TypeVar("Logprobs", bound=Response)
+ChunkChoice = TypeVar("ChunkChoice", bound=Response)
+
+
+class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
+    """The envelope, usage, drafts and endings of an answer."""
+
+    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
+        self.job = job
+        self.tokenizer = tokenizer
+        self.form = job.stream or StreamForm()
+        self._begun: set[int] = set()  # choices of which text, or their end, has been written
+
+    # -- the endpoint's part ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def logprobs(self, index: int, tokens: list[ScoredToken]) -> Logprobs | None:
+        """The log-probabilities of some tokens of a choice; None where they were not asked for."""
+
+    @abstractmethod
+    def chunk_choice(
+        self,
+        index: int,
+        parts: list[Part],
+        logprobs: Logprobs | None,
+        finish_reason: FinishReason | None,
+        draft: Draft | UnsetType | None,
+    ) -> ChunkChoice:
+        """The choice object of a chunk."""
+
+    @abstractmethod
+    def chunk_object(
+        self,
+        choices: list[ChunkChoice],
+        usage: Usage | UnsetType | None = UNSET,
+        diffusion_meta: DiffusionMeta | UnsetType = UNSET,
+    ) -> Response:
+        """A chunk of a stream."""
+
+    # -- AnswerWriter -------------------------------------------------------------------------------------------
+
+    def chunk(self, generation: Generation, delta: Delta) -> bytes:
+        """See AnswerWriter. One event: text to append, or in Mercury's form the whole current text."""
+        state = generation.choices[delta.index]
+        choice, meta = self._replacing(state, delta) if self.form.diffusing else self._appending(state, delta)
+        return sse_event(self.chunk_object([choice], self._usage(generation), meta))
+
+    def ending(self, generation: Generation) -> bytes:
+        """See AnswerWriter. Mercury's empty chunk, the chunk with the usage, and the end of the stream."""
+        data = b""
+        if self.form.diffusing:
+            choice = self.chunk_choice(0, [], None, None, UNSET)
+            data += sse_event(self.chunk_object([choice], self._usage(generation)))
+        if self.form.include_usage:
+            data += sse_event(self.chunk_object([], usage_of(generation)))
+        return data + DONE
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def echo(self, index: int) -> str:
+        """The prompt that stands in front of a choice's answer; empty where none was asked for."""
+        return self.job.choices[index].echo.text
+
+    def begin(self, index: int) -> bool:
+        """Whether nothing of the choice had been written before this call."""
+        first = index not in self._begun
+        self._begun.add(index)
+        return first
+
+    def has_begun(self, index: int) -> bool:
+        """Something of the choice has been written."""
+        return index in self._begun
+
+    def _appending(self, state: ChoiceState, delta: Delta) -> tuple[ChunkChoice, UnsetType]:
+        index = delta.index
+        draft = state.draft() if self.form.include_drafts and delta.drafted else UNSET
+        logprobs = self.logprobs(index, delta.tokens)
+        parts = delta.parts
+        if self.echo(index) and not self.has_begun(index):
+            parts = [AnswerText(self.echo(index)), *parts]
+        return self.chunk_choice(index, parts, logprobs, finish_reason(delta.finish_reason), draft), UNSET
+
+    def _replacing(self, state: ChoiceState, delta: Delta) -> tuple[ChunkChoice, DiffusionMeta]:
+        ended = delta.finish_reason is not None
+        draft = None if ended else state.draft()
+        text = self.echo(delta.index) + state.text + ("" if draft is None else draft.text)
+        limit = self.job.choices[delta.index].request.max_tokens
+        progress = 1.0 if ended else min(state.stats.completion_tokens / limit, 1.0)
+        reason = finish_reason(delta.finish_reason)
+        choice = self.chunk_choice(delta.index, [AnswerText(text)] if text else [], None, reason, UNSET)
+        return choice, DiffusionMeta(diffusion_content=True, diffusion_progress=round(progress, 4))
+
+    def _usage(self, generation: Generation) -> Usage | UnsetType | None:
+        if self.form.continuous_usage:
+            return usage_of(generation)
+        return None if self.form.include_usage else UNSET
+
+
+def finish_reason(reason: str | None) -> FinishReason | None:
+    """The reason as OpenAI names it; None while the choice goes on. Raises ValueError for any other."""
+    match reason:
+        case None | "stop" | "length":
+            return reason
+        case _:
+            raise ValueError(f"an answer cannot end by {reason!r}")
+
+
+def ended_by(state: ChoiceState) -> FinishReason:
+    """The reason why a choice has ended. Raises ValueError while it goes on."""
+    reason = finish_reason(state.finish_reason)
+    if reason is None:
+        raise ValueError("the choice has not ended")
+    return reason

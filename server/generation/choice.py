@@ -1,0 +1,206 @@
+"""One choice of an answer while it forms: the engine's events go in, text, log-probabilities and drafts come out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from engine.events import (
+    DraftUpdated,
+    Finished,
+    GenerationEvent,
+    GenerationStats,
+    PromptScored,
+    TokenLogprob,
+    TokensCommitted,
+)
+from server.generation.job import Job
+from server.generation.parts import OutputParser, Part, PlainText, text_of
+from server.text.detokenizer import IncrementalDecoder, StopFinder
+from server.text.tokenizer import Tokenizer
+
+MASK_CHARACTER = "\u2592"
+"""Stands for a masked token in the text of a draft."""
+
+
+@dataclass(slots=True)
+class ScoredToken:
+    """A token with its log-probabilities."""
+
+    scores: TokenLogprob
+    offset: int
+    """Where its text begins in the answer, or in the prompt."""
+    of_prompt: bool = False
+    """It is a token of the echoed prompt, which comes before the answer."""
+
+
+class DraftToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One position of a draft. Both are null where it is masked; a token that no confidence chose has none."""
+
+    text: str | None
+    confidence: float | None
+
+
+class Draft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tokens of the open block that are not settled yet."""
+
+    text: str
+    block: int
+    step: int
+    masked: int
+    length: int
+    tokens: list[DraftToken]
+
+
+@dataclass(slots=True)
+class Delta:
+    """The news about a choice since it was last asked for."""
+
+    index: int
+    parts: list[Part] = field(default_factory=list)
+    tokens: list[ScoredToken] = field(default_factory=list)
+    drafted: bool = False
+    """There is a newer draft."""
+    finish_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The visible text of the parts."""
+        return text_of(self.parts)
+
+
+class ChoiceState:
+    """Follows one choice. Events are fed as they arrive; `take` hands out the news since the last call."""
+
+    def __init__(self, index: int, job: Job, tokenizer: Tokenizer) -> None:
+        choice = job.choices[index]
+        self.index = index
+        self.stats = GenerationStats()
+        self.text = ""
+        """Everything settled and safe to show."""
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+        self._tokenizer = tokenizer
+        self._decoder = IncrementalDecoder(tokenizer)
+        self._stop = StopFinder(job.stops)
+        self._parser: OutputParser = PlainText()
+        self._end_token_ids = job.end_token_ids
+        self._decoded = 0  # characters decoded, held back ones included
+        self._parts: list[Part] = []  # not handed out yet
+        self._scored: list[ScoredToken] = []  # not handed out yet
+        self._prompt_offsets = list(choice.echo.offsets)  # of the tokens whose scores have not come yet
+        self._prompt: list[ScoredToken] = []  # not handed out yet
+        if self._prompt_offsets:  # the first token of a prompt follows nothing, so it has no probability
+            self._feed_prompt([TokenLogprob(choice.request.prompt_token_ids[0], math.nan, [])])
+        self._draft: DraftUpdated | None = None
+        self._draft_is_new = False
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will come."""
+        return self.finish_reason is not None or self.error is not None
+
+    def feed(self, event: GenerationEvent) -> None:
+        """Takes one event in. After the end, events are ignored: they were sent before an abort arrived."""
+        if self.done:
+            return
+        if isinstance(event, DraftUpdated):
+            self._draft, self._draft_is_new = event, True
+            return
+        if isinstance(event, PromptScored):
+            self._feed_prompt(event.logprobs)
+            return
+        self.stats = event.stats
+        self._draft_is_new = self._draft_is_new or self._draft is not None
+        self._draft = None  # it showed tokens that have settled now
+        if isinstance(event, TokensCommitted):
+            self._feed_tokens(event)
+        elif isinstance(event, Finished):
+            self._finish(event)
+
+    def take(self) -> Delta | None:
+        """The news, or None where there is none. Log-probabilities come with the text they belong to."""
+        parts, self._parts = self._parts, []
+        shown, released = len(self.text), len(self._scored)
+        if not self.done:
+            released = next((n for n, token in enumerate(self._scored) if token.offset >= shown), released)
+        tokens, self._scored = self._scored[:released], self._scored[released:]
+        if self._prompt and (self.done or self.stats.completion_tokens):  # whole, with the first of the answer
+            tokens, self._prompt = self._prompt + tokens, []
+        drafted, self._draft_is_new = self._draft_is_new, False
+        if not (parts or tokens or drafted or self.done):
+            return None
+        return Delta(self.index, parts, tokens, drafted, self.finish_reason)
+
+    def draft(self) -> Draft | None:
+        """The newest draft. Text held back because of a stop string or half a character stands in front of it."""
+        event = self._draft
+        if event is None:
+            return None
+        tokens = [
+            DraftToken(None if token is None else self._shown([token]), confidence)
+            for token, confidence in zip(event.token_ids, event.confidences, strict=True)
+        ]
+        masked = sum(token is None for token in event.token_ids)
+        return Draft(self._draft_text(event), event.block, event.step, masked, event.length, tokens)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _feed_prompt(self, scores: list[TokenLogprob]) -> None:
+        offsets, self._prompt_offsets = self._prompt_offsets[: len(scores)], self._prompt_offsets[len(scores) :]
+        self._prompt += [ScoredToken(score, at, of_prompt=True) for score, at in zip(scores, offsets, strict=False)]
+
+    def _feed_tokens(self, event: TokensCommitted) -> None:
+        scores: Sequence[TokenLogprob | None] = event.logprobs or [None] * len(event.token_ids)
+        for token_id, score in zip(event.token_ids, scores, strict=True):
+            if score is not None:
+                self._scored.append(ScoredToken(score, self._decoded))
+            text = self._decoder.step(token_id)
+            self._decoded += len(text)
+            if self._release(text):
+                return
+
+    def _release(self, text: str) -> bool:
+        """Shows as much of new text as is safe. Returns whether a stop string ended the answer."""
+        safe, hit = self._stop.feed(text)
+        self._show(safe)
+        if hit:
+            self._end("stop")
+            self._scored = [token for token in self._scored if token.offset < len(self.text)]
+        return hit
+
+    def _show(self, text: str) -> None:
+        if text:
+            self.text += text
+            self._parts += self._parser.feed(text)
+
+    def _end(self, reason: str) -> None:
+        self._parts += self._parser.flush()
+        self.finish_reason = reason
+
+    def _finish(self, event: Finished) -> None:
+        if event.reason in ("error", "abort"):
+            self.error = event.error or "The engine ended this request."
+            return
+        if not self._release(self._decoder.flush()):
+            self._show(self._stop.flush())
+            self._end(event.reason)
+
+    def _draft_text(self, event: DraftUpdated) -> str:
+        parts, run = [self._stop.held], list(self._decoder.pending)
+        for token in event.token_ids:
+            if token in self._end_token_ids:
+                break  # nothing beyond the end will be part of the answer
+            if token is None:
+                parts += [self._shown(run), MASK_CHARACTER]
+                run = []
+            else:
+                run.append(token)
+        return "".join([*parts, self._shown(run)])
+
+    def _shown(self, token_ids: list[int]) -> str:
+        """Text of some tokens; half characters look like masks."""
+        return self._tokenizer.decode(token_ids).replace("\ufffd", MASK_CHARACTER) if token_ids else ""
