@@ -1,4 +1,4 @@
-"""`lightcone serve`: the listener, the signals, and the way out."""
+"""`lightcone serve`: listens, handles signals, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SPARE_FILES = 256
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but the first signal drains with the listener open, and the second one leaves at once."""
+    """uvicorn's server, except that the first signal drains with the listener open and a second one exits at once."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """In place of uvicorn's handlers, which close the listener at once and raise the signal again at the end."""
+        """Replaces uvicorn's handlers, which close the listener at once and raise the signal again at the end."""
         loop = asyncio.get_running_loop()
         watch = loop.create_task(self._watch())
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def _watch(self) -> None:
-        """A service that cannot go on ends the server."""
+        """Ends the server when its service cannot go on."""
         await self._service.ended.wait()
         self.should_exit = True
 
@@ -119,7 +119,7 @@ async def _serve(config: Config, listener: socket.socket) -> int:
 
 
 async def _settle(service: Service) -> None:
-    """Once loaded, what is there stays: the garbage collector need not look through it while requests wait."""
+    """Once the model is loaded, tells the garbage collector not to look through what stays while requests wait."""
     await service.loaded.wait()
     gc.collect()
     gc.freeze()

@@ -1,4 +1,7 @@
-"""Is this a grammar the engine can follow? Asked of a process that may be killed, and remembered."""
+"""Checks that a grammar compiles, in a worker process that may be killed, before the engine gets the request.
+
+A grammar is therefore compiled twice: once here, with bounds on time and memory, and once in the engine.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ from server.engine_link.child import package_environment
 from server.http.errors import BadRequest, Overloaded, Unavailable
 
 REMEMBER_KILLS = 60.0
-"""Seconds for which a grammar that had to be stopped is refused unseen. On a quieter machine it might pass."""
+"""Seconds for which a grammar whose compilation had to be stopped is refused at once. Later it may be tried again."""
 START_SECONDS = 60.0
 """Time the worker may take to read the tokenizer."""
 
 
 class WorkerDied(Exception):
-    """The worker process is gone: what it was compiling needed more than it may have."""
+    """The worker process is gone: the grammar it was compiling needed more time or memory than it may have."""
 
 
 class GrammarChecker:
@@ -63,9 +66,9 @@ class GrammarChecker:
         self._killed: list[asyncio.subprocess.Process] = []
 
     async def check(self, grammar: Grammar, param: str | None = None) -> None:
-        """Returns if the engine can follow the grammar.
+        """Returns if the grammar compiles.
 
-        Raises BadRequest that says in one line why it cannot, naming `param`; Overloaded when too many wait already;
+        Raises BadRequest that says in one line why it does not, naming `param`; Overloaded when too many wait already;
         Unavailable when the worker cannot be started.
         """
         try:
@@ -91,7 +94,7 @@ class GrammarChecker:
     async def close(self) -> None:
         """Ends the worker and waits until it is gone. Idempotent."""
         self.kill()
-        await self._bury()
+        await self._await_killed()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -120,7 +123,7 @@ class GrammarChecker:
             self._waiting -= 1
 
     async def _ask(self, grammar: Grammar) -> tuple[str | None, float]:
-        """The worker's verdict and when it expires. Whatever goes wrong, no half-read answer is left behind."""
+        """The worker's verdict and when it expires. After any failure the worker is replaced: it may be mid-answer."""
         try:
             if self._process is None or self._process.returncode is not None:
                 self.kill()
@@ -143,13 +146,13 @@ class GrammarChecker:
 
     async def _start(self) -> str | None:
         """Starts a worker and waits until it has read the tokenizer; says so if no grammar can be used with that."""
-        await self._bury()
+        await self._await_killed()
         self._process = await asyncio.create_subprocess_exec(
             *self._argv,
             env=package_environment(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,  # a library's dying words, which a client could make endless
+            stderr=asyncio.subprocess.DEVNULL,  # a client could make a library write without end
             start_new_session=True,
         )
         try:
@@ -172,7 +175,7 @@ class GrammarChecker:
             raise WorkerDied
         return msgspec.json.decode(answer, type=str | None)
 
-    async def _bury(self) -> None:
+    async def _await_killed(self) -> None:
         """Waits for killed workers to be gone, and closes what is left of their pipes."""
         while self._killed:
             await self._killed.pop().communicate()

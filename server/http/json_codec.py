@@ -1,4 +1,4 @@
-"""JSON on the wire: one strict reader and one fast writer.
+"""JSON as clients send and receive it: one strict reader and one fast writer.
 
 The reader refuses what Python's `json` lets through and what another parser may read differently: NaN and infinities,
 duplicate keys, lone surrogates, nesting beyond what recursion bears.

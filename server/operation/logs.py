@@ -13,7 +13,7 @@ class JsonFormatter(logging.Formatter):
     """A record as one line of JSON; `extra={"fields": {...}}` is merged in."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """The record as one line of JSON, without the line end."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

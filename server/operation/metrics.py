@@ -1,4 +1,4 @@
-"""What Prometheus scrapes. One registry an application, every name with the `lightcone_` prefix."""
+"""The metrics that Prometheus scrapes. One registry an application, every name with the `lightcone_` prefix."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LATENCY = (
 """Seconds, from a GPU's pass to a CPU's long answer."""
 _COUNTS = tuple(2.0**exponent for exponent in range(18))
 _MEMORY = 0.99
-"""Weight of the passes before the latest one in `speed_of_light_ratio`."""
+"""Weight of earlier passes against the latest one in `speed_of_light_ratio`."""
 _PER_PASS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # series nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody reads
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -107,7 +107,7 @@ class Metrics:
         self.generation_tokens = histogram("generation_tokens", "Tokens of a choice", _COUNTS)
 
     def set_engine(self, info: EngineInfo) -> None:
-        """The engine is loaded, or loaded again."""
+        """Records that the engine is loaded, or loaded again."""
         self.engine_up.set(1)
         known = info.device_bandwidth > 0 and info.device_rate > 0
         self._speed = (info.device_bandwidth, info.device_rate) if known else None
@@ -115,14 +115,14 @@ class Metrics:
         self._cache_info.labels(self._model, str(info.page_size), str(info.num_pages)).set(1)
 
     def engine_lost(self) -> None:
-        """What ran and waited has been told so; nothing is left of it."""
+        """Records that the engine is gone, and with it everything that ran or waited."""
         for gauge in (
             self.engine_up, self.running, self.waiting, self.kv_usage, self.step_sequences, self.step_tokens,
         ):  # fmt: skip
             gauge.set(0)
 
     def record_step(self, stats: StepStats) -> None:
-        """One update of the engine."""
+        """Records the statistics of one engine step."""
         self.running.set(stats.running)
         self.waiting.set(stats.waiting)
         self.kv_usage.set(1 - stats.free_pages / stats.num_pages if stats.num_pages else 0)
@@ -156,7 +156,7 @@ class Metrics:
         self._speed_of_light.set(self._possible / max(self._taken, 1e-9))
 
     def record_choice(self, stats: GenerationStats, prompt_tokens: int) -> None:
-        """One choice that ran to some end."""
+        """Records one choice that has ended in any way."""
         self.prompt_tokens_total.inc(prompt_tokens)
         self.prompt_cached_total.inc(stats.cached_tokens)
         self.prompt_tokens.observe(prompt_tokens)
@@ -166,13 +166,13 @@ class Metrics:
             self.tokens_per_pass.observe(stats.completion_tokens / stats.passes)
 
     def record_request(self, endpoint: str, status: int, finish_reason: str, decoding: str) -> None:
-        """One HTTP generation request that was let in."""
+        """Records one HTTP generation request that was admitted."""
         self.requests_total.labels(self._model, endpoint, str(status), finish_reason, decoding).inc()
 
     def record_times(
         self, total: float, first_text: float | None, first_draft: float | None, completion_tokens: int
     ) -> None:
-        """Seconds of one HTTP generation request, from its arrival."""
+        """Records the times of one HTTP generation request, in seconds from its arrival."""
         self.latency.observe(total)
         if first_text is not None:
             self.first_text.observe(first_text)
@@ -182,9 +182,9 @@ class Metrics:
             self.first_draft.observe(first_draft)
 
     def record_rejection(self, reason: str) -> None:
-        """One request refused at the door."""
+        """Records one request that was refused before any work was done for it."""
         self.rejected_total.labels(self._model, reason).inc()
 
     def render(self) -> bytes:
-        """The exposition format."""
+        """All metrics in Prometheus's exposition format."""
         return generate_latest(self._registry) + generate_latest(self._histogram_registry)

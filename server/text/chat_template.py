@@ -1,4 +1,4 @@
-"""Chat messages to prompt tokens through the model's own template, in a sandbox.
+"""Chat messages to prompt tokens through the model's own chat template, which runs in a sandbox.
 
 Message content never becomes a control token. Where content spells one (or could complete one together with its
 surroundings), an unguessable marker is put inside the spelling before the template runs. After rendering, a spelling

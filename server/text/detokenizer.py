@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, and nothing that a stop string may still take away."""
+"""Token ids to text, one by one: only whole characters, and no text that may turn out to begin a stop string."""
 
 from __future__ import annotations
 

@@ -1,22 +1,22 @@
-"""Where a model's files are: the packaged one, a directory, or a repository on the Hugging Face hub."""
+"""Finds a model's files: the packaged model, a directory, or a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-import engine
 from engine.errors import ModelLoadError
+from engine.models.files import model_directory
 
 BUILTIN = "builtin"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
-"""What is ever fetched: weights in the one format that runs no code, configuration, templates."""
+"""The only files that are ever fetched: weights in the one format that runs no code, configuration, templates."""
 
 
 def default_name(model: str) -> str:
-    """The name a model is served by when none is configured."""
+    """The name by which a model is served when none is configured."""
     if model == BUILTIN or _is_repository(model):
         return model
     return Path(model).resolve().name or model
@@ -25,7 +25,7 @@ def default_name(model: str) -> str:
 def resolve_model(model: str) -> Path:
     """The directory of the model's files, fetched if need be. Blocking. Raises ModelLoadError with one line."""
     if model == BUILTIN:
-        return Path(engine.__file__).parent / "builtin"
+        return model_directory(model)
     path = Path(model)
     if path.is_dir():
         return path.resolve()

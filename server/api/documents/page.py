@@ -1,4 +1,4 @@
-"""GET /docs: the OpenAPI document as one page that loads nothing from anywhere."""
+"""GET /docs: the OpenAPI document as one HTML page that loads nothing from anywhere."""
 
 from __future__ import annotations
 

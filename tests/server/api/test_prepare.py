@@ -1,0 +1,97 @@
+"""The stages of a request before it runs. If one fails, a field does not reach the engine, or a default is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.request import SamplingParams
+from server.api.call import validate
+from server.api.chat.prepare import prepare as prepare_chat
+from server.api.chat.request import ChatRequest
+from server.api.completions.prepare import prepare as prepare_completion
+from server.api.completions.request import CompletionRequest
+from server.api.prepare import derive_seed
+from server.api.requests import parse_generation
+from server.generation.job import Job
+from server.http.errors import BadRequest
+from server.text.served_model import ServedModel
+from tests.fakes import INFO, builtin_tokenizer
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def model() -> ServedModel:
+    return ServedModel("builtin", INFO, builtin_tokenizer())
+
+
+async def completion(model: ServedModel, **fields: Any) -> Job:
+    call = validate(parse_generation(CompletionRequest, {"prompt": "Hello", **fields}), model)
+    return await prepare_completion(call, model, 8)
+
+
+async def test_every_sampling_parameter_reaches_the_engine(model: ServedModel) -> None:
+    """A parameter that is validated and then lost is worse than one that is refused."""
+    asked: dict[str, Any] = {
+        "temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "seed": 11, "presence_penalty": 0.2,
+        "frequency_penalty": 0.3, "repetition_penalty": 1.1, "logit_bias": {"9": 2}, "min_tokens": 3, "logprobs": 4,
+    }  # fmt: skip
+    assert set(asked) == set(SamplingParams.__struct_fields__)
+    job = await completion(model, **asked)
+    expected = SamplingParams(**{**asked, "logit_bias": {9: 2.0}})
+    assert job.choices[0].request.sampling == expected
+
+
+async def test_choices_have_seeds_of_their_own_and_ids_in_order(model: ServedModel) -> None:
+    job = await completion(model, prompt=["a", "b"], n=2, seed=5)
+    second = derive_seed(5, "prompt", 1)
+    assert [choice.request.sampling.seed for choice in job.choices] == [
+        5, derive_seed(5, "choice", 1), second, derive_seed(second, "choice", 1),
+    ]  # fmt: skip
+    assert [choice.prompt_index for choice in job.choices] == [0, 0, 1, 1]
+    assert [choice.request.request_id for choice in job.choices] == [f"{job.id}-{i}" for i in range(4)]
+    assert job.first_choices == [0, 2]
+
+
+async def test_a_chat_may_take_the_rest_of_the_context(model: ServedModel) -> None:
+    data = {"messages": [{"role": "user", "content": "Hello"}]}
+    job = await prepare_chat(validate(parse_generation(ChatRequest, data), model), model, 8)
+    request = job.choices[0].request
+    assert len(request.prompt_token_ids) + request.max_tokens == INFO.max_model_len
+    assert job.id.startswith("chatcmpl-")
+
+
+async def test_a_gap_is_told_as_diffusion(model: ServedModel) -> None:
+    """Whatever mode fills it inside the engine: clients know `suffix` as diffusion."""
+    job = await completion(model, suffix=" the end", max_tokens=4)
+    assert job.decoding == "diffusion"
+    assert job.choices[0].prompt_tokens > len(job.choices[0].request.prompt_token_ids)
+
+
+async def test_a_request_that_is_not_streamed_has_no_stream_form(model: ServedModel) -> None:
+    assert (await completion(model)).stream is None
+    streamed = (await completion(model, stream=True, stream_options={"include_usage": True})).stream
+    assert streamed is not None
+    assert (streamed.include_usage, streamed.include_drafts) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"threshold": 0.5}, "threshold"),
+        ({"threshold": None}, "threshold"),
+        ({"decoding": "ar", "block_length": 4}, "block_length"),
+        ({"decoding": "diffusion", "response_format": {"type": "json_object"}}, "response_format"),
+        ({"suffix": "x", "max_tokens": 4, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"n": 9}, "n"),
+        ({"prompt": ["a"] * 9}, "prompt"),
+        ({"suffix": "x", "stop_token_ids": [9]}, "stop_token_ids"),
+        ({"decoding": "diffusion", "block_length": 4, "max_denoising_steps": 5}, "max_denoising_steps"),
+    ],
+)
+async def test_what_cannot_be_is_refused_by_name(model: ServedModel, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        await completion(model, **fields)
+    assert refused.value.param == param
