@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 
 from loadtest.records import Record
-from loadtest.wire import EventLines, decode, error_message, note
+from loadtest.stream_reader import EventLines, decode, error_message, note
 from loadtest.workload import Prompt
 
 Api = Literal["chat", "completions"]

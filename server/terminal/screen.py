@@ -1,4 +1,4 @@
-"""What `--watch` draws: settled text plain, drafts in the colour of their confidence, masks as shaded cells."""
+"""The display of `--watch`: settled text plain, drafts in the colour of their confidence, masks as shaded cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from server.terminal.api import Answer, Draft, Prompt
+from server.terminal.completion_client import Answer, Draft, Prompt
 
 MASK = "\u2592"
 MASK_STYLE = "bright_black"

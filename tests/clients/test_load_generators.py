@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients.conftest import KEY, QUESTION, STORY, SUM, TALE, ask, delta_of, events
+from tests.clients.conftest import KEY, QUESTION, STORY, SUM, TALE
+from tests.http_helpers import ask, delta_of, events
 
 TOKENS = 24
 

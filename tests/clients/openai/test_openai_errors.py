@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from server.child_server import MODULE
 from tests.clients.conftest import FLAGS, KEY, QUESTION, STORY, SUM
 from tests.server.processes import ServerProcess
 from tests.server.processes import server as start_server
@@ -99,7 +100,7 @@ def test_a_context_overflow_says_the_numbers(sdk: openai.OpenAI) -> None:
 def small() -> Iterator[ServerProcess]:
     """A server that takes one request at a time and queues none. Not ready yet when it is handed over."""
     flags = (*FLAGS, "--max-running", "1", "--max-queued-requests", "0")
-    with start_server(["server", "serve"], *flags, ready=False) as process:
+    with start_server([*MODULE], *flags, ready=False) as process:
         while True:
             try:
                 if httpx.get(f"{process.url}/health", trust_env=False).status_code:

@@ -23,7 +23,9 @@ import httpx
 import pytest
 
 from server.terminal.command import main
-from tests.clients.conftest import KEY, MODES, QUESTION, ROOT, STORY, TALE, ask, plain_environment
+from server.terminal.local_server import OPTIONS
+from tests.clients.conftest import KEY, MODES, QUESTION, STORY, TALE
+from tests.http_helpers import ROOT, ask, plain_environment
 
 COMMAND = (sys.executable, "-m", "server", "generate")
 MASK = "\u2592"
@@ -123,7 +125,7 @@ def own_servers() -> dict[int, str]:
         except OSError:  # gone in the meantime
             continue
         found[int(directory.name)] = (parent, line)
-    servers = {number for number, (_, line) in found.items() if "server.terminal.local" in line}
+    servers = {number for number, (_, line) in found.items() if " ".join(OPTIONS) in line}
     return {number: line for number, (parent, line) in found.items() if number in servers or parent in servers}
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from loadtest.records import Record
-from loadtest.wire import EventLines, decode, error_message, note
+from loadtest.stream_reader import EventLines, decode, error_message, note
 
 STREAM = b': keep-alive\r\n\r\ndata: {"a": "\xc3\xa9"}\r\n\r\nevent: x\ndata:{}\n\ndata: [DONE]\n\n'
 PAYLOADS = [b'{"a": "\xc3\xa9"}', b"{}", b"[DONE]"]

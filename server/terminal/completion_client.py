@@ -1,4 +1,4 @@
-"""The HTTP side of `lightcone generate`: the request, and the stream of what comes back."""
+"""The HTTP client of `lightcone generate`: the request, and the answer as it is streamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RAW_MAX_TOKENS = 64
 
 
 class GenerateError(Exception):
-    """Why there is no answer, or no more of it: one line for the user."""
+    """There is no answer, or no more of it. The message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DraftToken:
 
 @dataclass(frozen=True)
 class Draft:
-    """What is not settled yet."""
+    """The part of an answer that is not settled yet."""
 
     text: str = ""
     block: int = 0
@@ -38,17 +38,17 @@ class Draft:
 
 @dataclass
 class Answer:
-    """What is known so far."""
+    """The answer as far as it has been received."""
 
     text: str = ""
     draft: Draft | None = None
     rejected: str = ""
-    """What verification has just thrown away of a draft."""
+    """The end of the last draft, if verification has just rejected it."""
     finish_reason: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, chunk: dict[str, Any]) -> None:
-        """Takes one chunk of a stream in."""
+        """Adds one chunk of a stream."""
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk.get("choices") or ():
             delta = (choice["text"] if "text" in choice else choice.get("delta", {}).get("content")) or ""
@@ -74,7 +74,7 @@ def _draft(raw: dict[str, Any]) -> Draft:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to ask for; None leaves a field to the server."""
+    """The request. A field that is None is not sent: the server's default holds."""
 
     text: str
     raw: bool = False
@@ -88,7 +88,7 @@ class Prompt:
 
     @property
     def path(self) -> str:
-        """The endpoint."""
+        """The path of the endpoint."""
         return "/v1/completions" if self.raw else "/v1/chat/completions"
 
     def body(self, *, drafts: bool) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Prompt:
 
 
 async def chunks(client: httpx.AsyncClient, prompt: Prompt, *, drafts: bool) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer as it comes. Raises GenerateError."""
+    """The chunks of the answer as they arrive. Raises GenerateError."""
     try:
         async with client.stream("POST", prompt.path, json=prompt.body(drafts=drafts)) as response:
             if response.status_code != 200:

@@ -9,8 +9,8 @@ With --watch, settled text is plain, a draft token is coloured by the model's co
 as a shaded cell. When the output is not a terminal, the text alone is streamed."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `lightcone generate`."""
     parser = argparse.ArgumentParser(
         prog="lightcone generate",
         description="Complete a prompt in the terminal, by a running server or by the built-in model.",
