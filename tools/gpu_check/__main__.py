@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import PassKind, counter_of
+from bench.pass_times import PassKind, counter_of
 from engine.batch import Phase
 from engine.config import EngineConfig
 from engine.engine import Engine

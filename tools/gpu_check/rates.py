@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from bench.measure import PassKind, make_plan, time_passes, without_graphs
+from bench.pass_times import PassKind, make_plan, time_passes, without_graphs
 from bench.passes import pass_figures
 from bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.batch import Phase, Span

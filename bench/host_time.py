@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from bench.measure import clock_for, typical, wrapped
+from bench.pass_times import clock_for, typical, wrapped
 from engine.engine import Engine
 from engine.events import GenerationEvent, StepStats
 from engine.measure.device_speed import synchronise

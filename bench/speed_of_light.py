@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from bench import options
-from bench.measure import PassKind, clock_for, counter_of, make_plan
-from bench.parts import PARTS, pass_parts
+from bench.part_times import PARTS, pass_parts
+from bench.pass_times import PassKind, clock_for, counter_of, make_plan
 from engine.batch import Phase
 from engine.engine import Engine
 from engine.measure.device_speed import measure_device_speed

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import server.__main__
-from bench import compare, over_http
 from bench.__main__ import main
-from bench.compare import Contender, Run, compete, mode_figures, ratio
+from bench.compare import command, over_http
+from bench.compare.contenders import Contender, Run, compete
+from bench.compare.figures import mode_figures, ratio
 from engine.errors import EngineError
 from loadtest.options import build_parser
 from loadtest.workload import load_prompts
@@ -63,8 +64,8 @@ def test_the_command_in_process(tmp_path: Path) -> None:
     words.append("--no-shared-commit")  # the schedule of the plain loop
     assert main([*words, "--device", "cpu", "--threads", "1", "--json", str(file)]) == 0
     report = json.loads(file.read_text())
-    assert report["schema"] == compare.SCHEMA
-    assert [mode["decoding"] for mode in report["modes"]] == list(compare.MODES)
+    assert report["schema"] == command.SCHEMA
+    assert [mode["decoding"] for mode in report["modes"]] == list(command.MODES)
     for mode in report["modes"]:
         names = {"plain 1", "plain padded N", "engine 1", "engine N"}
         assert set(mode["tokens_per_second"]) == names
@@ -76,8 +77,10 @@ def test_the_command_in_process(tmp_path: Path) -> None:
 def test_the_server_understands_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model", "builtin", "--device", "cpu", "--dtype", "auto", "--load-format", "auto", "--threads", "1"]
     flags.append("--no-shared-commit")
-    assert server.__main__.main([*over_http.serve_command(8123, flags), "--print-config"]) == 0
-    assert "8123" in capsys.readouterr().out
+    assert server.__main__.main(["serve", *over_http.serve_options(flags), "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert 'log_level = "error"' in printed
+    assert "shared_commit = false" in printed
 
 
 def test_loadtest_understands_its_command(tmp_path: Path) -> None:
@@ -91,5 +94,5 @@ def test_loadtest_understands_its_command(tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_start_is_one_line() -> None:
-    with pytest.raises(EngineError, match="did not start"), over_http.Server(["--no-such-flag"], None):
+    with pytest.raises(EngineError, match="did not start"), over_http.ServerUnderTest(["--no-such-flag"], None):
         pass

@@ -1,4 +1,4 @@
-"""The plain loops are fair opponents only if they answer as the engine does."""
+"""The transformers loops answer as the engine does: else comparing their speeds would mean nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.loops.one_request import LOOPS
+from bench.loops.padded_batch import BATCH_LOOPS
+from bench.loops.transformers_model import Limits, TransformersModel
 from bench.modes import Cell, closed_loop
-from bench.plain import LOOPS, Limits, PlainModel, visible_tokens
-from bench.plain_batch import BATCH_LOOPS
 from bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
+from engine.config import EngineInfo
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.models.files import model_directory
@@ -22,16 +24,21 @@ PROMPTS = [[1, 20, 21, 22], [1, 30], [1, 40, 41, 42, 43, 44, 45, 46, 47, 48], [1
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_engine: MakeEngine) -> tuple[Engine, PlainModel]:
+def tiny(tiny_engine: MakeEngine) -> tuple[Engine, TransformersModel]:
     """Random weights in float64, a draft adapter, YaRN and query scaling that are active."""
     engine = tiny_engine(shared_commit=False)
-    return engine, PlainModel(engine)
+    return engine, TransformersModel(engine)
 
 
 @pytest.fixture(scope="module")
-def builtin(builtin_engine: MakeEngine) -> tuple[Engine, PlainModel]:
+def builtin(builtin_engine: MakeEngine) -> tuple[Engine, TransformersModel]:
     engine = builtin_engine(shared_commit=False)
-    return engine, PlainModel(engine)
+    return engine, TransformersModel(engine)
+
+
+def visible_tokens(answer: list[int], info: EngineInfo) -> list[int]:
+    """An answer without its end token."""
+    return answer[:-1] if answer and answer[-1] in info.end_token_ids else answer
 
 
 def engine_answers(engine: Engine, prompts: list[list[int]], mode: str, limits: Limits) -> list[list[int]]:
@@ -42,7 +49,7 @@ def engine_answers(engine: Engine, prompts: list[list[int]], mode: str, limits: 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("limits", [LIMITS, Limits(max_tokens=1, block_length=8, threshold=0.9), Limits(18, 16, 0.4)])
-def test_loops_answer_as_the_engine(tiny: tuple[Engine, PlainModel], mode: str, limits: Limits) -> None:
+def test_loops_answer_as_the_engine(tiny: tuple[Engine, TransformersModel], mode: str, limits: Limits) -> None:
     engine, plain = tiny
     answers = [visible_tokens(LOOPS[mode](plain, prompt, limits), engine.info) for prompt in PROMPTS]
     assert answers == engine_answers(engine, PROMPTS, mode, limits)
@@ -50,14 +57,14 @@ def test_loops_answer_as_the_engine(tiny: tuple[Engine, PlainModel], mode: str, 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_padded_batches_answer_as_the_engine(tiny: tuple[Engine, PlainModel], mode: str) -> None:
+def test_padded_batches_answer_as_the_engine(tiny: tuple[Engine, TransformersModel], mode: str) -> None:
     engine, plain = tiny
     answers = [visible_tokens(answer, engine.info) for answer in BATCH_LOOPS[mode](plain, PROMPTS, LIMITS)]
     assert answers == engine_answers(engine, PROMPTS, mode, LIMITS)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_built_in_model(builtin: tuple[Engine, PlainModel], mode: str) -> None:
+def test_built_in_model(builtin: tuple[Engine, TransformersModel], mode: str) -> None:
     """Real answers, which end at different lengths: rows leave the padded batch while others go on."""
     engine, plain = builtin
     limits = Limits(max_tokens=48, block_length=32, threshold=0.9)
@@ -69,7 +76,7 @@ def test_built_in_model(builtin: tuple[Engine, PlainModel], mode: str) -> None:
     assert len({len(answer) for answer in expected}) > 1
 
 
-def test_the_weights_are_the_engine_s_in_the_layout_of_a_loader(tiny: tuple[Engine, PlainModel]) -> None:
+def test_the_weights_are_the_engine_s_in_the_layout_of_a_loader(tiny: tuple[Engine, TransformersModel]) -> None:
     engine, plain = tiny
     layer, module = engine.runner.decoder.layers[0], plain.model.model.layers[0]
     assert torch.equal(plain.model.lm_head.weight, engine.runner.decoder.head)
@@ -77,7 +84,7 @@ def test_the_weights_are_the_engine_s_in_the_layout_of_a_loader(tiny: tuple[Engi
     assert all(weight.is_contiguous() for weight in plain.model.parameters())
 
 
-def test_the_adapter_is_off_again_after_a_draft(tiny: tuple[Engine, PlainModel]) -> None:
+def test_the_adapter_is_off_again_after_a_draft(tiny: tuple[Engine, TransformersModel]) -> None:
     engine, plain = tiny
     before = plain.model.model.layers[0].self_attn.o_proj.weight.data_ptr()
     LOOPS["speculative"](plain, PROMPTS[0], LIMITS)
@@ -88,7 +95,7 @@ def test_the_adapter_is_off_again_after_a_draft(tiny: tuple[Engine, PlainModel])
 def test_another_family_is_refused(tiny_engine: MakeEngine, tiny_checkpoint: Path) -> None:
     from dataclasses import replace
 
-    from bench.plain import ministral_config
+    from bench.loops.transformers_model import ministral_config
 
     config = tiny_engine().runner.decoder.config
     with pytest.raises(ConfigError, match="plain transformers loop"):

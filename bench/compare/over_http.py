@@ -1,73 +1,69 @@
-"""The server as a contender: `lightcone serve` as a subprocess, loaded by `loadtest` as another one."""
+"""The server as a contender: `lightcone serve` as a child process, loaded by `lightcone loadtest` as another one."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from engine.errors import EngineError
+from server.child_server import ChildServer, ServerStartError
 
 START_SECONDS = 300.0
+STOP_SECONDS = 30.0
 
 
 class Measured(NamedTuple):
-    """One run over HTTP."""
+    """The figures of one run over HTTP."""
 
     seconds: float
     """From the first request to the last answer."""
     tokens: int
-    """As the server's usage says."""
+    """Generated tokens, by the server's usage."""
     api_cpu_seconds: float | None
-    """CPU time of the API process; None where the operating system does not tell (it does on Linux)."""
+    """CPU time of the API process; None where the operating system does not report it (Linux does)."""
     client_cpu_seconds: float
     """CPU time of the load generator."""
 
 
-class Server:
+class ServerUnderTest:
     """A server for the length of a `with` block, on a free port of this machine."""
 
-    def __init__(self, flags: list[str], core: int | None) -> None:
-        """flags: of `lightcone serve`. core: where the engine process runs, and nothing else; None: anywhere."""
-        self._flags, self._core = flags, core
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, options: list[str], core: int | None) -> None:
+        """options: of `lightcone serve`. core: where the engine process runs, and nothing else; None: anywhere."""
+        self._options, self._core = options, core
+        self._child: ChildServer | None = None
         self.url = ""
 
-    def __enter__(self) -> Server:
-        """Raises EngineError if the server does not come up."""
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "server", *serve_command(port, self._flags)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        self._pin(self._process.pid, engine=False)
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(self.url + "/ready"):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.__exit__(None, None, None)
-                raise EngineError(f"the server did not start: {' '.join(command)}")
-            time.sleep(0.1)
-        for child in _children(self._process.pid):
-            self._pin(child, engine=True)
+    def __enter__(self) -> ServerUnderTest:
+        """Raises EngineError if the server does not start."""
+        self._child = ChildServer(serve_options(self._options))
+        try:
+            self._pin(self._child.pid, engine=False)
+            self._child.wait_ready(START_SECONDS)
+        except ServerStartError as error:
+            self._child.stop(STOP_SECONDS)
+            raise EngineError(f"the server {error} ({' '.join(self._child.command)})") from None
+        except BaseException:
+            self._child.stop(STOP_SECONDS)
+            raise
+        self.url = self._child.url
+        for process in _children(self._child.pid):
+            self._pin(process, engine=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        if self._child is not None:
+            if error is not None:
+                print(self._child.log_text(), file=sys.stderr, end="")
+            self._child.stop(STOP_SECONDS)
 
     def load(self, prompts: Path, count: int, concurrency: int, fields: dict[str, Any], max_tokens: int) -> Measured:
         """Sends every prompt of a file once, streaming, with `fields` in every body. EngineError if one fails."""
@@ -92,7 +88,7 @@ class Server:
     def _api_cpu(self) -> float | None:
         """CPU seconds of the API process so far, its children's not included."""
         try:
-            stat = Path(f"/proc/{self._process.pid}/stat").read_text() if self._process is not None else ""
+            stat = Path(f"/proc/{self._child.pid}/stat").read_text() if self._child is not None else ""
         except OSError:
             return None
         fields = stat.rpartition(")")[2].split()
@@ -107,15 +103,15 @@ class Server:
             os.sched_setaffinity(task, {self._core} if engine or not others else others)
 
 
-def serve_command(port: int, flags: list[str]) -> list[str]:
-    """The words after `lightcone`."""
-    return ["serve", "--port", str(port), "--log-level", "error", *flags]
+def serve_options(options: list[str]) -> list[str]:
+    """The words after `lightcone serve`: a log line for each request would be measured, too."""
+    return ["--log-level", "error", *options]
 
 
 def load_command(
     url: str, prompts: Path, count: int, concurrency: int, fields: dict[str, Any], max_tokens: int
 ) -> list[str]:
-    """The words after `lightcone loadtest`: every prompt once, streamed, nothing before the clock starts."""
+    """The words after `lightcone loadtest`: every prompt once, streamed, without a warm-up."""
     return [
         "run", "--base-url", url, "--api", "completions", "--prompts", str(prompts), "--requests", str(count),
         "--concurrency", str(concurrency), "--warmup", "0", "--max-tokens", str(max_tokens),
@@ -124,26 +120,12 @@ def load_command(
 
 
 def write_prompts(path: Path, prompts: list[str]) -> None:
-    """A prompt file as `loadtest` reads it."""
+    """Writes a prompt file that `loadtest` reads."""
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
 def _children(pid: int) -> list[int]:
-    """Processes started by a process (Linux; elsewhere none are found)."""
+    """The processes started by a process (Linux; elsewhere none are found)."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

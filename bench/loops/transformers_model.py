@@ -1,15 +1,11 @@
-"""The loops a user would write with `transformers` for these models, one request after another: what to compare with.
+"""transformers' own model on the weights that the engine has loaded: what the loops of this package run.
 
-Written as a competent user would: sdpa attention, a KV cache, inference mode, no logits but those needed. The weights
-are those the engine has loaded. A *seed* is a token already chosen whose KV is not yet written.
-
-Sources: greedy decoding with a cache as in transformers' documentation; block diffusion with a confidence threshold and
-linear self-speculation as in the Nemotron-Labs-Diffusion model cards and paper (arXiv 2607.05722).
+Used as a competent user would: sdpa attention, a KV cache, inference mode, no logits but those needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +13,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, Ministral3Config
 
-from engine.config import EngineInfo
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.models.decoder import Decoder, DecoderConfig
@@ -28,14 +23,14 @@ Cache = Any
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request asks for besides its prompt."""
+    """The fields of a request besides its prompt."""
 
     max_tokens: int
     block_length: int
     threshold: float
 
 
-class PlainModel:
+class TransformersModel:
     """transformers' own Ministral-3 module on the engine's weights. Shapes: n rows, q query tokens, V vocabulary."""
 
     def __init__(self, engine: Engine) -> None:
@@ -51,6 +46,7 @@ class PlainModel:
         self._drafting = _merged_adapter(decoder)
 
     def new_cache(self) -> Cache:
+        """An empty KV cache."""
         return DynamicCache(config=self.model.config)
 
     def causal(
@@ -83,10 +79,11 @@ class PlainModel:
         return self._ban(output.logits)
 
     def tensor(self, ids: list[int]) -> torch.Tensor:
-        """[1, len(ids)]"""
+        """The ids as a tensor [1, len(ids)]."""
         return torch.tensor([ids], device=self.device)
 
     def ends(self, answer: list[int], limits: Limits) -> bool:
+        """Whether the answer is complete: it ends with an end token, or has max_tokens tokens."""
         return answer[-1] in self.info.end_token_ids or len(answer) >= limits.max_tokens
 
     def cut(self, answer: list[int], limits: Limits) -> list[int]:
@@ -117,76 +114,6 @@ class PlainModel:
 @contextmanager
 def _as_it_is() -> Iterator[None]:
     yield
-
-
-Loop = Callable[[PlainModel, list[int], Limits], list[int]]
-"""(model, prompt, limits) -> the answer's tokens, an end token included."""
-
-
-@torch.inference_mode()
-def autoregressive(model: PlainModel, prompt: list[int], limits: Limits) -> list[int]:
-    """One token a pass."""
-    cache, ids = model.new_cache(), model.tensor(prompt)
-    answer: list[int] = []
-    while not answer or not model.ends(answer, limits):
-        ids = model.causal(ids, cache, keep=1).argmax(dim=-1)
-        answer.append(int(ids))
-    return answer
-
-
-@torch.inference_mode()
-def diffusion(model: PlainModel, prompt: list[int], limits: Limits) -> list[int]:
-    """Block diffusion: refine [seed, MASK, ...] until nothing is masked, then encode it causally for its KV."""
-    cache = model.new_cache()
-    answer = [int(model.causal(model.tensor(prompt), cache, keep=1).argmax(dim=-1))]
-    while not model.ends(answer, limits):
-        length = min(limits.block_length, limits.max_tokens - len(answer) + 1)
-        block = model.tensor([answer[-1]] + [model.info.mask_token_id] * (length - 1))
-        masked = block == model.info.mask_token_id
-        masked[:, 0] = False
-        while bool(masked.any()):
-            block, masked = refine(model.canvas(block, cache), block, masked, limits.threshold)
-            settled = block[0, : int(masked[0].int().argmax())] if bool(masked.any()) else block[0]
-            if any(token in model.info.end_token_ids for token in settled[1:].tolist()):
-                return model.cut(answer + settled[1:].tolist(), limits)
-        answer += block[0, 1:].tolist()
-        if model.ends(answer, limits):
-            break
-        answer.append(int(model.causal(block, cache, keep=1).argmax(dim=-1)))
-    return answer
-
-
-def refine(
-    logits: torch.Tensor, block: torch.Tensor, masked: torch.Tensor, threshold: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One denoising step: unmasks the confident, and always the most confident. logits: [n, q, V]; others [n, q]."""
-    confidence, choice = logits.softmax(dim=-1).max(dim=-1)
-    confidence = confidence.masked_fill(~masked, -1.0)
-    unmask = confidence >= threshold
-    unmask.scatter_(1, confidence.argmax(dim=-1, keepdim=True), True)
-    unmask &= masked
-    return torch.where(unmask, choice, block), masked & ~unmask
-
-
-@torch.inference_mode()
-def speculative(model: PlainModel, prompt: list[int], limits: Limits) -> list[int]:
-    """Linear self-speculation: a bidirectional pass drafts, a causal one verifies: greedy AR's own text."""
-    cache = model.new_cache()
-    answer = [int(model.causal(model.tensor(prompt), cache, keep=1).argmax(dim=-1))]
-    while not model.ends(answer, limits):
-        width = min(limits.block_length, limits.max_tokens - len(answer))
-        block = model.tensor([answer[-1]] + [model.info.mask_token_id] * (width - 1))
-        if width > 1:
-            block[:, 1:] = model.canvas(block, cache, drafting=True)[:, 1:].argmax(dim=-1)
-        verified = model.causal(block, cache).argmax(dim=-1)
-        accepted = int((block[0, 1:] == verified[0, :-1]).long().cumprod(dim=0).sum())
-        cache.crop(accepted + 1 - width)
-        answer = model.cut(answer + verified[0, : accepted + 1].tolist(), limits)
-    return answer
-
-
-LOOPS: dict[str, Loop] = {"ar": autoregressive, "diffusion": diffusion, "speculative": speculative}
-"""By the engine's name of the mode. `auto` has none: nobody writes that in a loop."""
 
 
 def make_model(config: Ministral3Config, dtype: torch.dtype) -> Any:
@@ -241,8 +168,3 @@ def _merged_adapter(decoder: Decoder) -> list[torch.Tensor]:
         if decoder.adapter is not None and layer.lora_a is not None and layer.lora_b is not None:
             merged.append((layer.output + decoder.adapter.scale * layer.lora_b @ layer.lora_a).contiguous())
     return merged
-
-
-def visible_tokens(answer: list[int], info: EngineInfo) -> list[int]:
-    """What the user sees of an answer: without its end token."""
-    return answer[:-1] if answer and answer[-1] in info.end_token_ids else answer

@@ -1,4 +1,4 @@
-"""The plain loops over one padded batch: prompts padded on the left, every pass over all rows that go on.
+"""Loops that answer one padded batch with transformers: prompts padded on the left, every pass over all open rows.
 
 Better than transformers' own `generate` in one respect: a row that has finished leaves the batch. n rows, kv cached
 positions.
@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import torch
 
-from bench.plain import Cache, Limits, PlainModel, refine
+from bench.loops.one_request import refine
+from bench.loops.transformers_model import Cache, Limits, TransformersModel
 
 
 class PaddedBatch:
     """Left-padded prompts after their prefill: the cache, which of its positions are real, and the answers so far."""
 
-    def __init__(self, model: PlainModel, prompts: list[list[int]], limits: Limits) -> None:
+    def __init__(self, model: TransformersModel, prompts: list[list[int]], limits: Limits) -> None:
         self.model, self.limits = model, limits
         longest, pad = max(map(len, prompts)), prompts[0][0]
         self.cache: Cache = model.new_cache()
@@ -85,7 +86,7 @@ class PaddedBatch:
 
 
 @torch.inference_mode()
-def autoregressive(model: PlainModel, prompts: list[list[int]], limits: Limits) -> list[list[int]]:
+def autoregressive(model: TransformersModel, prompts: list[list[int]], limits: Limits) -> list[list[int]]:
     """One token a pass and row."""
     batch = PaddedBatch(model, prompts, limits)
     while batch.rows:
@@ -95,7 +96,7 @@ def autoregressive(model: PlainModel, prompts: list[list[int]], limits: Limits) 
 
 
 @torch.inference_mode()
-def diffusion(model: PlainModel, prompts: list[list[int]], limits: Limits) -> list[list[int]]:
+def diffusion(model: TransformersModel, prompts: list[list[int]], limits: Limits) -> list[list[int]]:
     """Block diffusion: a block is refined until no row has a mask left, then encoded for all rows that go on."""
     batch = PaddedBatch(model, prompts, limits)
     ends = torch.tensor(model.info.end_token_ids, device=model.device)
@@ -119,7 +120,7 @@ def diffusion(model: PlainModel, prompts: list[list[int]], limits: Limits) -> li
 
 
 @torch.inference_mode()
-def speculative(model: PlainModel, prompts: list[list[int]], limits: Limits) -> list[list[int]]:
+def speculative(model: TransformersModel, prompts: list[list[int]], limits: Limits) -> list[list[int]]:
     """Linear self-speculation: rows accept different lengths; what a row rejects stays in the cache, masked."""
     batch = PaddedBatch(model, prompts, limits)
     while batch.rows:
@@ -135,7 +136,7 @@ def speculative(model: PlainModel, prompts: list[list[int]], limits: Limits) -> 
     return batch.answers
 
 
-BatchLoop = Callable[[PlainModel, list[list[int]], Limits], list[list[int]]]
+BatchLoop = Callable[[TransformersModel, list[list[int]], Limits], list[list[int]]]
 
 BATCH_LOOPS: dict[str, BatchLoop] = {"ar": autoregressive, "diffusion": diffusion, "speculative": speculative}
 """By the engine's name of the mode."""
