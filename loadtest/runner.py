@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from loadtest.client import Client
+from loadtest.http_client import Client
 from loadtest.records import Record
 from loadtest.workload import Prompt, poisson_arrivals
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from loadtest.domain import CHECKABLE, questions
+from loadtest.questions.categories import CHECKABLE, questions
 
 Spread = Literal["fixed", "uniform", "lognormal"]
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loadtest.client import CHAT_TEMPLATE, Client, Target
+from loadtest.http_client import CHAT_TEMPLATE, Client, Target
 from loadtest.records import Distribution, Record, distribution
 from loadtest.runner import Load, Outcome, run_load
 from loadtest.workload import domain_prompts

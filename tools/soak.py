@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from loadtest.domain import questions
+from loadtest.questions.categories import questions
 from tools.measured_server import MeasuredServer, children, rss_bytes
 
 KILL_AT = 0.25

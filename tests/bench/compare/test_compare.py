@@ -14,7 +14,7 @@ from bench.compare import command, over_http
 from bench.compare.contenders import Contender, Run, compete
 from bench.compare.figures import mode_figures, ratio
 from engine.errors import EngineError
-from loadtest.options import build_parser
+from loadtest.command_line import build_parser
 from loadtest.workload import load_prompts
 
 

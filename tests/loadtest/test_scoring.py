@@ -3,8 +3,8 @@
 import pytest
 
 from loadtest.modes import Mode
-from loadtest.quality import is_right, question_text, reference_of, score
 from loadtest.records import Record
+from loadtest.scoring import is_right, question_text, reference_of, score
 from loadtest.workload import Prompt
 
 PROMPTS = [

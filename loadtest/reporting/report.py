@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.quality import ModeQuality
 from loadtest.records import Distribution, Record, Summary
+from loadtest.scoring import ModeQuality
 from loadtest.sweep import CellResult, Ratio
 
 SCHEMA = "lightcone-loadtest/1"

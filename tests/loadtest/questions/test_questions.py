@@ -1,6 +1,7 @@
 """If these fail, a right answer of the model is marked wrong, and quality numbers say nothing."""
 
 import ast
+import hashlib
 import json
 import random
 import re
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.domain import CATEGORIES, CHECKABLE, Question, questions
+from loadtest.questions.categories import CATEGORIES, CHECKABLE, questions
+from loadtest.questions.question import Question
 
 
 def of(category: str, count: int = 60) -> list[Question]:
@@ -56,6 +58,13 @@ class Scripted(random.Random):
 )  # fmt: skip
 def test_the_wording_is_the_models_own(category: str, numbers: tuple[int, ...], text: str, answer: str) -> None:
     assert CATEGORIES[category](Scripted(*numbers)) == (category, text, answer)
+
+
+def test_the_questions_stay_the_same() -> None:
+    """The built-in model was trained on these wordings, and figures of other days were measured with them."""
+    sample = [tuple(question) for question in islice(questions(3, list(CATEGORIES)), 600)]
+    digest = "ed4f3d2e9826ad21b8116694d3fd7b64b7132a06cd7e5ac0c89c9893c4d0fafb"
+    assert hashlib.sha256(repr(sample).encode()).hexdigest() == digest
 
 
 def test_json_answers_are_json_and_hold_what_was_asked() -> None:

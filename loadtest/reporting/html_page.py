@@ -4,7 +4,7 @@ import base64
 from collections.abc import Mapping
 from html import escape
 
-from loadtest.report import Grid, Report, notes, tables
+from loadtest.reporting.report import Grid, Report, notes, tables
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2530; max-width: 1040px; margin: 2.5rem auto; padding: 0 1rem }

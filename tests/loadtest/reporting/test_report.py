@@ -6,12 +6,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from loadtest import plots
 from loadtest.modes import Mode
-from loadtest.page import to_html
-from loadtest.quality import score
 from loadtest.records import Record, Slo, summarise
-from loadtest.report import SCHEMA, Report, notes, show, tables, to_json
+from loadtest.reporting import plots
+from loadtest.reporting.html_page import to_html
+from loadtest.reporting.report import SCHEMA, Report, notes, show, tables, to_json
+from loadtest.scoring import score
 from loadtest.sweep import cells_of, compare
 from loadtest.workload import Prompt
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.client import Client, Target
+from loadtest.http_client import Client, Target
 from loadtest.records import Record
 from loadtest.workload import Prompt
 from tests.loadtest.fake import USAGE, FakeServer, Reply

@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loadtest.client import CHAT_TEMPLATE, Api, Target
-from loadtest.domain import CATEGORIES, CHECKABLE
+from loadtest.http_client import CHAT_TEMPLATE, Api, Target
 from loadtest.modes import Mode, grid
+from loadtest.questions.categories import CATEGORIES, CHECKABLE
 from loadtest.records import Slo
 from loadtest.runner import Load
 from loadtest.workload import Prompt, Shape, cycled, domain_prompts, load_prompts, shape_prompts

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from loadtest.modes import Mode
-from loadtest.quality import ModeQuality
-from loadtest.report import Report
+from loadtest.reporting.report import Report
+from loadtest.scoring import ModeQuality
 from loadtest.sweep import CellResult
 
 if TYPE_CHECKING:
