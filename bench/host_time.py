@@ -1,6 +1,6 @@
-"""Where the time of an engine step goes outside the model: schedule, pack, decide, conclude, commit, messages.
+"""Host time: the time of an engine step outside the model, by part.
 
-The parts are timed in real steps of a real engine, by wrapping its methods for the length of a run.
+The parts (PARTS) are timed in real steps of a real engine, by wrapping its methods for the length of a run.
 """
 
 from __future__ import annotations
@@ -27,50 +27,52 @@ PARTS = ("schedule", "pack", "model", "decide", "conclude", "commit", "messages"
 `conclude` is the copy to the host and what it means for each sequence; everything but `model` is host time."""
 
 CYCLE = 16
-"""In AR every sequence crosses a page once in so many steps (page_size 16), a full batch all at once; the price of that
-must not vanish in a median."""
+"""Steps after which every sequence of an AR batch needs another page (page_size 16). All sequences need it in the same
+step, so a plain median would leave its cost out."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to keep an engine busy."""
+    """A load of the engine under which host time is measured."""
 
     decoding: Decoding = "ar"
     batch: int = 16
     context: int = 64
-    """Prompt tokens."""
+    """Tokens of each prompt."""
     temperature: float = 0.0
     served: int = 0
-    """Requests that the engine has answered before."""
+    """Number of requests that the engine has answered before."""
 
 
 @dataclass
 class HostTime:
-    """What the steps of one setting cost, in seconds."""
+    """The measured steps of one setting, in seconds."""
 
     setting: Setting
     steps: list[dict[str, float]] = field(default_factory=list)
     """Seconds by part, of every step in which the whole batch decoded."""
 
     def part(self, name: str) -> float:
+        """Seconds of one part in a typical step."""
         return typical([step[name] for step in self.steps], CYCLE)
 
     @property
     def step(self) -> float:
-        """The whole step, messages included."""
+        """Seconds of a typical step, messages included."""
         return typical([sum(step.values()) for step in self.steps], CYCLE)
 
     @property
     def host(self) -> float:
-        """All of it but the model."""
+        """Seconds of a typical step outside the model."""
         return typical([sum(step.values()) - step["model"] for step in self.steps], CYCLE)
 
     @property
     def share(self) -> float:
+        """Host time as a share of the step."""
         return self.host / self.step
 
     def figures(self) -> dict[str, object]:
-        """For tables and files; times in microseconds."""
+        """The row of tables and files. Times are in microseconds."""
         setting = self.setting
         times = {name: round(self.part(name) * 1e6, 1) for name in PARTS}
         return {
@@ -116,7 +118,7 @@ class StepClock:
             yield
 
     def take(self, duration: float, messages: float) -> dict[str, float]:
-        """The parts of a step that took `duration` seconds, and then `messages` for what it had to say."""
+        """The parts of a step that took `duration` seconds, followed by `messages` seconds for its messages."""
         spent, self._spent = self._spent, defaultdict(float)
         parts = {name: spent[name] for name in ("schedule", "model", "decide", "commit")}
         parts["pack"] = spent["forward"] - spent["model"]
@@ -140,8 +142,8 @@ class StepClock:
         return wrap
 
 
-class Wire:
-    """The engine process's end of the socket, with somebody who reads what it says."""
+class MessageSocket:
+    """A socket as the engine process has it, with a reader at the other end."""
 
     def __init__(self, engine: Engine) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -152,15 +154,16 @@ class Wire:
         self._process = EngineProcess(engine, self._socket)
 
     def tell(self, events: list[GenerationEvent], stats: StepStats) -> None:
-        """What the engine process does for messages in one step: looks for some, encodes and sends its own."""
+        """The engine process's work on messages in one step: looks for new ones, encodes and sends its own."""
         self._socket.poll(0)
         self._process.send(EngineUpdate(events, stats))
 
     def read(self) -> None:
-        """Takes the message off the wire."""
+        """Receives the message, so that the queue stays empty."""
         self._reader.recv()
 
     def close(self) -> None:
+        """Closes both ends."""
         self._socket.close(linger=0)
         self._reader.close(linger=0)
         self._context.term()
@@ -169,7 +172,7 @@ class Wire:
 def measure_host(engine: Engine, setting: Setting, cycles: int) -> HostTime:
     """Runs full batches until `cycles` times CYCLE steps have been measured."""
     result = HostTime(setting)
-    clock, wire = StepClock(engine), Wire(engine)
+    clock, wire = StepClock(engine), MessageSocket(engine)
     wanted = cycles * CYCLE
     try:
         with clock.running():
@@ -183,7 +186,7 @@ def measure_host(engine: Engine, setting: Setting, cycles: int) -> HostTime:
     return result
 
 
-def _run_batch(engine: Engine, clock: StepClock, wire: Wire, result: HostTime, wanted: int) -> None:
+def _run_batch(engine: Engine, clock: StepClock, wire: MessageSocket, result: HostTime, wanted: int) -> None:
     setting = result.setting
     ids = _add_batch(engine, setting, engine.info.max_model_len - setting.context)
     while engine.has_work:
@@ -203,7 +206,7 @@ def _run_batch(engine: Engine, clock: StepClock, wire: Wire, result: HostTime, w
 
 
 def serve(engine: Engine, count: int) -> None:
-    """Answers `count` short requests, so that whatever grows with requests served has grown."""
+    """Answers `count` short requests, so that everything that grows with the number of requests has grown."""
     most = engine.config.max_running
     while count > 0:
         _add_batch(engine, Setting(batch=min(count, most), context=8), 1)
@@ -213,7 +216,7 @@ def serve(engine: Engine, count: int) -> None:
 
 
 def _add_batch(engine: Engine, setting: Setting, max_tokens: int) -> list[str]:
-    """Prompts of distinct tokens that no earlier run has left in the prefix cache."""
+    """Adds requests with different prompts, none of which is in the prefix cache. Returns their ids."""
     info = engine.info
     ids = [f"{time.monotonic_ns()}-{i}" for i in range(setting.batch)]
     usable = [token for token in range(info.vocab_size) if token not in info.banned_token_ids]

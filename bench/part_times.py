@@ -1,8 +1,8 @@
-"""Which part of the model a pass's time goes to.
+"""The time of a pass by parts of the model: projections, attention, norms and others.
 
 The pass runs once as it is, for its time, and once metered, for the shares: every torch call of the decoder, and every
-kernel beside torch's, is timed by what it is. What no call accounts for is the host's: Python between the calls,
-packing, launching.
+kernel of this project, is timed and added to its part. The time outside all calls is the host's: Python between the
+calls, packing, launching.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Timer:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def time(self, part: str, call: Callable[[], Any]) -> Any:
-        """Runs a call and books its time on a part."""
+        """Runs a call and adds its time to a part."""
         if self._on_gpu:
             event: Any = torch.cuda.Event  # untyped
             begin, end = event(enable_timing=True), event(enable_timing=True)

@@ -1,4 +1,4 @@
-"""Plans of one kind of pass, and how long they take."""
+"""Passes of one kind: their plans and their times."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PassKind:
 
 
 def make_plan(engine: Engine, kind: PassKind) -> BatchPlan:
-    """A plan over made-up sequences, each with pages of its own. It scribbles on pages that requests may use later."""
+    """A plan over made-up sequences, no page shared. Running it overwrites pages that requests may use later."""
     info, policy = engine.info, engine.scheduler.prefill  # the forward asks a policy nothing
     num_pages = -(-(kind.context + kind.width) // info.page_size)
     refined = kind.phase in (Phase.DENOISE, Phase.DRAFT)
@@ -71,11 +71,11 @@ def counter_of(engine: Engine) -> WorkCounter:
 
 
 class Clock(NamedTuple):
-    """What a duration is taken with."""
+    """A clock for durations."""
 
     name: str
     now: Callable[[], float]
-    """Seconds."""
+    """The time in seconds."""
 
 
 def clock_for(device: torch.device) -> Clock:

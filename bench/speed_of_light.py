@@ -1,5 +1,7 @@
-"""`lightcone bench light`, the speed-of-light report: what passes must take at least, what they take, and where the
-rest goes. It needs a config.json and no checkpoint: random weights are as fast as trained ones."""
+"""`lightcone bench light`: the least times of passes on a device, their real times, and the difference by part.
+
+A config.json is enough, without a checkpoint: random weights are as fast as trained ones.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,7 @@ def canvas_shape(width: int, batch: int, context: int) -> PassShape:
 
 
 def floor_figures(cell: tuple[int, int, int], work: PassWork, speed: DeviceSpeed) -> dict[str, Any]:
-    """What a pass must cost at least, in milliseconds, whole and by part."""
+    """The least time of a pass, in milliseconds, whole and by part."""
     width, batch, context = cell
     total = work.total
     return {
@@ -92,7 +94,7 @@ def floor_figures(cell: tuple[int, int, int], work: PassWork, speed: DeviceSpeed
 
 
 def measured_figures(engine: Engine, cell: tuple[int, int, int], speed: DeviceSpeed, repeats: int) -> dict[str, Any]:
-    """The same, and what the pass takes."""
+    """The least time and the measured time of a pass, in milliseconds, whole and by part."""
     plan = make_plan(engine, pass_kind(*cell))
     figures = floor_figures(cell, counter_of(engine).count(PassShape.of(plan)), speed)
     seconds, parts = pass_parts(engine, plan, repeats)

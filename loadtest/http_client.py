@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server, measured. Whatever goes wrong ends up in the request's record."""
+"""Sends one request to an OpenAI-compatible server and measures it. Errors are kept in the request's record."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ Api = Literal["chat", "completions"]
 
 _QUICK = aiohttp.ClientTimeout(total=10.0)
 _BETWEEN_ASKING_S = 0.2
-_GOODBYE_S = 1.0
+_END_S = 1.0
 """Seconds that a server may take to end its answer after the last event."""
 
 CHAT_TEMPLATE = "<|user|>{prompt}<|assistant|>"
@@ -76,7 +76,7 @@ def _merged(body: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
 class Client:
     """A keep-alive pool to one target. Use as an async context manager.
 
-    aiohttp, not httpx: its parser is compiled, and what a chunk costs here is taken from the server beside it.
+    aiohttp, not httpx: its parser is compiled, and CPU time used here is lost to a server on the same machine.
     """
 
     def __init__(self, target: Target, connections: int) -> None:
@@ -212,6 +212,6 @@ async def _read_stream(body: aiohttp.StreamReader, record: Record) -> None:
 async def _read_out(body: aiohttp.StreamReader) -> None:
     """Reads what follows the last event, or the connection could not be used again."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_GOODBYE_S):
+        async with asyncio.timeout(_END_S):
             async for _ in body.iter_any():
                 pass

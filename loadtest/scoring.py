@@ -1,4 +1,4 @@
-"""How often a mode's answer is right, how often it equals another mode's, and how many tokens a pass it settles."""
+"""Scores of decoding modes: right answers, agreement with a reference mode, tokens a pass."""
 
 import re
 from collections import Counter
@@ -66,7 +66,7 @@ def _last_number(text: str) -> float | None:
 
 
 def reference_of(modes: Sequence[Mode]) -> int:
-    """Which mode the others are compared with: `ar` where there is one, else the first."""
+    """Index of the mode that the others are compared with: `ar` where there is one, else the first."""
     return next((i for i, mode in enumerate(modes) if mode.decoding == "ar"), 0)
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's answers as far as the load generator reads them: bytes in, plain records out. No I/O."""
+"""Reader of OpenAI's answers, streamed or whole: bytes in, plain records out. No I/O."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ class _Usage(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct):
-    """One streamed chunk, or a whole answer. Everything else the server may say is skipped undecoded."""
+    """One streamed chunk, or a whole answer. All other fields are skipped without being decoded."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
@@ -80,7 +80,7 @@ class EventLines:
 
 
 def note(record: Record, chunk: Chunk) -> None:
-    """Take over what a chunk says besides its text: usage and the reason it finished."""
+    """Copy the usage and the finish reason of a chunk, if it has them, into the record."""
     for choice in chunk.choices:
         if choice.finish_reason:
             record.finish_reason = choice.finish_reason

@@ -28,7 +28,7 @@ GOODPUT, REFUSAL_SECONDS, PROBE_SECONDS = 0.9, 0.1, 0.05
 
 
 class Prober:
-    """Asks the probes in turn over one kept connection, from a thread of its own, and notes how long each took."""
+    """Asks the probes in turn over one kept connection, in a thread, and records how long each took."""
 
     def __init__(self, port: int) -> None:
         self.seconds: dict[str, list[float]] = {path: [] for path in PROBES}

@@ -1,6 +1,6 @@
-"""`python -m tools.soak`: minutes of mixed load on a server of its own, with clients that leave and one engine killed.
+"""`python -m tools.soak`: minutes of mixed load on a server, with clients that leave and one engine killed.
 
-Afterwards every request must have been answered or told why, the page pool must be whole and memory flat.
+Afterwards every request must have been answered or refused with a reason, all pages be free, and memory flat.
 """
 
 from __future__ import annotations

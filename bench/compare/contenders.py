@@ -40,9 +40,9 @@ class Contender:
 
     decoding: str
     name: str
-    """`N` in a name stands for the concurrency."""
+    """`N` in it stands for the concurrency."""
     answer: Callable[[int], Run]
-    """Given the number of the repeat."""
+    """Answers all prompts once. The argument is the number of the repeat."""
     runs: list[Run] = field(default_factory=list)
     first: Run | None = None
     """The first run, which is not counted."""
@@ -52,7 +52,7 @@ class Contender:
         return [run.tokens / run.seconds for run in self.runs]
 
     def cpu_speeds(self) -> list[float] | None:
-        """Tokens a second of CPU time: on one thread this does not see what others do on the machine."""
+        """Tokens a second of CPU time: on one thread it does not depend on what else the machine does."""
         times = [run.cpu_seconds for run in self.runs]
         return [run.tokens / t for run, t in zip(self.runs, times, strict=True) if t] if all(times) else None
 
@@ -122,7 +122,7 @@ def timed(engine: Engine, answer: Callable[[], list[list[int]]]) -> Run:
 
 
 def engine_runner(engine: Engine, prompts: list[list[int]], cell: Cell, max_tokens: int) -> Callable[[int], Run]:
-    """The engine's closed loop over all prompts; each run has a salt of its own, so that none finds cached prompts."""
+    """A run of the engine over all prompts. Each run has another cache salt, so that none finds cached prompts."""
 
     def answer(repeat: int) -> Run:
         cpu = time.process_time()

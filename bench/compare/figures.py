@@ -16,7 +16,7 @@ RATIOS = (
     ("server N", "plain padded N"),
     ("server N", "engine N"),
 )
-"""(contender, what it is compared with). `plain 1` is also what N requests get from the loop one after another."""
+"""(contender, base of the ratio). `plain 1` is also the speed of N requests that the loop answers one after another."""
 
 AROUND = {"same": "same answers", "API": "API us/token", "client": "client us/token"}
 """Columns of the table of speeds; the times are CPU times."""

@@ -20,7 +20,7 @@ Loop = Callable[[TransformersModel, list[int], Limits], list[int]]
 
 @torch.inference_mode()
 def autoregressive(model: TransformersModel, prompt: list[int], limits: Limits) -> list[int]:
-    """One token a pass."""
+    """Greedy decoding with a KV cache, one token a pass."""
     cache, ids = model.new_cache(), model.tensor(prompt)
     answer: list[int] = []
     while not answer or not model.ends(answer, limits):
@@ -81,4 +81,4 @@ def speculative(model: TransformersModel, prompt: list[int], limits: Limits) -> 
 
 
 LOOPS: dict[str, Loop] = {"ar": autoregressive, "diffusion": diffusion, "speculative": speculative}
-"""By the engine's name of the mode. `auto` has none: nobody writes that in a loop."""
+"""By the engine's name of the mode. `auto` has none: it is not a loop that a user would write."""

@@ -28,13 +28,13 @@ class PaddedBatch:
         self.next = lengths
         """[n] int64: position of each row's next token to be cached."""
         self.rows = list(range(len(prompts)))
-        """Which prompt each row answers."""
+        """By row: the index of the prompt that it answers."""
         self.answers: list[list[int]] = [[] for _ in prompts]
-        """By prompt."""
+        """By prompt: the tokens of its answer so far."""
         positions = (self.real.cumsum(dim=1) - 1).clamp(min=0)
         logits = model.causal(ids, self.cache, keep=1, mask=self.real, positions=positions)
         self.seeds = logits.argmax(dim=-1)
-        """[n, 1]"""
+        """[n, 1]: of each row the last token, whose KV is not yet written."""
         self.settle(self.seeds)
 
     def settle(self, tokens: torch.Tensor, counts: list[int] | None = None) -> None:
@@ -74,7 +74,7 @@ class PaddedBatch:
         return logits
 
     def keep(self, accepted: torch.Tensor, width: int) -> None:
-        """Of the last `width` cached positions only the first `accepted` [n] of each row are its own."""
+        """Keeps the first `accepted` [n] of the last `width` cached positions of each row, not the others."""
         kept = int(accepted.max())
         self.cache.crop(kept - width)
         own = (torch.arange(kept, device=accepted.device) < accepted[:, None]).long()

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no scripts, and nothing fetched from anywhere."""
+"""The report as one HTML file, without scripts and without anything that is fetched."""
 
 import base64
 from collections.abc import Mapping

@@ -17,7 +17,7 @@ SCHEMA = "lightcone-loadtest/1"
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What a command measured. Fields the command has no use for are empty. All times are seconds."""
+    """The measurements of one command. Fields that the command does not use are empty. All times are seconds."""
 
     kind: Literal["run", "sweep", "quality"]
     settings: dict[str, Any]
@@ -75,7 +75,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def notes(report: Report) -> list[str]:
-    """What a reader must know before trusting the numbers."""
+    """Warnings about the numbers."""
     found = ["Interrupted: these are the numbers up to then."] if report.interrupted else []
     summaries = [report.summary] if report.summary else [s for cell in report.cells for s in cell.repeats]
     if any(s.without_usage for s in summaries):
