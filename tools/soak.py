@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from loadtest.questions.categories import questions
+from loadtest.stream_reader import EventLines
 from tools.measured_server import MeasuredServer, children, rss_bytes
 
 KILL_AT = 0.25
@@ -70,16 +71,15 @@ def body_of(rng: random.Random) -> tuple[str, dict[str, Any]]:
 async def ask(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> tuple[str, str]:
     """Sends one request. Returns an outcome and, where the server refused or failed it, the code it gave."""
     async with http.stream("POST", path, json=body) as response:
-        last = ""
-        async for line in response.aiter_lines():
-            last = line or last
+        content = await response.aread()
     if response.status_code != 200:
-        return "told", f"{response.status_code} {json.loads(last)['error']['code']}"
+        return "told", f"{response.status_code} {json.loads(content)['error']['code']}"
     if not body["stream"]:
         return "answered", ""
-    if last == "data: [DONE]":
+    last = EventLines().feed(content)[-1]
+    if last == b"[DONE]":
         return "answered", ""
-    return "told", f"in the stream: {json.loads(last.removeprefix('data: '))['error']['code']}"
+    return "told", f"in the stream: {json.loads(last)['error']['code']}"
 
 
 async def worker(http: httpx.AsyncClient, until: float, seed: int, result: Result) -> None:
@@ -93,7 +93,7 @@ async def worker(http: httpx.AsyncClient, until: float, seed: int, result: Resul
                 outcome, code = await ask(http, path, body)
         except TimeoutError:
             outcome, code = ("left", "") if patience <= 1.0 else ("lost", "no answer within 60 s")
-        except (httpx.HTTPError, ValueError, KeyError) as error:
+        except (httpx.HTTPError, ValueError, LookupError) as error:
             outcome, code = "lost", f"{type(error).__name__}: {error}"
         result.outcomes[outcome] += 1
         if outcome == "told":

@@ -19,7 +19,7 @@ from engine.engine import Engine
 from engine.models.files import model_directory
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """One run of one contender over all prompts."""
 

@@ -10,7 +10,7 @@ from typing import Any
 Row = dict[str, object]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bar:
     """One figure that has to reach a value."""
 
