@@ -121,9 +121,9 @@ def parity(kernels: str, device: torch.device, heads: list[Heads], spans: list[S
         case = Case(layout, shape, dtype, device, seed + number)
         attention = make_attention(kernels, case.pool, layout.num_heads)
         attention.prepare(case.batch)
-        # An allocator likes to give the same memory again: what the kernel leaves unwritten is then NaN.
-        poison = torch.full_like(case.q, torch.nan)
-        del poison
+        # An allocator tends to return the same memory: what the kernel leaves unwritten is then NaN.
+        unwritten = torch.full_like(case.q, torch.nan)
+        del unwritten
         found = attention.forward(case.q, case.k, case.v, 0)
         expected = case.expected()
         error = float(((found - expected) / expected.abs().clamp(min=1.0)).abs().max())

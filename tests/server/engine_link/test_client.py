@@ -188,7 +188,7 @@ async def test_an_engine_does_not_outlive_a_killed_server(tmp_path: Path) -> Non
     code = (
         "import asyncio, sys\n"
         "from engine.config import EngineConfig\n"
-        "from server.client import EngineClient\n"
+        "from server.engine_link.client import EngineClient\n"
         "async def main():\n"
         f"    client = EngineClient(argv={[*FAKE, 'echo']!r})\n"
         "    await client.start(EngineConfig())\n"
