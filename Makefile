@@ -9,7 +9,7 @@ EXTRAS ?= dev
 comma  := ,
 STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install serve test test-ops gpu-check lint format clean
+.PHONY: install serve check test test-ops gpu-check lint format clean
 
 install: $(STAMP)
 
@@ -21,6 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 serve: install
 	exec $(BIN)/lightcone serve --port $(PORT) $(ARGS)
+
+# What CI runs. CI sets EXTRAS=dev,triton, so that the GPU kernels are tested too.
+check: lint test
 
 # Two workers: the suite starts real server processes, each of which pins its own torch threads.
 test: install

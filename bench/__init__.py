@@ -1,1 +1,1 @@
-"""`lightcone bench`: measures the engine in process, without HTTP."""
+"""`lightcone bench`: benchmarks of the engine in process; `compare` also measures the server over HTTP."""

@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from bench import compare, light, modes, passes
+from bench import modes, passes, speed_of_light
+from bench.compare import command as compare
 from engine.errors import EngineError
 
 
@@ -14,7 +15,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of `lightcone bench`."""
     parser = argparse.ArgumentParser(prog="lightcone bench", description="Measure the engine in process, without HTTP.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (modes, passes, light, compare):
+    for command in (modes, passes, speed_of_light, compare):
         command.add_parser(commands)
     return parser
 

@@ -33,24 +33,24 @@ class Cell:
 
     @property
     def way(self) -> tuple[str, int, float]:
-        """What the answers may depend on; concurrency is not in it."""
+        """The settings on which answers may depend: all but the concurrency."""
         return (self.decoding, self.block_length, self.threshold)
 
 
 @dataclass
 class Result:
-    """What the runs of one cell gave."""
+    """The runs of one cell."""
 
     cell: Cell
     tokens: int = 0
-    """Tokens of one run."""
+    """Tokens generated in one run."""
     seconds: list[float] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     totals: GenerationStats = field(default_factory=GenerationStats)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the median run."""
+        """Tokens a second of the median run."""
         return self.tokens / statistics.median(self.seconds)
 
     @property
@@ -124,7 +124,7 @@ def _request(index: int, ids: list[int], cell: Cell, salt: str, temperature: flo
         max_tokens=max_tokens,
         sampling=SamplingParams(temperature=temperature, seed=index),
         decoding=DecodingParams(
-            decoding=cell.decoding,  # type: ignore[arg-type]  # the engine's door checks it
+            decoding=cell.decoding,  # type: ignore[arg-type]  # the engine checks it
             block_length=cell.block_length,
             threshold=cell.threshold,
         ),

@@ -1,4 +1,4 @@
-"""What the commands of `lightcone bench` have in common: options, the pinned core, tables and files."""
+"""Functions that all commands of `lightcone bench` share: options, loading and pinning, tables and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.engine import Engine
 from engine.errors import ConfigError
 
 Commands = Any
-"""What `ArgumentParser.add_subparsers` returns."""
+"""The type of the object that `ArgumentParser.add_subparsers` returns."""
 
 
 def add_command(
@@ -71,7 +71,7 @@ def pin(core: int) -> None:
 
 
 def machine(engine: Engine) -> dict[str, object]:
-    """What the figures depend on besides the command line."""
+    """The machine and the software that figures depend on."""
     device = engine.device
     return {
         "date": datetime.now(UTC).date().isoformat(),

@@ -1,4 +1,4 @@
-"""`lightcone bench passes`: what passes take by phase, width, batch and context; a step's time outside the model."""
+"""`lightcone bench passes`: times of passes by phase, width, batch and context, and host time of a step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import statistics
 from itertools import product
 
 from bench import options
-from bench.host import HostTime, Setting, measure_host, serve
-from bench.measure import PassKind, counter_of, make_plan, time_passes
+from bench.host_time import HostTime, Setting, measure_host, serve
+from bench.pass_times import PassKind, counter_of, make_plan, time_passes
 from engine.batch import Phase
 from engine.engine import Engine
 from engine.measure.device_speed import measure_device_speed
@@ -69,7 +69,7 @@ def pass_kinds(args: argparse.Namespace) -> list[PassKind]:
 def pass_figures(
     engine: Engine, kinds: list[PassKind], seconds: list[list[float]], speed: DeviceSpeed
 ) -> list[dict[str, object]]:
-    """A row a pass: what it is, what it must move and do, its least time, and the time it took (milliseconds)."""
+    """One row for each pass: its kind, its bytes and operations, its least time and its time (milliseconds)."""
     counter = counter_of(engine)
     rows: list[dict[str, object]] = []
     for kind, times in zip(kinds, seconds, strict=True):

@@ -9,10 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loadtest import plots
-from loadtest.client import Client
-from loadtest.modes import Mode
-from loadtest.options import (
+from loadtest.command_line import (
     COMMANDS,
     build_parser,
     load_of,
@@ -23,12 +20,15 @@ from loadtest.options import (
     target_of,
     workload_name,
 )
-from loadtest.page import to_html
-from loadtest.progress import progress
-from loadtest.quality import score
+from loadtest.http_client import Client
+from loadtest.modes import Mode
 from loadtest.records import Record, Summary, summarise
-from loadtest.report import Report, show, to_json
+from loadtest.reporting import plots
+from loadtest.reporting.html_page import to_html
+from loadtest.reporting.progress_bar import progress
+from loadtest.reporting.report import Report, show, to_json
 from loadtest.runner import Load, Outcome, interruptible, run_load
+from loadtest.scoring import score
 from loadtest.sweep import Cell, cells_of, run_sweep
 from loadtest.workload import Prompt
 

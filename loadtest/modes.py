@@ -12,16 +12,16 @@ _AXES = {
     "speculative": ("block_length",),
     "diffusion": ("threshold", "block_length"),
 }
-"""Which settings mean something in which mode; a server refuses the others. Modes not named here take both."""
+"""The settings that each mode has; a server refuses the others. Modes not named here take both."""
 
 
 class Mode(msgspec.Struct, frozen=True):
-    """How a request is decoded. None: the field is not sent and the server's default holds."""
+    """The decoding fields of a request. None: the field is not sent and the server's default holds."""
 
     decoding: str | None = None
     threshold: float | None = None
     block_length: int | None = None
-    """Tokens."""
+    """Length of a block in tokens."""
 
     def fields(self) -> dict[str, Any]:
         """The request fields this mode sends."""

@@ -1,4 +1,4 @@
-"""What was measured of one request, and the statistics of many. Pure functions, no I/O."""
+"""The record of one request, and statistics of many. Pure functions, no I/O."""
 
 import math
 from collections import Counter
@@ -13,9 +13,9 @@ class Record(msgspec.Struct, kw_only=True):
     index: int
     category: str = ""
     start_s: float
-    """When the request was due, since the run's start: latencies count from here, so a late client is not forgiven."""
+    """Due time of the request, since the run's start. Latencies count from here: they include a client's delay."""
     lag_s: float = 0.0
-    """How much later than due it was really sent."""
+    """Delay between its due time and the time it was sent."""
     first_text_s: float | None = None
     """Time to the first chunk with text. None when not streaming, or when no text came."""
     first_draft_s: float | None = None
@@ -23,10 +23,10 @@ class Record(msgspec.Struct, kw_only=True):
     gaps_s: list[float] = []
     """Between consecutive chunks with text."""
     end_s: float = 0.0
-    """End to end."""
+    """End-to-end latency."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    """As the server's `usage` says. None when it said nothing."""
+    """From the server's `usage`. None when the server sent none."""
     cached_tokens: int | None = None
     passes: int | None = None
     """Passes of the model, of `usage.diffusion`."""
@@ -96,7 +96,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     gap_s: Distribution
     end_s: Distribution
     time_per_token_s: Distribution
-    """Of one request: (end to end - time to first text) / (tokens - 1)."""
+    """For each request: (end to end - time to first text) / (tokens - 1)."""
     lag_s: Distribution
     client_cpu_share: float
     """CPU time the load generator used over `wall_s`: 1.0 is one core."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from loadtest.client import Client
+from loadtest.http_client import Client
 from loadtest.records import Record
 from loadtest.workload import Prompt, poisson_arrivals
 
@@ -22,7 +22,7 @@ _PAUSE_AFTER_ERROR_S = 0.1
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """How much to send. At least one of `requests` and `duration_s` bounds it."""
+    """The amount of load. At least one of `requests` and `duration_s` bounds it."""
 
     concurrency: int = 1
     """Closed loop: requests in flight. Open loop: the most in flight; others wait, and their wait counts."""

@@ -41,9 +41,9 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     end_p95_s: float
     tokens_per_pass: float | None
     throughput_ratio: Ratio | None
-    """Of output tokens a second. None when the first cell, or this one, never got anything through."""
+    """Ratio of output tokens a second. None when no request of this cell or of the first one succeeded."""
     latency_ratio: Ratio | None
-    """Of median end-to-end latency."""
+    """Ratio of median end-to-end latencies."""
     failed: int
 
 

@@ -1,4 +1,4 @@
-"""What is asked, and when: prompts from a file, from a shape or from the built-in domain, and Poisson arrivals."""
+"""Workloads: prompts from a file, from a shape or from the built-in questions, and Poisson arrival times."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from loadtest.domain import CHECKABLE, questions
+from loadtest.questions.categories import CHECKABLE, questions
 
 Spread = Literal["fixed", "uniform", "lognormal"]
 

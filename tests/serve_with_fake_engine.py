@@ -1,4 +1,4 @@
-"""`python -m tests.serve_with_fake_engine MODE FLAG...`: `lightcone serve`, with the fake engine process behind it."""
+"""`python -m tests.serve_with_fake_engine MODE OPTION...`: the child server with the fake engine process behind it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 from functools import partial
 
 import server.app
-from server.__main__ import main
+from server import child_server
 from server.engine_link.client import EngineClient
 
 if __name__ == "__main__":
-    argv = [sys.executable, "-m", "tests.fake_engine_process", sys.argv[1]]
+    argv = [sys.executable, "-P", "-m", "tests.fake_engine_process", sys.argv[1]]
     server.app.EngineClient = partial(EngineClient, argv=argv, backoff=0.01)  # type: ignore[attr-defined, assignment]
-    sys.exit(main(["serve", *sys.argv[2:]]))
+    sys.exit(child_server.main(sys.argv[2:]))

@@ -133,14 +133,18 @@ def of(package: str) -> list[str]:
 def test_the_server_uses_only_the_engines_types(module: str) -> None:
     """The API process would load torch: seconds of start-up, gigabytes of memory, and passes that delay probes."""
     imported = imports_of(module)
-    assert not {name for name in imported if within(name, {"torch", "transformers", "loadtest", "tests", "tools"})}
+    assert not {
+        name for name in imported if within(name, {"torch", "transformers", "bench", "loadtest", "tests", "tools"})
+    }
     assert {name for name in imported if within(name, {"engine"})} <= SERVER_MAY_USE
 
 
 @pytest.mark.parametrize("module", of("loadtest"))
 def test_the_load_test_knows_the_server_by_http_alone(module: str) -> None:
     """It would measure the code it shares with the server, and could not be pointed at another one."""
-    assert not {name for name in imports_of(module) if within(name, {"engine", "server", "torch", "tests", "tools"})}
+    assert not {
+        name for name in imports_of(module) if within(name, {"engine", "server", "bench", "torch", "tests", "tools"})
+    }
 
 
 @pytest.mark.parametrize("module", of("engine"))
@@ -148,7 +152,7 @@ def test_the_engine_knows_nothing_of_http(module: str) -> None:
     """It could not be run, tested or embedded without a web server."""
     web = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "httpx", "jinja2"}
     imported = imports_of(module, for_types=True)
-    assert not {name for name in imported if within(name, web | {"server", "loadtest", "tests", "tools"})}
+    assert not {name for name in imported if within(name, web | {"server", "bench", "loadtest", "tests", "tools"})}
 
 
 @pytest.mark.parametrize("module", sorted(LEAVES))

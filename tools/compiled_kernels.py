@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for NVIDIA GPUs, which needs none, and prints what each takes of a processor, as JSON.
+"""Compiles every Triton kernel for NVIDIA GPUs, without one, and prints registers, memory and spills of each as JSON.
 
 `python -m tools.compiled_kernels [ARCHITECTURE...]` (90: Hopper). Not in Triton's interpreter, which replaces the
 compiler.
@@ -34,8 +34,8 @@ class Launch(NamedTuple):
     name: str
     kernel: Any
     types: dict[str, str]
-    """Of the arguments; what is absent here is in `constants`. Pointers and strides are taken for multiples of 16 where
-    the kernel lets Triton look."""
+    """Type of each argument that is not in `constants`. Pointers and strides count as multiples of 16, unless the
+    kernel keeps Triton from specialising on them."""
     constants: dict[str, Any]
     options: dict[str, int]
 

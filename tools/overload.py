@@ -1,6 +1,6 @@
-"""`python -m tools.overload`: a server of its own at its capacity, then at three times as much.
+"""`python -m tools.overload`: starts a server and loads it to its capacity, then with three times as much.
 
-Under overload it must still answer as many requests, turn the others away quickly, and answer its probes.
+Under overload it must still answer as many requests, refuse the others quickly, and answer its probes.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loadtest.client import CHAT_TEMPLATE, Client, Target
+from loadtest.http_client import CHAT_TEMPLATE, Client, Target
 from loadtest.records import Distribution, Record, distribution
 from loadtest.runner import Load, Outcome, run_load
 from loadtest.workload import domain_prompts
-from tools.serving import Served
+from tools.measured_server import MeasuredServer
 
 RUNNING, QUEUED = 16, 16
 PROBES = ("/health", "/metrics")
 PROBE_PAUSE = 0.05
 GOODPUT, REFUSAL_SECONDS, PROBE_SECONDS = 0.9, 0.1, 0.05
-"""What must hold: share of the peak, and seconds at the 99th percentile."""
+"""The limits: share of the throughput at capacity, and seconds at the 99th percentile."""
 
 
 class Prober:
-    """Asks the probes in turn over one kept connection, from a thread of its own, and notes how long each took."""
+    """Asks the probes in turn over one kept connection, in a thread, and records how long each took."""
 
     def __init__(self, port: int) -> None:
         self.seconds: dict[str, list[float]] = {path: [] for path in PROBES}
@@ -71,11 +71,11 @@ async def load(url: str, load: Load) -> Outcome:
         return await run_load(client, domain_prompts(seed=1), load)
 
 
-def measured(served: Served, work: Load) -> tuple[Outcome, dict[str, Distribution]]:
-    """One load with the probes beside it."""
-    prober = Prober(served.port)
+def measured(server: MeasuredServer, work: Load) -> tuple[Outcome, dict[str, Distribution]]:
+    """Runs one load while a Prober measures the probes."""
+    prober = Prober(server.port)
     with prober.running():
-        outcome = asyncio.run(load(served.url, work))
+        outcome = asyncio.run(load(server.url, work))
     return outcome, {path: distribution(seconds) for path, seconds in prober.seconds.items()}
 
 
@@ -99,11 +99,11 @@ def main() -> int:
     parser.add_argument("flags", nargs="*", help="further flags of `lightcone serve`, after --")
     arguments = parser.parse_args()
     limits = ("--max-running", str(RUNNING), "--max-queued-requests", str(QUEUED))
-    with Served("--threads", "1", *limits, *arguments.flags) as served:
+    with MeasuredServer("--threads", "1", *limits, *arguments.flags) as server:
         work = Load(concurrency=RUNNING + QUEUED // 2, duration_s=arguments.seconds, warmup=RUNNING)
-        peak = show("at capacity", *measured(served, work), arguments.seconds)
+        peak = show("at capacity", *measured(server, work), arguments.seconds)
         work = Load(concurrency=1024, duration_s=arguments.seconds, rate=peak * arguments.times)
-        outcome, probes = measured(served, work)
+        outcome, probes = measured(server, work)
         goodput = show(f"at {arguments.times:g} times that", outcome, probes, arguments.seconds)
         refused = [record for record in outcome.records if record.error == "http_429"]
         refusals = distribution([record.end_s - record.lag_s for record in refused])

@@ -1,6 +1,6 @@
-"""`python -m tools.soak`: minutes of mixed load on a server of its own, with clients that leave and one engine killed.
+"""`python -m tools.soak`: minutes of mixed load on a server, with clients that leave and one engine killed.
 
-Afterwards every request must have been answered or told why, the page pool must be whole and memory flat.
+Afterwards every request must have been answered or refused with a reason, all pages be free, and memory flat.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 
 import httpx
 
-from loadtest.domain import questions
-from tools.serving import Served, children, rss_bytes
+from loadtest.questions.categories import questions
+from loadtest.stream_reader import EventLines
+from tools.measured_server import MeasuredServer, children, rss_bytes
 
 KILL_AT = 0.25
 """Share of the run after which the engine is killed."""
@@ -33,12 +34,13 @@ MEBIBYTE = 2**20
 
 @dataclass
 class Result:
-    """What became of the requests, and what was seen meanwhile."""
+    """How the requests ended, and the memory of both processes meanwhile."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
-    """Requests that ended without an answer or a word; there must be none."""
+    """Requests that ended with neither an answer nor an error message; there must be none."""
     told: Counter[str] = field(default_factory=Counter)
+    """Error codes that the server gave, by how often."""
     memory: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: {"server": [], "engine": []})
     """(seconds, bytes) of each process."""
     restart_seconds: float = 0.0
@@ -49,7 +51,7 @@ class Left(Exception):
 
 
 def body_of(rng: random.Random) -> tuple[str, dict[str, Any]]:
-    """A path and a request, both at random."""
+    """A random path and request body."""
     question = next(questions(rng.randrange(10**6))).text
     body: dict[str, Any] = {
         "decoding": rng.choice(MODES), "max_tokens": rng.choice((8, 32, 64, 160)), "seed": rng.randrange(1000),
@@ -69,20 +71,19 @@ def body_of(rng: random.Random) -> tuple[str, dict[str, Any]]:
 async def ask(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> tuple[str, str]:
     """Sends one request. Returns an outcome and, where the server refused or failed it, the code it gave."""
     async with http.stream("POST", path, json=body) as response:
-        last = ""
-        async for line in response.aiter_lines():
-            last = line or last
+        content = await response.aread()
     if response.status_code != 200:
-        return "told", f"{response.status_code} {json.loads(last)['error']['code']}"
+        return "told", f"{response.status_code} {json.loads(content)['error']['code']}"
     if not body["stream"]:
         return "answered", ""
-    if last == "data: [DONE]":
+    last = EventLines().feed(content)[-1]
+    if last == b"[DONE]":
         return "answered", ""
-    return "told", f"in the stream: {json.loads(last.removeprefix('data: '))['error']['code']}"
+    return "told", f"in the stream: {json.loads(last)['error']['code']}"
 
 
 async def worker(http: httpx.AsyncClient, until: float, seed: int, result: Result) -> None:
-    """One client after another, one in five of whom leaves before the end."""
+    """One client after another; one in five leaves before the end of its answer."""
     rng = random.Random(seed)
     while time.monotonic() < until:
         path, body = body_of(rng)
@@ -92,7 +93,7 @@ async def worker(http: httpx.AsyncClient, until: float, seed: int, result: Resul
                 outcome, code = await ask(http, path, body)
         except TimeoutError:
             outcome, code = ("left", "") if patience <= 1.0 else ("lost", "no answer within 60 s")
-        except (httpx.HTTPError, ValueError, KeyError) as error:
+        except (httpx.HTTPError, ValueError, LookupError) as error:
             outcome, code = "lost", f"{type(error).__name__}: {error}"
         result.outcomes[outcome] += 1
         if outcome == "told":
@@ -103,42 +104,42 @@ async def worker(http: httpx.AsyncClient, until: float, seed: int, result: Resul
             await asyncio.sleep(0.2)
 
 
-async def watch_memory(served: Served, started: float, result: Result) -> None:
-    """Samples both processes once a second, for ever."""
+async def watch_memory(server: MeasuredServer, started: float, result: Result) -> None:
+    """Samples the memory of both processes once a second, until it is cancelled."""
     while True:
         now = time.monotonic() - started
-        result.memory["server"].append((now, rss_bytes(served.pid)))
-        engine = served.engine
+        result.memory["server"].append((now, rss_bytes(server.pid)))
+        engine = server.engine
         if engine is not None:
             result.memory["engine"].append((now, rss_bytes(engine)))
         await asyncio.sleep(1.0)
 
 
-def replace_engine(served: Served) -> float:
+def replace_engine(server: MeasuredServer) -> float:
     """Kills the engine and waits until there is another; returns the seconds it took. Blocking."""
-    killed, started = served.engine, time.monotonic()
+    killed, started = server.engine, time.monotonic()
     if killed is not None:
         os.kill(killed, signal.SIGKILL)
-    while served.engine in (None, killed) or not served.ready:
+    while server.engine in (None, killed) or not server.ready:
         time.sleep(0.05)
     return time.monotonic() - started
 
 
-async def kill_engine(served: Served, after: float, result: Result) -> None:
+async def kill_engine(server: MeasuredServer, after: float, result: Result) -> None:
     """Kills the engine once."""
     await asyncio.sleep(after)
-    result.restart_seconds = await asyncio.to_thread(replace_engine, served)
+    result.restart_seconds = await asyncio.to_thread(replace_engine, server)
 
 
-async def soak(served: Served, seconds: float, workers: int, seed: int) -> Result:
+async def soak(server: MeasuredServer, seconds: float, workers: int, seed: int) -> Result:
     """Runs the load to its end."""
     result, started = Result(), time.monotonic()
     until = started + seconds
     limits = httpx.Limits(max_connections=workers * 2)
-    async with httpx.AsyncClient(base_url=served.url, timeout=None, limits=limits, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=None, limits=limits, trust_env=False) as http:
         side = [
-            asyncio.create_task(watch_memory(served, started, result)),
-            asyncio.create_task(kill_engine(served, seconds * KILL_AT, result)),
+            asyncio.create_task(watch_memory(server, started, result)),
+            asyncio.create_task(kill_engine(server, seconds * KILL_AT, result)),
         ]
         await asyncio.gather(*(worker(http, until, seed * 1000 + index, result) for index in range(workers)))
         for task in side:
@@ -163,7 +164,7 @@ def growth(samples: list[tuple[float, int]], since: float) -> tuple[float, float
     return statistics.fmean(late[:fifth]), statistics.fmean(late[-fifth:])
 
 
-def report(served: Served, result: Result, seconds: float) -> bool:
+def report(server: MeasuredServer, result: Result, seconds: float) -> bool:
     """Prints what was seen; returns whether it is as it must be."""
     print(f"requests: {sum(result.outcomes.values())}, of them {dict(result.outcomes)}")
     print(f"told why: {dict(result.told)}")
@@ -176,13 +177,13 @@ def report(served: Served, result: Result, seconds: float) -> bool:
         flat = flat and last < first * 1.05 + 8
         print(f"{name}: {first:.1f} MiB, at the end {last:.1f} MiB; {slope(samples, seconds * WARM):+.1f} MiB an hour")
     deadline = time.monotonic() + 10
-    while served.metric("requests_running") and time.monotonic() < deadline:
+    while server.metric("requests_running") and time.monotonic() < deadline:
         time.sleep(0.1)
-    running, used = served.metric("requests_running"), served.metric("kv_cache_usage_ratio")
-    restarts = served.metric("engine_restarts_total")
+    running, used = server.metric("requests_running"), server.metric("kv_cache_usage_ratio")
+    restarts = server.metric("engine_restarts_total")
     print(f"at the end: {running:g} running, {used:.1%} of the pages in use, {restarts:g} engine restart")
-    started = [served.pid, *children(served.pid)]
-    status = served.stop()
+    started = [server.pid, *children(server.pid)]
+    status = server.stop(30)
     left = [pid for pid in started if rss_bytes(pid)]
     print(f"exit status {status}, {len(left)} processes left")
     return flat and not (result.lost or running or used or status or left) and restarts == 1
@@ -196,10 +197,10 @@ def main() -> int:
     parser.add_argument("flags", nargs="*", help="further flags of `lightcone serve`, after --")
     arguments = parser.parse_args()
     seconds = arguments.minutes * 60
-    with Served("--threads", "1", "--kv-cache-tokens", "4096", *arguments.flags) as served:
-        print(f"server {served.pid}, engine {served.engine}, log {served.log}")
-        result = asyncio.run(soak(served, seconds, arguments.workers, arguments.seed))
-        good = report(served, result, seconds)
+    with MeasuredServer("--threads", "1", "--kv-cache-tokens", "4096", *arguments.flags) as server:
+        print(f"server {server.pid}, engine {server.engine}, log {server.log}")
+        result = asyncio.run(soak(server, seconds, arguments.workers, arguments.seed))
+        good = report(server, result, seconds)
     print("as it must be" if good else "NOT as it must be")
     return 0 if good else 1
 

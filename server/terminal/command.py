@@ -1,4 +1,4 @@
-"""`lightcone generate`: from flags to text on the screen, and a clean way out of every failure."""
+"""`lightcone generate`: reads the flags, asks the server, writes the text; every failure is one line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from contextlib import AsyncExitStack, aclosing
 import httpx
 from rich.console import Console
 
-from server.terminal import options
-from server.terminal.api import Answer, GenerateError, Prompt, chunks
-from server.terminal.local import local_server
+from server.terminal.completion_client import Answer, GenerateError, Prompt, chunks
+from server.terminal.local_server import local_server
+from server.terminal.parser import make_parser
 from server.terminal.screen import Screen, printable
 
 INTERRUPTED = 130
@@ -24,7 +24,7 @@ CONNECT_TIMEOUT = 10.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status."""
-    arguments = options.parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")  # a terminal that cannot show a character shows another one

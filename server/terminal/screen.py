@@ -1,4 +1,4 @@
-"""What `--watch` draws: settled text plain, drafts in the colour of their confidence, masks as shaded cells."""
+"""The display of `--watch`: settled text plain, drafts in the colour of their confidence, masks as shaded cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from server.terminal.api import Answer, Draft, Prompt
+from server.terminal.completion_client import Answer, Draft, Prompt
 
 MASK = "\u2592"
 MASK_STYLE = "bright_black"
@@ -22,7 +22,7 @@ _UNSURE, _LIKELY, _SURE = (224, 82, 82), (214, 168, 62), (92, 184, 112)
 
 
 def printable(text: str) -> str:
-    """Text that cannot command the terminal: control characters, line ends and tabs apart, become pictures."""
+    """Text without control characters, but for line ends and tabs: visible symbols stand for them."""
     return "".join(_picture(char) if ord(char) < 32 or 127 <= ord(char) < 160 else char for char in text)
 
 
@@ -57,7 +57,7 @@ def draft_text(draft: Draft) -> Text:
 
 
 def answer_text(answer: Answer) -> Text:
-    """Everything there is to show of an answer."""
+    """Everything that is shown of an answer: settled text, draft, rejected text."""
     text = Text(printable(answer.text))
     if answer.draft is not None:
         text.append_text(draft_text(answer.draft))
@@ -74,7 +74,7 @@ def _tokens(answer: Answer) -> list[str]:
 
 
 def summary(answer: Answer, seconds: float, *, cut: bool) -> str:
-    """What the answer took, and below it how to get it again. `cut`: it could have gone on."""
+    """The cost of the answer and, on a second line, its mode and seed. cut: the answer was cut at max_tokens."""
     costs, origin = _tokens(answer), []
     if diffusion := answer.usage.get("diffusion"):
         costs += [_plural(diffusion["passes"], "pass"), f"{diffusion['tokens_per_pass']:.2f} tokens per pass"]
@@ -86,7 +86,7 @@ def summary(answer: Answer, seconds: float, *, cut: bool) -> str:
 
 
 def status(answer: Answer) -> Text:
-    """One line about where the answer stands, and what the colours mean."""
+    """One line with the progress of the answer and the meaning of the colours."""
     text = Text(" · ".join(_tokens(answer)), "dim")
     draft = answer.draft
     if draft is not None and draft.tokens:

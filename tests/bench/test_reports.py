@@ -11,11 +11,11 @@ import torch
 
 from bench import passes
 from bench.__main__ import main
-from bench.host import PARTS as STEP_PARTS
-from bench.host import Setting, measure_host, serve
-from bench.light import canvas_shape
-from bench.measure import PassKind, counter_of, make_plan, typical, wrapped
-from bench.parts import PARTS, pass_parts
+from bench.host_time import PARTS as STEP_PARTS
+from bench.host_time import Setting, measure_host, serve
+from bench.part_times import PARTS, pass_parts
+from bench.pass_times import PassKind, counter_of, make_plan, typical, wrapped
+from bench.speed_of_light import canvas_shape
 from engine.batch import Phase
 from engine.measure import device_speed
 from engine.measure.roofline import PassShape

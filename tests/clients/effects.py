@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 
-from tests.clients.conftest import QUESTION, STORY, TALE, ask, delta_of, events
+from tests.clients.conftest import QUESTION, STORY, TALE
+from tests.http_helpers import ask, delta_of, events
 
 
 class Asker:

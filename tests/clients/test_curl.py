@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import KEY, QUESTION, STORY, SUM, events, plain_environment
+from tests.clients.conftest import KEY, QUESTION, STORY, SUM
+from tests.http_helpers import events, plain_environment
 
 CURL = shutil.which("curl")
 pytestmark = pytest.mark.skipif(CURL is None, reason="curl is not installed")

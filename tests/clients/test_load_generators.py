@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients.conftest import KEY, QUESTION, STORY, SUM, TALE, ask, delta_of, events
+from tests.clients.conftest import KEY, QUESTION, STORY, SUM, TALE
+from tests.http_helpers import ask, delta_of, events
 
 TOKENS = 24
 
@@ -167,8 +168,8 @@ def lines(response: httpx.Response) -> Iterator[str]:
 
 
 def test_line_separators_in_text_do_not_tear_a_chunk_apart(http: httpx.Client) -> None:
-    """JSON allows U+2028 and its kin as they are, but clients that read lines as Python does, as guidellm does, then
-    see half an object and count the request as failed."""
+    """JSON allows U+2028 and similar characters as they are. Clients that read lines as Python does, such as guidellm,
+    would see half an object and count the request as failed."""
     prompt = "one\u2028two\u2029three\u0085four"
     answer = ask(http, {"prompt": prompt, "echo": True, "stream": True, "max_tokens": 2})
     data = [line.removeprefix("data: ") for line in lines(answer) if line.startswith("data: {")]

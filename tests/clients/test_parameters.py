@@ -21,8 +21,9 @@ from openai.types.chat import (
 )
 from openai.types.chat import completion_create_params as chat_types
 
-from tests.clients.conftest import QUESTION, STORY, ask
+from tests.clients.conftest import QUESTION, STORY
 from tests.clients.effects import EFFECTS, Asker
+from tests.http_helpers import ask
 
 BODIES: dict[str, dict[str, Any]] = {
     "completions": {"prompt": STORY, "max_tokens": 24, "temperature": 0},

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients.conftest import MODES, STORY, SUM, TALE, ask, delta_of, events
+from tests.clients.conftest import MODES, STORY, SUM, TALE
+from tests.http_helpers import ask, delta_of, events
 
 MASK = "\u2592"
 PROMPTS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import pytest
 
 import loadtest
 from loadtest.__main__ import main
-from loadtest.domain import questions
+from loadtest.questions.categories import questions
 from tests.loadtest.fake import Body, FakeServer, Reply
 
 
@@ -200,7 +200,7 @@ def test_a_wrong_command_line_says_what_is_wrong(
 
 def test_the_load_generator_speaks_http_only() -> None:
     folder = Path(loadtest.__file__).parent
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from loadtest.client import Client, Target
+from loadtest.http_client import Client, Target
 from loadtest.records import Record
 from loadtest.runner import Load, Outcome, interruptible, run_load
 from loadtest.workload import Prompt, poisson_arrivals

@@ -1,4 +1,4 @@
-"""A small steady load that knows what a complete answer is."""
+"""A small steady load that checks whether every answer is complete."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+
+from loadtest.stream_reader import EventLines
 
 PROMPT = "Once upon a time there was a little dog who lived in a small house at the edge of the wood."
 REQUEST_SECONDS = 60.0
@@ -49,15 +51,15 @@ def stream(client: httpx.Client, body: dict[str, Any]) -> Iterator[Chunk]:
         if response.status_code != 200:
             response.read()
             raise BrokenStream(f"status {response.status_code}: {response.text[:200]}")
-        for line in response.iter_lines():
-            if line == "data: [DONE]":
+        lines = EventLines()
+        for payload in (payload for data in response.iter_bytes() for payload in lines.feed(data)):
+            if payload == b"[DONE]":
                 return
-            if line.startswith("data: "):
-                event = json.loads(line.removeprefix("data: "))
-                if "error" in event:
-                    raise BrokenStream(str(event["error"]))
-                for choice in event["choices"]:
-                    yield Chunk(time.monotonic(), choice["text"], choice["finish_reason"])
+            event = json.loads(payload)
+            if "error" in event:
+                raise BrokenStream(str(event["error"]))
+            for choice in event["choices"]:
+                yield Chunk(time.monotonic(), choice["text"], choice["finish_reason"])
     raise BrokenStream("the stream ended without [DONE]")
 
 

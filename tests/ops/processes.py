@@ -1,4 +1,4 @@
-"""Real programs for the operation tests: replicas, the load balancer, Prometheus. Nothing is installed here."""
+"""Programs that the operation tests run: replicas, the load balancer, Prometheus. Nothing is installed here."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from server.child_server import ChildServer, ServerStartError
+from tests.http_helpers import ROOT, metric_total, plain_environment, wait_for
+
 CONFIGS = ROOT / "configs"
 
 DRAIN_DELAY = 6
@@ -48,25 +47,11 @@ def free_port() -> int:
     raise RuntimeError("no free port between 20000 and 30000")
 
 
-def wait_for(what: str, check: Callable[[], bool], seconds: float) -> None:
-    """Polls until the check holds; an httpx error counts as no. Fails the test after the time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if check():
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"waited {seconds:g} s in vain: {what}")
-
-
 class Process:
     """A program whose output goes to a file."""
 
     def __init__(self, argv: list[str], log: Path, env: dict[str, str] | None = None) -> None:
-        base = {name: value for name, value in os.environ.items() if not name.startswith(("LIGHTCONE_", "LB_"))}
-        self._argv, self.log, self._env = argv, log, base | (env or {})
+        self._argv, self.log, self._env = argv, log, plain_environment("LB_") | (env or {})
         self._popen: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -112,34 +97,64 @@ class Process:
         return self.log.read_text(errors="replace")[-3000:]
 
 
-class Replica(Process):
-    """`lightcone serve` on a port of its own."""
+class Replica:
+    """`lightcone serve` on a port of its own, which it has again after a restart."""
 
     def __init__(self, directory: Path, number: int) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
-        command = str(Path(sys.executable).with_name("lightcone"))
-        argv = [command, "serve", f"--port={self.port}", *REPLICA_OPTIONS]
-        super().__init__(argv, directory / f"replica-{number}.log")
+        self._log = directory / f"replica-{number}.log"
+        self._server: ChildServer | None = None
+
+    def start(self) -> None:
+        """Starts it, or starts it again."""
+        if self._server is not None:
+            self._server.kill()
+        self._server = ChildServer(REPLICA_OPTIONS, port=self.port, env=plain_environment("LB_"), log=self._log)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._server is not None and self._server.process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the API process, not to what that has started."""
+        assert self._server is not None
+        self._server.process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        """Its exit status. Fails the test if it does not end in time."""
+        assert self._server is not None
+        try:
+            return self._server.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the replica did not end within {seconds:g} s; its log ends with:\n{self.tail()}")
+
+    def stop(self) -> None:
+        """Ends it, whatever it takes."""
+        if self._server is not None:
+            self._server.stop(3)
 
     def wait_ready(self) -> None:
         """Returns once it takes work."""
-
-        def ready() -> bool:
-            if not self.running:
-                pytest.fail(f"the replica ended; its log ends with:\n{self.tail()}")
-            return httpx.get(f"{self.url}/ready", timeout=2).status_code == 200
-
-        wait_for(f"{self.url}/ready", ready, START_SECONDS)
+        assert self._server is not None
+        try:
+            self._server.wait_ready(START_SECONDS)
+        except ServerStartError as error:
+            pytest.fail(f"the replica {error}; its log ends with:\n{self.tail()}")
 
     def metrics(self) -> str:
         """Its /metrics page."""
         return httpx.get(f"{self.url}/metrics", timeout=5).text
 
+    def tail(self) -> str:
+        """The end of its log."""
+        return self._log.read_text(errors="replace")[-3000:]
+
 
 class Balancer(Process):
-    """HAProxy with the repository's own file; only the four addresses differ."""
+    """HAProxy with the repository's own file; only the four addresses are others."""
 
     def __init__(self, directory: Path, replicas: tuple[str, str]) -> None:
         ports = free_port(), free_port()
@@ -155,19 +170,13 @@ class Balancer(Process):
         super().__init__(argv, directory / "haproxy.log", env)
 
     def metrics(self) -> str:
-        """HAProxy's own numbers."""
+        """HAProxy's own /metrics page."""
         return httpx.get(f"http://{self.metrics_address}/metrics", timeout=5).text
 
     def wait_in_rotation(self, count: int) -> None:
         """Returns once so many replicas take traffic."""
 
         def settled() -> bool:
-            return total(self.metrics(), "haproxy_server_status", 'proxy="replicas"', 'state="UP"') == count
+            return metric_total(self.metrics(), "haproxy_server_status", 'proxy="replicas"', 'state="UP"') == count
 
         wait_for(f"{count} replicas in HAProxy's rotation", settled, 20)
-
-
-def total(page: str, name: str, *labels: str) -> float:
-    """The sum of a metric's samples that carry all of the labels (`name="value"`), on a page in exposition format."""
-    lines = [line for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
-    return sum(float(line.rpartition(" ")[2]) for line in lines if all(label in line for label in labels))

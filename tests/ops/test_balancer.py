@@ -10,9 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.http_helpers import metric_total, wait_for
 from tests.ops.conftest import Fleet
 from tests.ops.load import PROMPT, Load, stream
-from tests.ops.processes import DRAIN_DELAY, Balancer, Replica, free_port, total, wait_for
+from tests.ops.processes import DRAIN_DELAY, Balancer, Replica, free_port
 
 pytestmark = [pytest.mark.ops, pytest.mark.timeout(300)]
 
@@ -39,7 +40,8 @@ def test_streams_arrive_as_they_are_made(fleet: Fleet) -> None:
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
 def test_a_client_that_leaves_frees_its_place(fleet: Fleet, streamed: bool) -> None:
     """Else answers that nobody waits for keep the replicas busy, and those who do wait queue behind them."""
-    before = sum(total(replica.metrics(), "lightcone_requests_total", 'status="499"') for replica in fleet.replicas)
+    left = ("lightcone_requests_total", 'status="499"')
+    before = sum(metric_total(replica.metrics(), *left) for replica in fleet.replicas)
     body = {**LONG, "max_tokens": 900}
     with client_of(fleet.url, timeout=1.0) as client:
         if streamed:
@@ -50,19 +52,19 @@ def test_a_client_that_leaves_frees_its_place(fleet: Fleet, streamed: bool) -> N
 
     def dropped() -> bool:
         pages = [replica.metrics() for replica in fleet.replicas]
-        gone = sum(total(page, "lightcone_requests_total", 'status="499"') for page in pages)
-        return gone == before + 1 and sum(total(page, "lightcone_requests_running") for page in pages) == 0
+        gone = sum(metric_total(page, *left) for page in pages)
+        return gone == before + 1 and sum(metric_total(page, "lightcone_requests_running") for page in pages) == 0
 
     wait_for("the replica to drop the sequence", dropped, 3)
 
 
 def test_both_replicas_work(fleet: Fleet) -> None:
     """Else half of what was paid for stands idle."""
-    before = [total(replica.metrics(), "lightcone_requests_total") for replica in fleet.replicas]
+    before = [metric_total(replica.metrics(), "lightcone_requests_total") for replica in fleet.replicas]
     with Load(fleet.url, workers=2).running() as load:
         time.sleep(3)
     done = [
-        total(replica.metrics(), "lightcone_requests_total") - count
+        metric_total(replica.metrics(), "lightcone_requests_total") - count
         for replica, count in zip(fleet.replicas, before, strict=True)
     ]
     assert load.failures == []
@@ -71,20 +73,20 @@ def test_both_replicas_work(fleet: Fleet) -> None:
 
 def test_a_rolling_restart_loses_nothing(fleet: Fleet) -> None:
     """Else every update of the server costs some users their answers."""
-    retries = total(fleet.balancer.metrics(), "haproxy_backend_retry_warnings_total", 'proxy="replicas"')
+    retries = metric_total(fleet.balancer.metrics(), "haproxy_backend_retry_warnings_total", 'proxy="replicas"')
     with Load(fleet.url, workers=4).running() as load:
         for replica in fleet.replicas:
             restart(replica, fleet.balancer)
         time.sleep(1)
     assert load.failures == []
     assert len(load.outcomes) > 30, "too little load to show anything"
-    after = total(fleet.balancer.metrics(), "haproxy_backend_retry_warnings_total", 'proxy="replicas"')
+    after = metric_total(fleet.balancer.metrics(), "haproxy_backend_retry_warnings_total", 'proxy="replicas"')
     assert after == retries, "it was the second try that saved requests: the load balancer noticed too late"
 
 
 def restart(replica: Replica, balancer: Balancer) -> None:
     """Restarts a replica while it is answering, and returns once it is in rotation again."""
-    wait_for("work on the replica", lambda: total(replica.metrics(), "lightcone_requests_running") > 0, 20)
+    wait_for("work on the replica", lambda: metric_total(replica.metrics(), "lightcone_requests_running") > 0, 20)
     signalled = time.monotonic()
     replica.signal(signal.SIGTERM)
     wait_for("/ready to turn", lambda: httpx.get(f"{replica.url}/ready", timeout=2).status_code == 503, 2)
@@ -102,7 +104,7 @@ def test_a_killed_replica_takes_only_its_own_work_along(fleet: Fleet) -> None:
     workers = 4
     victim = fleet.replicas[0]
     with Load(fleet.url, workers).running() as load:
-        wait_for("work on the replica", lambda: total(victim.metrics(), "lightcone_requests_running") > 0, 20)
+        wait_for("work on the replica", lambda: metric_total(victim.metrics(), "lightcone_requests_running") > 0, 20)
         victim.signal(signal.SIGKILL)
         killed = time.monotonic()
         victim.wait(5)

@@ -21,7 +21,8 @@ import yaml
 
 from server.operation.config import ServerConfig, load_config
 from server.operation.metrics import Metrics
-from tests.ops.processes import CONFIGS, DRAIN_DELAY, ROOT
+from tests.http_helpers import ROOT
+from tests.ops.processes import CONFIGS, DRAIN_DELAY
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 HAPROXY = (CONFIGS / "haproxy.cfg").read_text()

@@ -15,9 +15,10 @@ import httpx
 import pytest
 import yaml
 
+from tests.http_helpers import metric_total, wait_for
 from tests.ops.conftest import Fleet
 from tests.ops.load import PROMPT, ask, stream
-from tests.ops.processes import CONFIGS, Process, free_port, program, total, wait_for
+from tests.ops.processes import CONFIGS, Process, free_port, program
 
 pytestmark = [pytest.mark.ops, pytest.mark.timeout(300)]
 
@@ -153,7 +154,7 @@ def test_every_panel_has_data(fleet: Fleet, prometheus: Prometheus) -> None:
 def test_what_prometheus_sums_is_what_clients_got(fleet: Fleet, prometheus: Prometheus) -> None:
     """Else the throughput on the dashboard is not the throughput of the service."""
     name = "lightcone_generation_tokens_total"
-    before = sum(total(replica.metrics(), name) for replica in fleet.replicas)
+    before = sum(metric_total(replica.metrics(), name) for replica in fleet.replicas)
     expected = before + round_of_traffic(fleet)
 
     def agrees() -> bool:

@@ -1,45 +1,26 @@
-"""Real server processes for tests, on a port of their own, and what can be seen of them from outside."""
+"""Real server processes for tests, each on a port of its own, and functions that look at processes from outside."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from server.child_server import MODULE, ChildServer, ServerStartError
+from tests.http_helpers import metric_total, wait_for
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+__all__ = ["ServerProcess", "descendants", "fake", "gone", "real", "server", "wait_for"]
 
-
-def wait_for(what: str, condition: Callable[[], bool], seconds: float = 20.0) -> float:
-    """Waits for something outside of this process; returns the seconds it took. A server that cannot be reached is a
-    no."""
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        try:
-            if condition():
-                return time.monotonic() - started
-        except httpx.TransportError:
-            pass
-        time.sleep(0.01)
-    raise AssertionError(f"waited {seconds:g} s in vain: {what}")
+FAKE = "tests.serve_with_fake_engine"
 
 
 def descendants(pid: int) -> list[int]:
-    """Every process that it started, and they."""
+    """The processes that it started, and those that these started."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -61,29 +42,32 @@ class ServerProcess:
     def __init__(
         self, module: list[str], *flags: str, optimise: bool = False, env: dict[str, str] | None = None
     ) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         # Made once, as it takes its time; a connection for each request, as most clients of these tests leave rudely.
         self.http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
-        # A file and not a pipe: nobody reads while the server runs, and a full pipe would stop it.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, *(["-O"] if optimise else []), "-m", *module, "--port", str(self.port), *flags],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._log,
+        self._child = ChildServer(
+            flags,
+            module=module,
+            python_options=["-O"] if optimise else [],
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         )
+        self.process = self._child.process
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; waits until it does."""
+        return self._child.port
+
+    @property
+    def url(self) -> str:
+        """The base URL; waits until it is known."""
+        return self._child.url
 
     def wait_until_ready(self, seconds: float = 60.0) -> float:
         """Returns the seconds it took."""
-
-        def ready() -> bool:
-            if self.process.poll() is not None:
-                raise AssertionError(f"the server ended: {self.errors()}")
-            return self.http.get(f"{self.url}/ready", timeout=5).status_code == 200
-
-        return wait_for("the server to become ready", ready, seconds)
+        try:
+            return self._child.wait_ready(seconds)
+        except ServerStartError as error:
+            raise AssertionError(f"the server {error}: {self.log()}") from None
 
     @property
     def engine(self) -> int:
@@ -100,16 +84,14 @@ class ServerProcess:
 
     def metric(self, name: str, *labels: str) -> float:
         """The sum of a metric's samples that carry all of the labels, each as `name="value"`."""
-        page = self.http.get(f"{self.url}/metrics", timeout=10).text
-        lines = [line for line in page.splitlines() if line.startswith(f"lightcone_{name}{{")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines if all(label in line for label in labels))
+        return metric_total(self.http.get(f"{self.url}/metrics", timeout=10).text, f"lightcone_{name}", *labels)
 
     def log(self) -> str:
         """Everything on standard error so far."""
-        return os.pread(self._log.fileno(), 2**24, 0).decode()
+        return self._child.log_text()
 
     def log_lines(self, message: str) -> list[dict[str, Any]]:
-        """The JSON lines that say this."""
+        """The JSON lines with this message."""
         lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
         return [line for line in lines if line["message"] == message]
 
@@ -119,11 +101,9 @@ class ServerProcess:
         return self.log()
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(20)
+        """Kills it if it still runs."""
+        self._child.kill()
         self.http.close()
-        self._log.close()
 
 
 @contextmanager
@@ -134,6 +114,7 @@ def server(
     optimise: bool = False,
     env: dict[str, str] | None = None,
 ) -> Iterator[ServerProcess]:
+    """A server for the length of a `with` block. module: as ChildServer takes it."""
     process = ServerProcess(module, *flags, optimise=optimise, env=env)
     try:
         if ready:
@@ -145,9 +126,9 @@ def server(
 
 def fake(mode: str, *flags: str, ready: bool = True, optimise: bool = False) -> AbstractContextManager[ServerProcess]:
     """A real server with the fake engine process behind it."""
-    return server(["tests.serve_with_fake_engine", mode], *flags, ready=ready, optimise=optimise)
+    return server([FAKE, mode], *flags, ready=ready, optimise=optimise)
 
 
 def real(*flags: str, ready: bool = True, **options: Any) -> AbstractContextManager[ServerProcess]:
     """A real server with its real engine; by default the built-in model, on one thread, measuring nothing first."""
-    return server(["server", "serve"], "--threads", "1", "--calibration-seconds", "0", *flags, ready=ready, **options)
+    return server([*MODULE], "--threads", "1", "--calibration-seconds", "0", *flags, ready=ready, **options)

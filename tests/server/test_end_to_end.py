@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from tests.server.processes import server
+from tests.server.processes import real
 
 QUESTION: Any = [{"role": "user", "content": "Add 87 and 25."}]
 ANSWER = "112"
@@ -18,8 +18,7 @@ ANSWER = "112"
 
 @pytest.fixture(scope="session")
 def url() -> Iterator[str]:
-    flags = ["--threads", "1", "--calibration-seconds", "0", "--max-queued-requests", "64"]
-    with server(["server", "serve"], *flags) as process:
+    with real("--max-queued-requests", "64") as process:
         yield process.url
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import re
 from dataclasses import replace
@@ -11,13 +13,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from bench.prompts import BUILTIN_PROMPTS
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.models.files import model_directory
-from loadtest.domain import held_out
 from tests.engine.driving import ask, drive
 from tools.builtin_model.documents import SELF_DESCRIPTION, document
 from tools.builtin_model.export import export, held_out_prompts
+from tools.builtin_model.held_out import held_out
 from tools.builtin_model.network import Shape
 from tools.builtin_model.quality import calibration, measure, table
 from tools.builtin_model.tokens import SPECIAL, train_tokenizer
@@ -59,6 +62,20 @@ def test_no_document_holds_a_question_that_is_held_out() -> None:
     prompts = held_out_prompts(4, stories=True)
     assert {prompt["category"] for prompt in prompts} >= {"add", "fact", "story", "code", "sentence to JSON"}
     assert all(held_out(prompt["prompt"].removeprefix("<|user|>").removesuffix("<|assistant|>")) for prompt in prompts)
+
+
+def test_the_documents_stay_the_same() -> None:
+    """The published weights could not be made again."""
+    rng = random.Random(3)
+    sample = [[tuple(part) for part in document(rng)] for _ in range(500)]
+    digest = "60c885be870ea59ea3f39c2e6dfa79b56350f3e15d659825fa359ac76b0a3775"
+    assert hashlib.sha256(repr(sample).encode()).hexdigest() == digest
+
+
+def test_the_shipped_prompts_are_the_exported_ones() -> None:
+    """Figures of `lightcone bench` would be measured on questions that training saw."""
+    shipped = [json.loads(line) for line in BUILTIN_PROMPTS.read_text(encoding="utf-8").splitlines()]
+    assert shipped == held_out_prompts(6, stories=True)
 
 
 def test_a_fifth_of_the_documents_is_plain_text() -> None:

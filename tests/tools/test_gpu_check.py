@@ -17,12 +17,14 @@ from engine.attention.sdpa import SdpaAttention
 from engine.request import DecodingParams, Request, SamplingParams
 from tests.conftest import MakeEngine
 from tools.gpu_check import rates
-from tools.gpu_check.__main__ import SIZES, Check, main
+from tools.gpu_check.__main__ import main
+from tools.gpu_check.check import Check
 from tools.gpu_check.idle import idle_share
 from tools.gpu_check.kernels import choosing, elementwise_parity, tiles
 from tools.gpu_check.parity import parity
 from tools.gpu_check.rates import force, run
 from tools.gpu_check.report import Bar, Part, Report
+from tools.gpu_check.sizes import SIZES
 
 TOY = SIZES["toy"]
 CPU = torch.device("cpu")
@@ -90,7 +92,7 @@ def test_kernels_that_take_their_process_down_leave_the_rest_to_torch(monkeypatc
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert not check.kernels_in_a_child()
     monkeypatch.undo()
-    monkeypatch.setattr("tools.gpu_check.__main__.KERNEL_SECONDS", 0.05)
+    monkeypatch.setattr("tools.gpu_check.check.KERNEL_SECONDS", 0.05)
     assert not check.kernels_in_a_child()
     assert [part.problem for part in check.report.parts] == [
         "Their process wrote no report.", "They took more than 0.05 s.",

@@ -9,7 +9,9 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-from loadtest.domain import CATEGORIES, KNOWN, Question, Words, held_out
+from loadtest.questions.categories import CATEGORIES
+from loadtest.questions.question import KNOWN, Question, Words, article
+from tools.builtin_model.held_out import held_out
 
 CHAT = 0.72
 """Share of documents in the chat format; the rest is plain text, as ordinary completion prompts are."""
@@ -68,10 +70,6 @@ _ENDS = [
 ]
 
 
-def _article(noun: str) -> str:
-    return "an" if noun[0] in "aeiou" else "a"
-
-
 def story(rng: random.Random, animal: str, thing: str, hero: str | None = None) -> str:
     """A story of six sentences about `animal` and `thing`; the hero's name is up to the story unless given.
 
@@ -82,8 +80,8 @@ def story(rng: random.Random, animal: str, thing: str, hero: str | None = None) 
     mood, place, time = rng.choice(_MOODS), rng.choice(_PLACES), rng.choice(_TIMES)
     trouble, remedy = rng.choice(_TROUBLES)
     sentences = [
-        f"Once upon a time there was {_article(mood)} {mood} {animal} named {a}.",
-        f"One {time}, {a} went to the {place} and found {_article(thing)} {thing}.",
+        f"Once upon a time there was {article(mood)} {mood} {animal} named {a}.",
+        f"One {time}, {a} went to the {place} and found {article(thing)} {thing}.",
         trouble,
         rng.choice((f"{a} asked a friend named {b} for help.", f"Then {a} met {b} and asked for help.")),
         f"They {remedy}.",
@@ -101,7 +99,7 @@ def question(rng: random.Random) -> Question:
         return Question("self", asked, answer)
     if category == "story":
         animal, thing = rng.choice(_ANIMALS), rng.choice(_THINGS)
-        asked = f"Tell me a story about {_article(animal)} {animal} and {_article(thing)} {thing}."
+        asked = f"Tell me a story about {article(animal)} {animal} and {article(thing)} {thing}."
         return Question("story", asked, story(rng, animal, thing))
     while True:
         made = CATEGORIES[category](rng, words)

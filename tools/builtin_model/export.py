@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from loadtest.domain import CATEGORIES, Question, held_out, questions
+from loadtest.questions.categories import CATEGORIES, questions
+from loadtest.questions.question import Question
+from tools.builtin_model.held_out import held_out
 from tools.builtin_model.network import Network, Shape
 from tools.builtin_model.tokens import SPECIAL
 

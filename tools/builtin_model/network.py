@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes in elements."""
+    """The sizes of the network."""
 
     vocab_size: int
     hidden_size: int = 192

@@ -1,5 +1,4 @@
-"""The quality table of the model card: exact answers and tokens a pass on held-out questions, and how far confidence
-can be believed."""
+"""The tables of the model card: exact answers, tokens a pass and calibration of confidence on held-out questions."""
 
 from __future__ import annotations
 
@@ -96,7 +95,7 @@ def table(results: list[Quality], number: int) -> str:
 
 @torch.inference_mode()
 def calibration(directory: Path, each: int, block_length: int = 32) -> list[tuple[float, float, int, float]]:
-    """How often a masked position of a fresh canvas is right, by its confidence.
+    """Share of right predictions at the masked positions of a fresh canvas, by confidence.
 
     The canvas is [first token of the answer, masks]; rows are (from, to, positions, share right). Positions after the
     end token do not count.

@@ -29,27 +29,27 @@ class Recipe:
 
     seed: int = 1
     rows: int = 16
-    """Windows a step."""
+    """Windows of each step."""
     length: int = 256
     """Clean tokens of a window; the noised half has as many again."""
     causal_steps: int = 700
     joint_steps: int = 2600
     learning_rate: float = 0.015
-    """Of Muon, for the matrices."""
+    """Learning rate of Muon, for the matrices."""
     embedding_learning_rate: float = 0.004
-    """Of AdamW, for embedding and norms."""
+    """Learning rate of AdamW, for embedding and norms."""
     warm_up_steps: int = 100
     decay_share: float = 0.4
     """Share of all steps, at the end, in which the learning rates fall to zero."""
     diffusion_weight: float = 1.5
-    """Of the masked loss beside the causal one."""
+    """Weight of the masked loss; the causal loss has weight 1."""
 
     @property
     def steps(self) -> int:
         return self.causal_steps + self.joint_steps
 
     def factor(self, step: int) -> float:
-        """Of the learning rates in `step`: a linear warm-up, a plateau, a linear decay."""
+        """Factor on the learning rates in `step`: a linear warm-up, a plateau, a linear decay."""
         left = (self.steps - step) / max(1.0, self.steps * self.decay_share)
         return min(1.0, (step + 1) / self.warm_up_steps, left)
 

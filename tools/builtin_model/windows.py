@@ -23,19 +23,19 @@ BLOCK_LENGTHS, BLOCK_SHARES = (4, 8, 16, 32, 64), (0.08, 0.15, 0.26, 0.43, 0.08)
 LONGEST_GAP = 33
 """One more than the most tokens of a gap that has a suffix in the same block."""
 PROMPT_WEIGHT = 0.2
-"""Of a given token in the causal loss: some grammar of questions, most of the capacity for answers."""
+"""Weight of a prompt's tokens in the causal loss: most of the capacity is for answers."""
 AFTER_END_WEIGHT = 0.05
-"""Of a block's places after the end token, which are to be filled with end tokens in one pass."""
+"""Weight of a block's positions after the end token, which one pass fills with end tokens."""
 
 
 @dataclass
 class Window:
-    """Whole documents side by side. Arrays are [length]; `answers` are [start, end), the end token included."""
+    """Whole documents, one after another. Arrays are [length]; `answers` are [start, end), the end token included."""
 
     token_ids: np.ndarray
     document: np.ndarray
     weights: np.ndarray
-    """Of predicting the token at this place from those before it."""
+    """Weight of the prediction of each token from those before it."""
     answers: list[tuple[int, int]]
 
 
@@ -48,7 +48,7 @@ class Batch:
     visible: torch.Tensor
     """bool [rows, 1, 2 * length, 2 * length]: whether the query (third) sees the key (fourth)."""
     targets: torch.Tensor
-    """Of a clean place the next token, of a noised place its own."""
+    """The next token at a clean position, the original token at a noised one."""
     weights: torch.Tensor
 
 

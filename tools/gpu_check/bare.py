@@ -1,5 +1,5 @@
-"""Stand-ins for the packages that the check can do without, so that it runs where only torch's own companions are
-installed: a GPU machine without a network.
+"""Substitutes for packages that the check does not need, so that it runs where only torch and its dependencies are
+installed: on a GPU machine without a network.
 
 The engine's messages are msgspec structs, of which a check that stays in one process needs no more than a dataclass
 gives; grammars and sockets are not checked. Nothing else may import this module.

@@ -1,4 +1,4 @@
-"""How much of the time between two passes the GPU has nothing to do, from a profile."""
+"""The share of time in which the GPU is idle between passes, from a profile."""
 
 from __future__ import annotations
 

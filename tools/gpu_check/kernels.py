@@ -1,4 +1,4 @@
-"""The kernels beside attention: do they compute what torch does, and how long do both take? Shapes of tiles, timed."""
+"""Checks of the elementwise and choosing kernels against torch, and times of the attention kernel's tile shapes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ WAYS = {
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Of the elementwise and choosing kernels."""
+class KernelSizes:
+    """Sizes at which the elementwise and choosing kernels are checked."""
 
     intermediate: int
     tokens: list[int]
@@ -51,7 +51,7 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def elementwise_parity(device: torch.device, heads: Heads, sizes: Sizes, seed: int) -> Part:
+def elementwise_parity(device: torch.device, heads: Heads, sizes: KernelSizes, seed: int) -> Part:
     """Rotation and gate against float32."""
     from engine.gpu.elementwise import TritonElementwise
 
@@ -82,7 +82,7 @@ def elementwise_parity(device: torch.device, heads: Heads, sizes: Sizes, seed: i
 
 
 @torch.inference_mode()
-def choosing(device: torch.device, sizes: Sizes, seed: int, with_kernel: bool) -> Part:
+def choosing(device: torch.device, sizes: KernelSizes, seed: int, with_kernel: bool) -> Part:
     """From bfloat16 logits to tokens and their log-probabilities, by torch's operations and by the kernels."""
     part = Part("Choosing tokens")
     generator = torch.Generator(device).manual_seed(seed)
@@ -119,7 +119,7 @@ def _by_torch(half: torch.Tensor, params: SamplingParams, positions: torch.Tenso
 def _by_kernel(
     half: torch.Tensor, params: SamplingParams, positions: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor
 ) -> tuple[int, float, float]:
-    """How many tokens are those expected, the largest error of their log-probabilities, and seconds."""
+    """The number of tokens as expected, the largest error of their log-probabilities, and seconds."""
     from engine.gpu.choice import TritonChoice
 
     choice = TritonChoice(BANNED, half.device)

@@ -1,4 +1,7 @@
-"""Attention backends against dense attention: fresh random inputs, outputs poisoned, every phase, long contexts."""
+"""Checks of attention backends against dense attention: random inputs, every phase, long contexts.
+
+Outputs hold NaN before each call, so that a value that is not written shows.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 @dataclass(frozen=True)
 class Spans:
-    """Equal spans of `width` query tokens, each after a context of its own."""
+    """Equal spans of `width` query tokens, each after its own context."""
 
     name: str
     contexts: list[int]
@@ -53,7 +56,7 @@ class Case:
         )  # fmt: skip
         for stored in (self.pool.k, self.pool.v):
             stored.normal_(generator=generator)
-            stored[:, :size] = torch.nan  # page 0 is nobody's: whoever reads it shows it
+            stored[:, :size] = torch.nan  # page 0 belongs to no sequence: NaN shows if it is read
         scattered = np.random.default_rng(seed).permutation(sum(pages_each)) + 1
         ends = np.cumsum(pages_each)
         for row, (end, count) in enumerate(zip(ends, pages_each, strict=True)):
@@ -118,9 +121,9 @@ def parity(kernels: str, device: torch.device, heads: list[Heads], spans: list[S
         case = Case(layout, shape, dtype, device, seed + number)
         attention = make_attention(kernels, case.pool, layout.num_heads)
         attention.prepare(case.batch)
-        # An allocator likes to give the same memory again: what the kernel leaves unwritten is then NaN.
-        poison = torch.full_like(case.q, torch.nan)
-        del poison
+        # An allocator tends to return the same memory: what the kernel leaves unwritten is then NaN.
+        unwritten = torch.full_like(case.q, torch.nan)
+        del unwritten
         found = attention.forward(case.q, case.k, case.v, 0)
         expected = case.expected()
         error = float(((found - expected) / expected.abs().clamp(min=1.0)).abs().max())
@@ -141,7 +144,7 @@ def parity(kernels: str, device: torch.device, heads: list[Heads], spans: list[S
 
 @torch.inference_mode()
 def bandwidth(kernels: str, device: torch.device, heads: Heads, spans: Spans, measured: float, bar: float) -> Part:
-    """How fast one layer's attention reads its K and V. measured: the device's bytes a second."""
+    """Bandwidth at which one layer's attention reads K and V. measured: the device's bytes a second."""
     part = Part(f"Bandwidth of {kernels} attention")
     case = Case(heads, spans, torch.bfloat16, device, 0)
     attention = make_attention(kernels, case.pool, heads.num_heads)

@@ -1,4 +1,4 @@
-"""Whether modes agree on the built-in model, and what each mode makes of random weights of a given shape."""
+"""Agreement of modes on the built-in model, and speed of every mode on random weights of a given shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from bench.measure import PassKind, make_plan, time_passes, without_graphs
+from bench.pass_times import PassKind, make_plan, time_passes, without_graphs
 from bench.passes import pass_figures
 from bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.batch import Phase, Span
@@ -33,9 +33,12 @@ DType = Literal["bfloat16", "float32"]
 MODES_THAT_AGREE: tuple[Decoding, ...] = ("ar", "speculative")
 
 TOKENS_A_ROUND = {8: 5.78, 16: 8.53, 32: 11.36}
-"""Of self-speculation by block length, as published for the 8B on a reasoning set: random weights accept nothing."""
+"""Tokens a round of self-speculation by block length, as published for the 8B on a reasoning set.
+
+They are imposed on random weights, which would accept none.
+"""
 DENOISING_STEPS = {8: 2, 16: 4, 32: 8}
-"""Of an even schedule: about as many tokens a pass as thresholds of 0.9 give."""
+"""Steps of an even schedule by block length: about as many tokens a pass as a threshold of 0.9 gives."""
 
 
 def run(engine: Engine, requests: list[Request], in_flight: int) -> tuple[dict[str, list[int]], float, int]:
@@ -147,7 +150,7 @@ def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpe
 
 
 def _logits(engine: Engine, kind: PassKind) -> torch.Tensor:
-    """Of one pass of a kind, the first span's."""
+    """Logits of the first span of one pass."""
     logits = engine.runner.forward(make_plan(engine, kind))[0]
     return torch.zeros(1) if logits is None else logits[0].float().cpu()
 
@@ -163,8 +166,10 @@ class WholeBlocks(WidthController):
 
 
 class ForcedAcceptance(SelfSpeculation):
-    """Self-speculation whose rounds give as many tokens as they are told, on average. For random weights alone: it
-    settles tokens that nothing verified. No request can ask for it: `force` puts it in an engine's place for one."""
+    """Self-speculation that accepts a fixed average of tokens a round, `tokens_a_round`, verified or not.
+
+    For random weights only. No request can ask for it: `force` puts it in place of an engine's own.
+    """
 
     tokens_a_round = 1.0
     rounds = 0
@@ -178,7 +183,7 @@ class ForcedAcceptance(SelfSpeculation):
 
 
 def force(engine: Engine, tokens_a_round: float) -> None:
-    """From now on the engine's self-speculation accepts as many tokens as that."""
+    """Makes the engine's self-speculation accept so many tokens a round from now on."""
     controller = WholeBlocks(CostTable.assumed(2), AcceptanceEstimate(engine.config.max_block_length))
     old = engine.policies["speculative"]
     policy = ForcedAcceptance(old.sampler, old.mask_token_id, old.device, controller)

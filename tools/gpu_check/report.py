@@ -1,4 +1,4 @@
-"""What the checks found: rows by part, the bars they have to reach, as Markdown and as JSON."""
+"""The report of a check: rows and bars by part, as Markdown and as JSON. A bar is a limit that a figure has to meet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 Row = dict[str, object]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bar:
     """One figure that has to reach a value."""
 
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass
 class Report:
-    """All parts of one run."""
+    """The machine and all parts of one run."""
 
     machine: Row
     parts: list[Part] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Report:
         (folder / "report.md").write_text(self.markdown())
 
     def markdown(self) -> str:
-        """The same for people."""
+        """The report as Markdown."""
         lines = ["# GPU check", "", *_table([self.machine])]
         for part in self.parts:
             lines += ["", f"## {part.name} ({part.seconds:.0f} s)", ""]

@@ -12,7 +12,9 @@ import httpx
 import openai
 import pytest
 
+from server.child_server import MODULE
 from tests.clients.conftest import FLAGS, KEY, QUESTION, STORY, SUM
+from tests.http_helpers import wait_for
 from tests.server.processes import ServerProcess
 from tests.server.processes import server as start_server
 
@@ -99,13 +101,8 @@ def test_a_context_overflow_says_the_numbers(sdk: openai.OpenAI) -> None:
 def small() -> Iterator[ServerProcess]:
     """A server that takes one request at a time and queues none. Not ready yet when it is handed over."""
     flags = (*FLAGS, "--max-running", "1", "--max-queued-requests", "0")
-    with start_server(["server", "serve"], *flags, ready=False) as process:
-        while True:
-            try:
-                if httpx.get(f"{process.url}/health", trust_env=False).status_code:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.02)
+    with start_server([*MODULE], *flags, ready=False) as process:
+        wait_for("an answer", lambda: bool(httpx.get(f"{process.url}/health", trust_env=False).status_code))
         yield process
 
 

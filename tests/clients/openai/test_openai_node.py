@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import KEY, plain_environment
+from tests.clients.conftest import KEY
+from tests.http_helpers import plain_environment
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "client.mjs"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import plain_environment
+from tests.http_helpers import plain_environment
 
 SCRIPT = Path(sys.executable).parent / "lightcone"
 

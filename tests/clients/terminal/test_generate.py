@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import io
 import os
 import pty
@@ -23,7 +22,10 @@ import httpx
 import pytest
 
 from server.terminal.command import main
-from tests.clients.conftest import KEY, MODES, QUESTION, ROOT, STORY, TALE, ask, plain_environment
+from server.terminal.local_server import OPTIONS
+from tests.clients.conftest import KEY, MODES, QUESTION, STORY, TALE
+from tests.http_helpers import ROOT, ask, plain_environment, wait_for
+from tests.server.processes import gone
 
 COMMAND = (sys.executable, "-m", "server", "generate")
 MASK = "\u2592"
@@ -123,23 +125,12 @@ def own_servers() -> dict[int, str]:
         except OSError:  # gone in the meantime
             continue
         found[int(directory.name)] = (parent, line)
-    servers = {number for number, (_, line) in found.items() if "server.terminal.local" in line}
+    servers = {number for number, (_, line) in found.items() if " ".join(OPTIONS) in line}
     return {number: line for number, (parent, line) in found.items() if number in servers or parent in servers}
 
 
 def await_end_of(processes: dict[int, str]) -> None:
-    deadline = time.monotonic() + 10
-    while left := processes.items() & alive(processes).items():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
-
-
-def alive(processes: dict[int, str]) -> dict[int, str]:
-    lines = {}
-    for number in processes:
-        with contextlib.suppress(OSError):
-            lines[number] = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return lines
+    wait_for(f"the end of {processes}", lambda: all(map(gone, processes)), 10)
 
 
 def api_text(http: httpx.Client, question: str = QUESTION, **body: object) -> str:
@@ -213,9 +204,8 @@ def test_an_interrupt_keeps_what_has_settled_and_ends_the_request(url: str, http
         assert running.close() == 130
     assert "Traceback" not in output
     assert "\x1b[?25h" in output, "the cursor comes back"
-    deadline = time.monotonic() + 5
-    while 'lightcone_requests_running{model="builtin"} 0.0' not in http.get("/metrics").text:
-        assert time.monotonic() < deadline, "the request still runs"
+    none_running = 'lightcone_requests_running{model="builtin"} 0.0'
+    wait_for("the request to end", lambda: none_running in http.get("/metrics").text, 5)
 
 
 REFUSED = [
@@ -278,10 +268,8 @@ def test_however_it_ends_its_server_ends_too(number: signal.Signals, moment: str
     before = own_servers()
     with terminal(None, TALE, "--decoding", "ar", "--watch", "--delay", "0.3") as running:
         running.read(until="starting" if moment == "starting" else "2 tokens")
-        deadline = time.monotonic() + 10
-        while not (started := dict(own_servers().items() - before.items())):
-            assert time.monotonic() < deadline, running.output
-            time.sleep(0.02)
+        wait_for("its server", lambda: bool(own_servers().items() - before.items()), 10)
+        started = dict(own_servers().items() - before.items())
         assert moment == "starting" or len(started) == 2, "a server and its engine"
         os.killpg(running.process.pid, number)
         running.read()

@@ -14,7 +14,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from server.terminal.api import Answer, GenerateError, Prompt, chunks
+from server.terminal.completion_client import Answer, GenerateError, Prompt, chunks
 from server.terminal.screen import MASK, Screen, answer_text, confidence_style, printable, summary
 
 DRAFT: dict[str, Any] = {

@@ -1,0 +1,48 @@
+"""The flags of `lightcone generate`."""
+
+from __future__ import annotations
+
+import argparse
+
+_EPILOG = """\
+With --watch, settled text is plain, a draft token is coloured by the model's confidence in it, and a mask is shown
+as a shaded cell. When the output is not a terminal, the text alone is streamed."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `lightcone generate`."""
+    parser = argparse.ArgumentParser(
+        prog="lightcone generate",
+        description="Complete a prompt in the terminal, by a running server or by the built-in model.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("prompt", help="the prompt; '-' reads it from standard input")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--chat", action="store_true", help="send the prompt as a user's message (default)")
+    form.add_argument("--raw", action="store_true", help="send the prompt as it is, to /v1/completions")
+    modes = ("auto", "ar", "speculative", "diffusion")
+    parser.add_argument("--decoding", choices=modes, help="decoding mode (default: the model's best exact mode)")
+    parser.add_argument("--watch", action="store_true", help="show the text resolving in place, and what it cost")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="(default: what is left of the context; 64 for --raw and --suffix)"
+    )
+    parser.add_argument("--temperature", type=float, metavar="X", help="0 is greedy (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    parser.add_argument("--threshold", type=float, metavar="X", help="diffusion: unmask at this confidence or above")
+    parser.add_argument("--block-length", type=int, metavar="N", help="tokens refined together (default: the model's)")
+    parser.add_argument("--suffix", metavar="TEXT", help="fill the gap between the prompt and this text")
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--url",
+        help="a running server (default: $LIGHTCONE_URL; else the built-in model is served for this one request)",
+    )
+    server.add_argument("--api-key", metavar="KEY", help="(default: $LIGHTCONE_API_KEY)")
+    parser.add_argument(
+        "--delay",
+        type=float,
+        default=0.05,
+        metavar="SECONDS",
+        help="--watch: show every state for at least this long; the seconds reported do not include it "
+        "(default: %(default)s)",
+    )
+    return parser
