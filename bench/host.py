@@ -15,9 +15,9 @@ from typing import Any
 import zmq
 
 from bench.measure import clock_for, typical, wrapped
+from engine.device.devices import synchronise
 from engine.engine import Engine
 from engine.events import GenerationEvent, StepStats
-from engine.measure.device_speed import synchronise
 from engine.messages import EngineUpdate
 from engine.process import EngineProcess
 from engine.request import Decoding, DecodingParams, Request, SamplingParams

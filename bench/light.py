@@ -13,13 +13,14 @@ from bench import options
 from bench.measure import PassKind, clock_for, counter_of, make_plan
 from bench.parts import PARTS, pass_parts
 from engine.batch import Phase
+from engine.device.devices import resolve_device
 from engine.engine import Engine
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, PassShape, PassWork, WorkCounter, visible_pairs
 from engine.models.decoder import DecoderConfig
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, model_directory
-from engine.models.loader import DTYPES, resolve_device
+from engine.models.loader import DTYPES
 
 SCHEMA = "lightcone-bench-light/1"
 

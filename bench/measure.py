@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.device.devices import synchronise
 from engine.engine import Engine
-from engine.measure.device_speed import synchronise
 from engine.measure.roofline import WorkCounter
 from engine.request import Request
 from engine.sequence import Sequence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence as Rows
 from typing import TYPE_CHECKING
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.batch import BatchPlan
-from engine.config import EngineConfig, EngineInfo
+from engine.config import EngineConfig, EngineInfo, check_config
 from engine.decoding.contract import StepOutcome, to_host
 from engine.decoding.prefill import Prefill
 from engine.decoding.registry import make_policies
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
-from engine.errors import ConfigError, RequestError
+from engine.device.devices import resolve_device, set_up
+from engine.errors import RequestError
 from engine.events import GenerationEvent, StepStats
 from engine.grammar.compiler import GrammarCompiler, load_vocabulary
 from engine.grammar.queue import GrammarQueue
@@ -28,7 +28,7 @@ from engine.measure.calibration import measure_costs
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, PassShape, WorkCounter
 from engine.models.files import model_directory
-from engine.models.loader import DTYPES, LoadedModel, load_model, resolve_device
+from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.request import Request, check_request
 from engine.runner.kernels import make_kernels
 from engine.runner.model_runner import ModelRunner
@@ -125,10 +125,7 @@ class Engine:
         """Loads the model that the configuration names. Raises ModelLoadError or ConfigError, one line each."""
         check_config(config)
         device = resolve_device(config.device)
-        if device.type == "cpu":
-            torch.set_num_threads(config.threads or default_threads())
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # kernels of Triton start on the current device
+        set_up(device, config.threads)
         model = load_model(
             model_directory(config.model),
             load_format=config.load_format,
@@ -266,38 +263,3 @@ def capture_passes(runner: ModelRunner, max_tokens: int) -> PassGraphs:
     graphs = PassGraphs(runner.decoder, runner.attention, runner.elementwise, runner.pool, CudaCapturer())
     graphs.warm_up(max_tokens)
     return graphs
-
-
-def default_threads() -> int:
-    """torch threads on a CPU: all cores but one, which the API process needs. A pass whose threads wait for a core that
-    another process holds is many times slower than one with a thread less."""
-    return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1
-
-
-def check_config(config: EngineConfig) -> None:
-    """Raises ConfigError naming the field and what is valid."""
-    size = config.page_size
-    if size < 1 or size & (size - 1):
-        raise ConfigError(f"page_size must be a power of two, not {size}.")
-    for name in ("max_running", "max_batch_tokens", "max_block_length"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}.")
-    if not 2 <= config.max_block_length <= 1024:
-        raise ConfigError(f"max_block_length must be between 2 and 1024, not {config.max_block_length}.")
-    widest = max(2 * config.max_block_length, config.max_infill_window)
-    # A quarter of the budget is kept for prompts while any wait; what remains must hold the widest single span pair.
-    if config.max_batch_tokens - config.max_batch_tokens // 4 < widest:
-        needed = 4 * (widest - 1) // 3 + 1
-        raise ConfigError(
-            f"max_batch_tokens ({config.max_batch_tokens}) cannot hold two blocks of max_block_length "
-            f"({config.max_block_length}) or one max_infill_window ({config.max_infill_window}): "
-            f"at least {needed} is needed."
-        )
-    if config.max_infill_window < 0:
-        raise ConfigError(f"max_infill_window must be at least 0, not {config.max_infill_window}.")
-    for name in ("max_model_len", "kv_cache_tokens", "threads"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}.")
-    if not 0 < config.gpu_memory_utilization <= 1:
-        raise ConfigError(f"gpu_memory_utilization must be in (0, 1], not {config.gpu_memory_utilization}.")

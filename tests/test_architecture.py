@@ -25,7 +25,7 @@ SERVER_MAY_USE = {
 
 LEAVES = {
     "engine.errors": set(),
-    "engine.config": set(),
+    "engine.config": {"engine.errors"},
     "engine.events": set(),
     "engine.models.spec": set(),
     "engine.request": {"engine.config", "engine.errors"},
@@ -34,11 +34,12 @@ LEAVES = {
     "engine.messages": {"engine.config", "engine.events", "engine.request"},
     "engine.sampling.noise": set(),
     "engine.device.transfer": set(),
+    "engine.device.devices": {"engine.errors"},
     "engine.kv_cache.pages": {"engine.errors"},
 }
 """Modules that anybody may import, and all of the engine that they import themselves."""
 
-TYPES = set(LEAVES) - {"engine.kv_cache.pages", "engine.sampling.noise", "engine.messages"}
+TYPES = set(LEAVES) - {"engine.kv_cache.pages", "engine.sampling.noise", "engine.messages", "engine.device.devices"}
 
 MAY_IMPORT = {
     "engine.scheduling.scheduler": TYPES | {
@@ -61,7 +62,7 @@ MAY_IMPORT = {
     },
     "engine.gpu.graphs": TYPES | {
         "engine.models.decoder", "engine.models.elementwise", "engine.gpu.attention", "engine.kv_cache.pool",
-        "engine.measure.device_speed",
+        "engine.device.devices",
     },
     "engine.decoding": TYPES | {"engine.decoding", "engine.sampling"},
     "engine.attention": TYPES | {"engine.attention", "engine.gpu.attention", "engine.kv_cache.pool"},
@@ -73,7 +74,7 @@ MAY_IMPORT = {
 """By module or package: the modules and packages of the engine that it may import."""
 
 NO_TORCH = {
-    *(set(LEAVES) - {"engine.batch", "engine.sampling.noise", "engine.device.transfer"}),
+    *(set(LEAVES) - {"engine.batch", "engine.sampling.noise", "engine.device.transfer", "engine.device.devices"}),
     "engine.models.files", "engine.builtin", "engine.grammar.state",
 }  # fmt: skip
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from engine.batch import ForwardBatch, PackedPass
+from engine.device.devices import synchronise
 from engine.gpu.attention import TritonAttention
 from engine.kv_cache.pool import KVCachePool
-from engine.measure.device_speed import synchronise
 from engine.models.decoder import Decoder
 from engine.models.elementwise import Elementwise
 

@@ -81,23 +81,6 @@ def load_model(
     return LoadedModel(decoder, description.spec, config)
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device `EngineConfig.device` names; `auto` is the GPU where there is one. Raises ModelLoadError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelLoadError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
-    if device.type != "cuda":
-        return device
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise ModelLoadError(f"There is no device {name!r}: torch sees {count} GPUs.")
-    # With its index: not everything in torch takes a device without one.
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-
-
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32

@@ -6,6 +6,7 @@ If one fails, a server starts that cannot serve, or an operator searches a trace
 from __future__ import annotations
 
 import re
+import typing
 from typing import Any
 
 import pytest
@@ -13,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import EngineConfig
-from engine.engine import check_config
+from engine.config import EngineConfig, check_config
 from engine.errors import ConfigError
 from engine.kv_cache.pool import KVCachePool
 from engine.kv_cache.sizing import CPU_POOL_BYTES, PoolSize, choose_pool_size
 from engine.models.decoder import DecoderConfig
+from engine.models.loader import DTYPES
 from engine.models.rope import RopeConfig
 from tests.conftest import MakeEngine
 from tests.engine.driving import ask, drive
@@ -54,6 +55,20 @@ def test_a_bad_value_is_named_with_its_field(field: str, value: Any) -> None:
     message = refusal(**{field: value})
     assert field in message
     assert str(value) in message
+
+
+def test_every_type_of_number_that_may_be_configured_is_one_torch_has() -> None:
+    """An option's value that no table knows would silently be another type."""
+    assert set(typing.get_args(typing.get_type_hints(EngineConfig)["dtype"])) == {"auto", *DTYPES}
+
+
+def test_where_an_option_was_set_is_said() -> None:
+    """An operator would search files, variables and flags for a number."""
+    places = {"max_batch_tokens": "--max-batch-tokens", "max_running": "LIGHTCONE_MAX_RUNNING"}
+    with pytest.raises(ConfigError, match=r"at least 1365 is needed \(--max-batch-tokens\)\.$"):
+        check_config(EngineConfig(max_batch_tokens=100), places)
+    with pytest.raises(ConfigError, match=r"^max_running must be greater than 0, not 0 \(LIGHTCONE_MAX_RUNNING\)$"):
+        check_config(EngineConfig(max_running=0), places)
 
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)

@@ -19,9 +19,9 @@ from engine.config import EngineConfig
 from engine.decoding.contract import HostChoices, StepOutcome
 from engine.decoding.self_speculation import SelfSpeculation
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
+from engine.device.devices import synchronise
 from engine.engine import Engine
 from engine.events import Finished, TokensCommitted
-from engine.measure.device_speed import synchronise
 from engine.measure.roofline import DeviceSpeed
 from engine.models.files import model_directory
 from engine.request import Decoding, DecodingParams, Request, SamplingParams

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import ModelLoadError
-from engine.models.loader import load_model, resolve_device
+from engine.models.loader import load_model
 from engine.models.weights import listing
 from tests.reference.checkpoints import Tensors, tiny_config, write_checkpoint, write_weights
 from tests.reference.dense_attention import DenseAttention, dense_batch
@@ -245,22 +245,3 @@ def test_write_weights_without_an_adapter_loads_none(checkpoint: Path) -> None:
     decoder = load_model(checkpoint, device=CPU).decoder
     assert decoder.adapter is None
     assert decoder.adapter_tensors() == {}
-
-
-def test_device_names_are_checked() -> None:
-    """A mistyped device would be a traceback."""
-    assert resolve_device("cpu") == CPU
-    assert resolve_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(ModelLoadError, match="no device 'gpu'"):
-        resolve_device("gpu")
-
-
-def test_a_gpu_is_known_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.cuda.set_device, for one, takes no device without an index: no model would load on any GPU."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 1)
-    assert resolve_device("cuda:0") == torch.device("cuda", 0)
-    with pytest.raises(ModelLoadError, match="no device 'cuda:2': torch sees 2 GPUs"):
-        resolve_device("cuda:2")
