@@ -66,8 +66,7 @@ def make_plan(engine: Engine, kind: PassKind) -> BatchPlan:
 
 def counter_of(engine: Engine) -> WorkCounter:
     """Counts the work of the engine's passes."""
-    decoder = engine.runner.decoder
-    return WorkCounter(decoder.config, decoder.dtype.itemsize, decoder.adapter.rank if decoder.adapter else 0)
+    return WorkCounter(engine.runner.decoder, engine.runner.pool.dtype.itemsize)
 
 
 class Clock(NamedTuple):

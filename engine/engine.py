@@ -23,7 +23,6 @@ from engine.grammar.queue import GrammarQueue
 from engine.grammar.state import GrammarVocabulary
 from engine.kv_cache.pages import PageAllocator
 from engine.kv_cache.pool import KVCachePool
-from engine.kv_cache.sizing import choose_pool_size
 from engine.measure.calibration import measure_costs
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, PassShape, WorkCounter
@@ -32,6 +31,7 @@ from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.request import Request, check_request
 from engine.runner.kernels import make_kernels
 from engine.runner.model_runner import ModelRunner
+from engine.runner.pool_size import choose_pool_size
 from engine.sampling.history import TokenHistory
 from engine.sampling.sampler import Sampler
 from engine.scheduling.outcome import finish_event
@@ -56,8 +56,7 @@ class Engine:
         spec, shape = model.spec, model.config
         dtype = model.decoder.dtype
         size = choose_pool_size(config, shape, dtype, device)
-        adapter = model.decoder.adapter
-        self._work = WorkCounter(shape, dtype.itemsize, adapter.rank if adapter else 0)
+        self._work = WorkCounter(model.decoder, dtype.itemsize)
         speed = DeviceSpeed(0.0, 0.0)
         if config.calibration_seconds:
             speed = measure_device_speed(device, dtype, self._work.weight_bytes)

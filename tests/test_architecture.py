@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "engine.attention": TYPES | {"engine.attention", "engine.gpu.attention", "engine.kv_cache.pool"},
     "engine.models": TYPES | {"engine.models", "engine.attention.base", "engine.builtin"},
     "engine.kv_cache.pool": TYPES,
-    "engine.kv_cache.sizing": TYPES | {"engine.kv_cache.pool", "engine.models.decoder"},
+    "engine.runner.pool_size": TYPES | {"engine.kv_cache.pool", "engine.models.decoder_config"},
     "engine.process": TYPES | {"engine.engine", "engine.messages"},
 }  # fmt: skip
 """By module or package: the modules and packages of the engine that it may import."""

@@ -32,6 +32,11 @@ def weights_of(directory: Path, **options: object) -> Tensors:
     return load_model(directory, device=CPU, **options).decoder.tensors()  # type: ignore[arg-type]
 
 
+def adapter_of(directory: Path) -> Tensors:
+    targets = load_model(directory, device=CPU).decoder.adapter_targets()
+    return {name: target.values() for name, target in targets.items()}
+
+
 def rewrite(directory: Path, rename: dict[str, str] | None = None, **changes: torch.Tensor | None) -> None:
     """Renames or changes tensors of model.safetensors; None drops one. Dots are written __ in `changes`."""
     tensors = load_file(directory / "model.safetensors")
@@ -208,7 +213,7 @@ def test_dummy_weights_need_config_alone_and_stay_sane(tmp_path: Path) -> None:
 def test_adapter_names_are_accepted_in_their_variations(tmp_path: Path, spelling: str) -> None:
     """PEFT writes adapters with and without the adapter's name: drafts would lose their adapter."""
     directory = write_checkpoint(tmp_path, lora_rank=4)
-    expected = load_model(directory, device=CPU).decoder.adapter_tensors()
+    expected = adapter_of(directory)
     path = directory / "linear_spec_lora" / "adapter_model.safetensors"
     tensors = load_file(path)
     if spelling == "lora_A.default":
@@ -216,7 +221,7 @@ def test_adapter_names_are_accepted_in_their_variations(tmp_path: Path, spelling
     else:
         tensors = {name.replace("base_model.model.encoder.", "model."): tensor for name, tensor in tensors.items()}
     save_file(tensors, path)
-    found = load_model(directory, device=CPU).decoder.adapter_tensors()
+    found = adapter_of(directory)
     assert len(found) == 4
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
@@ -244,4 +249,4 @@ def test_write_weights_without_an_adapter_loads_none(checkpoint: Path) -> None:
     write_weights(checkpoint, load_file(checkpoint / "model.safetensors"))
     decoder = load_model(checkpoint, device=CPU).decoder
     assert decoder.adapter is None
-    assert decoder.adapter_tensors() == {}
+    assert decoder.adapter_targets() == {}
