@@ -98,16 +98,17 @@ class StepClock:
     def running(self) -> Iterator[None]:
         """Wraps the engine's methods until the context ends."""
         engine, runner = self._engine, self._engine.runner
+        device_pass = runner.device_pass
         methods: list[tuple[object, str, str]] = [
             (engine.scheduler, "schedule", "schedule"),
             (engine.scheduler, "commit", "commit"),
             (runner, "forward", "forward"),
-            (runner.attention, "prepare", "model"),
-            (runner.decoder, "forward", "model"),
-            (runner.decoder, "logits", "model"),
+            (device_pass.attention, "prepare", "model"),
+            (device_pass.decoder, "forward", "model"),
+            (device_pass.decoder, "logits", "model"),
         ]
-        if runner.graphs is not None:
-            methods.append((runner.graphs, "forward", "model"))
+        if device_pass.graphs is not None:
+            methods.append((device_pass.graphs, "forward", "model"))
         policies = {id(policy): policy for policy in (*engine.policies.values(), engine.scheduler.prefill)}
         methods += [(policy, "decide", "decide") for policy in policies.values()]
         with ExitStack() as stack:

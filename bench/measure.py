@@ -121,11 +121,12 @@ def typical(values: list[float], cycle: int) -> float:
 @contextmanager
 def without_graphs(engine: Engine) -> Iterator[None]:
     """Until the context ends every pass runs operation by operation."""
-    graphs, engine.runner.graphs = engine.runner.graphs, None
+    device_pass = engine.runner.device_pass
+    graphs, device_pass.graphs = device_pass.graphs, None
     try:
         yield
     finally:
-        engine.runner.graphs = graphs
+        device_pass.graphs = graphs
 
 
 @contextmanager

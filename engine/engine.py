@@ -5,41 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence as Rows
-from typing import TYPE_CHECKING
 
 import torch
 
+from engine.assembly import EngineParts, load_parts
 from engine.batch import BatchPlan
-from engine.config import EngineConfig, EngineInfo, check_config
+from engine.config import EngineConfig
 from engine.decoding.contract import StepOutcome, to_host
-from engine.decoding.prefill import Prefill
-from engine.decoding.registry import make_policies
-from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
-from engine.device.devices import resolve_device, set_up
 from engine.errors import RequestError
 from engine.events import GenerationEvent, StepStats
 from engine.grammar.compiler import GrammarCompiler, load_vocabulary
 from engine.grammar.queue import GrammarQueue
 from engine.grammar.state import GrammarVocabulary
-from engine.kv_cache.pages import PageAllocator
-from engine.kv_cache.pool import KVCachePool
-from engine.measure.calibration import measure_costs
-from engine.measure.device_speed import measure_device_speed
-from engine.measure.roofline import DeviceSpeed, PassShape, WorkCounter
+from engine.measure.roofline import PassShape
 from engine.models.files import model_directory
-from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.request import Request, check_request
-from engine.runner.kernels import make_kernels
-from engine.runner.model_runner import ModelRunner
-from engine.runner.pool_size import choose_pool_size
-from engine.sampling.history import TokenHistory
-from engine.sampling.sampler import Sampler
 from engine.scheduling.outcome import finish_event
-from engine.scheduling.scheduler import Scheduler
 from engine.sequence import Sequence
-
-if TYPE_CHECKING:
-    from engine.gpu.graphs import PassGraphs
 
 log = logging.getLogger("lightcone.engine")
 
@@ -49,90 +31,23 @@ STEP_FAILED = "The engine failed while it ran this request."
 class Engine:
     """One model, one KV pool, one scheduler. Not thread-safe: one thread adds, aborts and steps."""
 
-    def __init__(self, config: EngineConfig, model: LoadedModel, device: torch.device) -> None:
-        """Raises ConfigError if the configuration contradicts itself or the machine."""
-        self.config = config
-        self.device = device
-        spec, shape = model.spec, model.config
-        dtype = model.decoder.dtype
-        size = choose_pool_size(config, shape, dtype, device)
-        self._work = WorkCounter(model.decoder, dtype.itemsize)
-        speed = DeviceSpeed(0.0, 0.0)
-        if config.calibration_seconds:
-            speed = measure_device_speed(device, dtype, self._work.weight_bytes)
-        self.info = EngineInfo(
-            family=spec.family,
-            vocab_size=shape.vocab_size,
-            max_model_len=size.max_model_len,
-            mask_token_id=spec.mask_token_id,
-            banned_token_ids=spec.banned_token_ids,
-            bos_token_id=spec.bos_token_id,
-            end_token_ids=spec.end_token_ids,
-            decodings=spec.decodings,
-            default_decoding=spec.default_decoding,
-            block_length=min(spec.block_length, config.max_block_length),
-            max_block_length=config.max_block_length,
-            max_infill_window=config.max_infill_window if spec.can_infill else 0,
-            page_size=config.page_size,
-            num_pages=size.num_pages,
-            dtype=str(dtype).removeprefix("torch."),
-            device=str(device),
-            num_parameters=model.decoder.num_parameters,
-            device_bandwidth=speed.bandwidth,
-            device_rate=speed.rate,
-        )
-        captured = device.type == "cuda" and config.kernels == "triton" and not config.enforce_eager
-        pool = KVCachePool(
-            num_layers=shape.num_layers,
-            num_pages=size.num_pages,
-            page_size=config.page_size,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            max_rows=config.max_running,
-            max_pages_per_row=-(-size.max_model_len // config.page_size),
-            dtype=dtype,
-            device=device,
-            padding_page=captured,
-        )
-        kernels = make_kernels(config.kernels, pool, model.decoder, spec.banned_token_ids)
-        self.runner = ModelRunner(model.decoder, pool, kernels, device)
-        if device.type == "cuda":
-            kernels.warm_up(shape.vocab_size, dtype)
-        if captured:
-            self.runner.graphs = capture_passes(self.runner, config.max_batch_tokens)
-        history = TokenHistory(config.max_running, shape.vocab_size, device)
-        self.sampler = Sampler(spec.banned_token_ids, history, device, kernels.choice)
-        self.scheduler = Scheduler(
-            config,
-            PageAllocator(size.num_pages, config.page_size, config.prefix_caching),
-            Prefill(self.sampler, spec.mask_token_id, device),
-        )
-        costs = self._measure_costs(config, "auto" in spec.decodings)
-        self.controller = WidthController(costs, AcceptanceEstimate(config.max_block_length))
-        self.policies = make_policies(config, spec, self.sampler, device, self.controller)
-        self._end_token_ids = frozenset(spec.end_token_ids)
+    def __init__(self, parts: EngineParts) -> None:
+        self.config = parts.config
+        self.info = parts.info
+        self.device = parts.device
+        self.runner = parts.runner
+        self.sampler = parts.sampler
+        self.scheduler = parts.scheduler
+        self.policies = parts.policies
+        self._work = parts.work
+        self._end_token_ids = frozenset(parts.info.end_token_ids)
         self._arrivals = 0
         self._compiling = GrammarQueue(GrammarCompiler(self._load_vocabulary))
-
-    def _measure_costs(self, config: EngineConfig, wanted: bool) -> CostTable:
-        if not wanted or not config.calibration_seconds:
-            return CostTable.assumed(config.max_block_length)
-        return measure_costs(self.runner, config, self.scheduler.prefill, self.info.max_model_len)
 
     @classmethod
     def load(cls, config: EngineConfig) -> Engine:
         """Loads the model that the configuration names. Raises ModelLoadError or ConfigError, one line each."""
-        check_config(config)
-        device = resolve_device(config.device)
-        set_up(device, config.threads)
-        model = load_model(
-            model_directory(config.model),
-            load_format=config.load_format,
-            dtype=DTYPES.get(config.dtype),
-            device=device,
-            max_positions=config.max_model_len,
-        )
-        return cls(config, model, device)
+        return cls(load_parts(config))
 
     def add(self, request: Request) -> None:
         """Queues a request; it joins before the next pass it fits into. RequestError if it can never be served.
@@ -205,7 +120,7 @@ class Engine:
 
     def _clear_poisoned(self) -> None:
         if self.scheduler.poisoned_pages:
-            self.runner.pool.clear(self.scheduler.poisoned_pages)
+            self.runner.clear(self.scheduler.poisoned_pages)
             self.scheduler.poisoned_pages = []
 
     def _run(self, plan: BatchPlan) -> tuple[list[StepOutcome], float]:
@@ -250,15 +165,3 @@ def decode(plan: BatchPlan, logits: Rows[torch.Tensor | None]) -> list[StepOutco
                 log.exception("request %s failed", span.seq.request.request_id)
                 outcomes.append(StepOutcome(span, error=STEP_FAILED))
     return outcomes
-
-
-def capture_passes(runner: ModelRunner, max_tokens: int) -> PassGraphs:
-    """Captures a runner's passes of up to `max_tokens` query tokens on a GPU. Only with the triton kernels."""
-    from engine.gpu.attention import TritonAttention  # these need Triton, and nothing else does
-    from engine.gpu.graphs import CudaCapturer, PassGraphs
-
-    if not isinstance(runner.attention, TritonAttention):
-        raise TypeError("only passes of the triton backend can be captured")
-    graphs = PassGraphs(runner.decoder, runner.attention, runner.elementwise, runner.pool, CudaCapturer())
-    graphs.warm_up(max_tokens)
-    return graphs

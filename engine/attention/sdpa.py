@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention.base import AttentionBackend
-from engine.batch import ForwardBatch
+from engine.attention.packed_pass import ForwardBatch
 from engine.device.transfer import to_device
 from engine.kv_cache.pool import KVCachePool
 

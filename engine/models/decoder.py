@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.attention.base import AttentionBackend
-from engine.batch import ForwardBatch
+from engine.attention.packed_pass import ForwardBatch
 from engine.models.adapter import DraftAdapter
 from engine.models.decoder_config import DecoderConfig
 from engine.models.elementwise import Elementwise

@@ -119,7 +119,7 @@ def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpe
     fitting = [kind for kind, _ in kinds if kind.fits(engine)]
     bars = [bar for kind, bar in kinds if kind.fits(engine)]
     found = time_passes(engine, fitting, repeats=5)
-    captured, graphs = [_logits(engine, kind) for kind in fitting], engine.runner.graphs
+    captured, graphs = [_logits(engine, kind) for kind in fitting], engine.runner.device_pass.graphs
     with without_graphs(engine):
         eager = [_logits(engine, kind) for kind in fitting]
         eager_seconds = time_passes(engine, fitting, repeats=3) if graphs is not None else [[] for _ in fitting]

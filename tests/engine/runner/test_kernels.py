@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from engine.attention.registry import make_attention
 from engine.attention.sdpa import SdpaAttention
 from engine.errors import ConfigError
+from engine.runner.kernels import make_attention
 from tests.conftest import MakeEngine
 from tests.engine.attention.paged_sequences import NUM_HEADS, PagedSequences
 from tests.engine.driving import ask, drive
@@ -38,7 +38,7 @@ def test_triton_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_triton_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr("engine.attention.registry.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.runner.kernels.find_spec", lambda name: None)
     assert "lightcone[triton]" in refusal("triton", PagedSequences())
 
 
