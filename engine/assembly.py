@@ -38,7 +38,7 @@ UNMEASURED = DeviceSpeed(0.0, 0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineParts:
-    """What an Engine is made of."""
+    """The parts of an Engine."""
 
     config: EngineConfig
     info: EngineInfo
@@ -152,7 +152,7 @@ def warm_up(config: EngineConfig, model: LoadedModel, pool: KVCachePool, kernels
 def measure_or_assume_costs(
     config: EngineConfig, model: LoadedModel, size: PoolSize, runner: ModelRunner, prefill: Prefill
 ) -> CostTable:
-    """What passes cost, measured if the model has a mode that asks and the configuration gives time for it."""
+    """The cost of passes: measured if the model has a mode that asks and the configuration gives time for it."""
     if "auto" not in model.spec.decodings or not config.calibration_seconds:
         return CostTable.assumed(config.max_block_length)
     return measure_costs(runner, config, prefill, size.max_model_len)

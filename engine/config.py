@@ -36,7 +36,7 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """What is valid, to follow "must be"."""
+        """The valid values in words, to follow "must be"."""
         if self.power_of_two:
             return "a power of two"
         if self.least is not None and self.most is not None:
@@ -57,7 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy`: random weights for a config.json alone, to measure any size without a checkpoint."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Of weights, activations and KV. `auto`: the checkpoint's on a GPU, float32 on a CPU."""
+    """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU, float32 on a CPU."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto`: the first GPU, or the CPU where there is none."""
     kernels: Literal["torch", "triton"] = "torch"

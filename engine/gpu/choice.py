@@ -1,5 +1,7 @@
-"""Choosing tokens on a GPU by kernels that read a row of logits once or twice and write nothing of its size. Only
-top_k and top_p read it some twenty times (twice as often in float32), where the alternative is to sort it.
+"""TritonChoice: chooses tokens on a GPU by kernels that read a row of logits once or twice.
+
+They write nothing of the row's size. Only top_k and top_p read it some twenty times (twice as often in float32), where
+the alternative is to sort it.
 
 Needs Triton: imported only where it is asked for.
 """

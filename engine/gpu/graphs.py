@@ -81,7 +81,7 @@ class _Graph:
     inputs: torch.Tensor
     """[4, num_tokens] int64; see PackedPass."""
     layout: torch.Tensor
-    """What the attention reads of the pass; see CapturableAttention."""
+    """The attention's layout of the pass; see CapturableAttention."""
     draft_tokens: torch.Tensor | None
     """[num_tokens, 1]"""
     hidden: torch.Tensor

@@ -36,5 +36,5 @@ class LowRankUpdate:
         self.up.add_to(total, self.down(x) * scale)
 
     def targets(self) -> dict[str, Target]:
-        """What a checkpoint brings, under PEFT's names."""
+        """The tensors of a checkpoint that fill it, under PEFT's names."""
         return {**self.down.targets(), **self.up.targets()}

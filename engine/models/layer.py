@@ -32,7 +32,7 @@ class GatedMLP:
         return self.gate_up, self.down
 
     def targets(self) -> dict[str, Target]:
-        """What a checkpoint brings, under the names transformers gives a Llama-like MLP."""
+        """The tensors of a checkpoint that fill it, under the names transformers gives a Llama-like MLP."""
         return _projections({**self.gate_up.targets(), **self.down.targets()})
 
 
@@ -88,7 +88,7 @@ class Layer:
         return tuple(norm for norm in norms if norm is not None)
 
     def targets(self) -> dict[str, Target]:
-        """What a checkpoint brings, under the names transformers gives a Llama-like layer."""
+        """The tensors of a checkpoint that fill it, under the names transformers gives a Llama-like layer."""
         attention = _projections({**self.qkv.targets(), **self.output.targets()})
         if self.q_norm is not None and self.k_norm is not None:
             attention |= {"q_norm.weight": TensorTarget(self.q_norm), "k_norm.weight": TensorTarget(self.k_norm)}
@@ -100,7 +100,7 @@ class Layer:
         }
 
     def adapter_targets(self) -> dict[str, Target]:
-        """What a draft adapter's checkpoint brings, under PEFT's names; empty without an adapter."""
+        """The tensors of a draft adapter's checkpoint, under PEFT's names; empty without an adapter."""
         found = self.output_update.targets() if self.output_update is not None else {}
         return {f"self_attn.o_proj.{name}": target for name, target in found.items()}
 

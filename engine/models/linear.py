@@ -81,7 +81,7 @@ class Linear(ABC):
 
     @abstractmethod
     def targets(self) -> dict[str, Target]:
-        """What a checkpoint brings: `PART.weight`, and `PART.bias` where there is a bias."""
+        """The tensors of a checkpoint that fill it: `PART.weight`, and `PART.bias` where there is a bias."""
 
     def load(self, part: str, tensor: torch.Tensor) -> None:
         """Fills the rows of one part. tensor: [outputs of the part, inputs], of any floating type."""
@@ -154,4 +154,4 @@ MakeLinear = Callable[[Mapping[str, int], int, torch.dtype, torch.device, bool],
 """(parts, inputs, dtype, device, whether there is a bias) -> the weight, not initialised."""
 
 LINEARS: Mapping[str, MakeLinear] = {"dense": DenseLinear.empty}
-"""How a matrix may be stored, by name."""
+"""The ways to store a matrix, by name."""

@@ -26,8 +26,8 @@ DTYPES = {
 }
 """The types of weights, activations and KV, by the names that options and config.json give them."""
 
-CANVAS_MARGIN = 1024
-"""Positions beyond the model's longest text that a batch may still name: a canvas may reach past the text's end."""
+BLOCK_MARGIN = 1024
+"""Positions beyond the model's longest text that a batch may still name: a block may reach past the text's end."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def load_model(
     adapter_directory = _find_adapter(directory, description)
     adapter = None if adapter_directory is None else _read_adapter(adapter_directory)
     config = description.config
-    positions = min(max_positions or config.max_positions, config.max_positions) + CANVAS_MARGIN
+    positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
     dtype = dtype or _own_dtype(config_file, device)
     files = {} if load_format == "dummy" else find_weight_files(directory)
     try:

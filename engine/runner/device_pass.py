@@ -1,4 +1,4 @@
-"""The device's part of a pass: from packed arrays to logits. What a rank does, with no sequence at hand."""
+"""The device's part of a pass: from packed arrays to logits. A rank needs nothing else, and no Sequence."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Kernels(NamedTuple):
     attention: AttentionBackend
     elementwise: Elementwise
     picker: TokenPicker | None
-    """None: engine.sampling does it with torch's own operations."""
+    """None: engine.sampling.sampler does it with torch's own operations."""
 
     @torch.inference_mode()
     def warm_up(self, vocab_size: int, dtype: torch.dtype) -> None:
@@ -37,7 +37,7 @@ class Kernels(NamedTuple):
 
 @dataclass(frozen=True)
 class KernelSet:
-    """How the parts of one set of kernels are made."""
+    """The makers of one set of kernels."""
 
     attention: Callable[[KVCachePool, int], AttentionBackend]
     """(pool, number of query heads). May raise ConfigError."""

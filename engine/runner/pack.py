@@ -20,7 +20,7 @@ class Packer:
         self._cleared: list[int] = []
 
     def clear(self, pages: list[int]) -> None:
-        """Has the next pass begin by zeroing pages, whoever owns them by then."""
+        """Makes the next pass zero these pages before it begins."""
         self._cleared += pages
 
     def pack(self, plan: BatchPlan) -> PackedPass:

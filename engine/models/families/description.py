@@ -21,7 +21,7 @@ class ModelDescription:
     spec: ModelSpec
     names: WeightNames
     adapter_folder: str | None = None
-    """Where the family keeps a draft adapter, if a checkpoint brings one."""
+    """Folder of the draft adapter within the checkpoint, for families that have one."""
 
 
 @dataclass(frozen=True, kw_only=True)

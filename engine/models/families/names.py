@@ -1,4 +1,4 @@
-"""WeightNames: from a family's tensor names to the tensors that the decoder wants, and back."""
+"""WeightNames: a mapping from a family's tensor names to the tensors that the decoder wants, and back."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class WeightNames:
     """
 
     body_prefixes: tuple[str, ...]
-    """What may stand before `embed_tokens.weight`, `layers.N. ...` and `norm.weight`; the published one first."""
+    """Prefixes of `embed_tokens.weight`, `layers.N. ...` and `norm.weight`; the published one first."""
     heads: tuple[str, ...]
     """Names of the output head, the published one first."""
     layers: str = "layers"
-    """What the family calls the list of layers."""
+    """The family's name of the list of layers."""
     body: Mapping[str, str] = field(default_factory=dict)
     """The family's name -> the decoder's, for tensors outside the layers, after the prefix. Others keep their name."""
     layer: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class WeightNames:
         return tuple(f"layers.{number}.{wanted}" for wanted in self.layer.get(own, (own,)))
 
     def adapter_names(self, name: str) -> tuple[str, ...]:
-        """The same for a draft adapter's tensor: PEFT's wrapper and adapter name are left out."""
+        """The tensors that a draft adapter's tensor fills. PEFT's wrapper and adapter name are left out."""
         name = name.removeprefix("base_model.model.")
         matched = re.fullmatch(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight", name)
         if matched is None:
@@ -66,5 +66,5 @@ class WeightNames:
         return f"{self.body_prefixes[0]}{self.layers}.{number}.{own}"
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a checkpoint's tensor is one that no loader needs."""
+        """Whether no loader needs this tensor of a checkpoint."""
         return name.endswith(self.ignored_suffixes)
