@@ -15,9 +15,9 @@ from typing import Any
 import zmq
 
 from bench.pass_times import clock_for, typical, wrapped
+from engine.device.devices import synchronise
 from engine.engine import Engine
 from engine.events import GenerationEvent, StepStats
-from engine.measure.device_speed import synchronise
 from engine.messages import EngineUpdate
 from engine.process import EngineProcess
 from engine.request import Decoding, DecodingParams, Request, SamplingParams
@@ -100,16 +100,17 @@ class StepClock:
     def running(self) -> Iterator[None]:
         """Wraps the engine's methods until the context ends."""
         engine, runner = self._engine, self._engine.runner
+        device_pass = runner.device_pass
         methods: list[tuple[object, str, str]] = [
             (engine.scheduler, "schedule", "schedule"),
             (engine.scheduler, "commit", "commit"),
             (runner, "forward", "forward"),
-            (runner.attention, "prepare", "model"),
-            (runner.decoder, "forward", "model"),
-            (runner.decoder, "logits", "model"),
+            (device_pass.attention, "prepare", "model"),
+            (device_pass.decoder, "forward", "model"),
+            (device_pass.decoder, "logits", "model"),
         ]
-        if runner.graphs is not None:
-            methods.append((runner.graphs, "forward", "model"))
+        if device_pass.graphs is not None:
+            methods.append((device_pass.graphs, "forward", "model"))
         policies = {id(policy): policy for policy in (*engine.policies.values(), engine.scheduler.prefill)}
         methods += [(policy, "decide", "decide") for policy in policies.values()]
         with ExitStack() as stack:

@@ -108,7 +108,7 @@ def pass_parts(engine: Engine, plan: BatchPlan, repeats: int) -> tuple[float, di
 
 @contextmanager
 def _metering(engine: Engine, timer: Timer) -> Iterator[None]:
-    runner = engine.runner
+    device_pass = engine.runner.device_pass
     meter: Any = _Meter(timer)  # its base class is untyped
 
     def as_part(part: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -136,12 +136,12 @@ def _metering(engine: Engine, timer: Timer) -> Iterator[None]:
         return forward
 
     with ExitStack() as stack:
-        stack.enter_context(wrapped(runner.attention, "prepare", as_part("attention")))
-        stack.enter_context(wrapped(runner.attention, "forward", whole("attention")))
+        stack.enter_context(wrapped(device_pass.attention, "prepare", as_part("attention")))
+        stack.enter_context(wrapped(device_pass.attention, "forward", whole("attention")))
         for name in ("rotate", "silu_mul"):  # kernels are no torch calls
-            stack.enter_context(wrapped(runner.elementwise, name, whole("elementwise")))
-        stack.enter_context(wrapped(runner.decoder, "forward", metered))
-        stack.enter_context(wrapped(runner.decoder, "logits", as_part("head")))
+            stack.enter_context(wrapped(device_pass.elementwise, name, whole("elementwise")))
+        stack.enter_context(wrapped(device_pass.decoder, "forward", metered))
+        stack.enter_context(wrapped(device_pass.decoder, "logits", as_part("head")))
         yield
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.device.devices import synchronise
 from engine.engine import Engine
-from engine.measure.device_speed import synchronise
 from engine.measure.roofline import WorkCounter
 from engine.request import Request
 from engine.sequence import Sequence
@@ -66,8 +66,7 @@ def make_plan(engine: Engine, kind: PassKind) -> BatchPlan:
 
 def counter_of(engine: Engine) -> WorkCounter:
     """Counts the work of the engine's passes."""
-    decoder = engine.runner.decoder
-    return WorkCounter(decoder.config, decoder.dtype.itemsize, decoder.adapter.rank if decoder.adapter else 0)
+    return WorkCounter(engine.runner.decoder, engine.runner.pool.dtype.itemsize)
 
 
 class Clock(NamedTuple):
@@ -122,11 +121,12 @@ def typical(values: list[float], cycle: int) -> float:
 @contextmanager
 def without_graphs(engine: Engine) -> Iterator[None]:
     """Until the context ends every pass runs operation by operation."""
-    graphs, engine.runner.graphs = engine.runner.graphs, None
+    device_pass = engine.runner.device_pass
+    graphs, device_pass.graphs = device_pass.graphs, None
     try:
         yield
     finally:
-        engine.runner.graphs = graphs
+        device_pass.graphs = graphs
 
 
 @contextmanager

@@ -15,13 +15,15 @@ from bench import options
 from bench.part_times import PARTS, pass_parts
 from bench.pass_times import PassKind, clock_for, counter_of, make_plan
 from engine.batch import Phase
+from engine.device.devices import resolve_device
 from engine.engine import Engine
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, PassShape, PassWork, WorkCounter, visible_pairs
-from engine.models.decoder import DecoderConfig
+from engine.models.decoder import Decoder
+from engine.models.decoder_config import DecoderConfig
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, model_directory
-from engine.models.loader import DTYPES, resolve_device
+from engine.models.loader import DTYPES
 
 SCHEMA = "lightcone-bench-light/1"
 
@@ -49,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     cells = list(product(args.width, args.batch, args.context))
     if args.floors_only:
         device, dtype, config = _read(args)
-        counter = WorkCounter(config, dtype.itemsize)
+        # Enough to be counted, and no memory taken.
+        shapes = Decoder(config, dtype=dtype, device=torch.device("meta"), num_positions=1)
+        counter = WorkCounter(shapes, dtype.itemsize)
         speed = _speed(args, device, dtype, counter)
         rows = [floor_figures(cell, counter.count(canvas_shape(*cell)), speed) for cell in cells]
         _print(args.model, counter, speed, rows)

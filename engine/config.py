@@ -1,21 +1,63 @@
-"""The engine's frozen configuration, and what a loaded engine tells the API process about itself. A leaf: no torch."""
+"""The engine's frozen configuration with its valid values, and what a loaded engine reports about itself. No torch."""
 
-from typing import Literal
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Literal
 
 import msgspec
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option may be. Always finite ones."""
+
+    above: float | None = None
+    """Lower bound, itself not valid."""
+    least: float | None = None
+    """Lower bound, itself valid."""
+    most: float | None = None
+    """Upper bound, itself valid."""
+    power_of_two: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if self.power_of_two and (value < 1 or value != 1 << int(value).bit_length() - 1):
+            return False
+        return (
+            (self.above is None or value > self.above)
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+        )
+
+    def __str__(self) -> str:
+        """The valid values in words, to follow "must be"."""
+        if self.power_of_two:
+            return "a power of two"
+        if self.least is not None and self.most is not None:
+            return f"between {self.least} and {self.most}"
+        lower = f"greater than {self.above}" if self.above is not None else f"at least {self.least}"
+        return lower if self.most is None else f"{lower} and at most {self.most}"
+
+
+POSITIVE = Range(above=0)
+NOT_NEGATIVE = Range(least=0)
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine process is started with. Lengths and capacities are in tokens unless the name says otherwise."""
+    """The options of the engine process. Lengths and capacities are in tokens unless the name says otherwise."""
 
     model: str = "builtin"
     """A directory in a published layout, or `builtin`; to `lightcone serve` also a repository on a hub (org/name)."""
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy`: random weights for a config.json alone, to measure any size without a checkpoint."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Of weights, activations and KV. `auto`: the checkpoint's on a GPU, float32 on a CPU."""
+    """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU, float32 on a CPU."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto`: the first GPU, or the CPU where there is none."""
     kernels: Literal["torch", "triton"] = "torch"
@@ -25,21 +67,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     """Capture no passes: each runs operation by operation. On a GPU with `kernels` triton small passes are otherwise
     captured (CUDA graphs) at start-up, which takes up to half a minute."""
-    max_model_len: int | None = None
+    max_model_len: Annotated[int | None, POSITIVE] = None
     """Longest prompt plus answer. None: what the model's config says, as far as the KV pool can hold it."""
-    max_running: int = 64
+    max_running: Annotated[int, POSITIVE] = 64
     """Most sequences decoding or prefilling at once."""
-    max_batch_tokens: int = 2048
+    max_batch_tokens: Annotated[int, POSITIVE] = 2048
     """Most query tokens in one pass."""
-    max_block_length: int = 64
+    max_block_length: Annotated[int, Range(least=2, most=1024)] = 64
     """Longest block a request may ask for."""
-    max_infill_window: int = 1024
+    max_infill_window: Annotated[int, NOT_NEGATIVE] = 1024
     """Longest gap plus suffix of an infill request: the window is encoded again in every pass."""
-    page_size: int = 16
+    page_size: Annotated[int, Range(power_of_two=True)] = 16
     """KV positions a page holds; a power of two."""
-    kv_cache_tokens: int | None = None
+    kv_cache_tokens: Annotated[int | None, POSITIVE] = None
     """KV pool size. None: sized from the device's free memory, or from `max_running` on a CPU."""
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: Annotated[float, Range(above=0, most=1)] = 0.9
     """Share of a GPU's memory that weights and an automatically sized KV pool may take together. The rest is for
     activations (a pass of `max_batch_tokens`) and captured passes."""
     prefix_caching: bool = True
@@ -48,13 +90,58 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Diffusion: the commit pass of a finished block carries the first denoising step of the next one. A different
     schedule (that step sees a mask where the seed would stand), so it changes answers: configuration, never load. On
     the built-in model it is as often right and takes up to a third fewer passes."""
-    shared_verify_below: int = 3
+    shared_verify_below: Annotated[int, NOT_NEGATIVE] = 3
     """Speculation: with at most this many running sequences a verifying pass also drafts the next block. Never
     changes an answer."""
-    calibration_seconds: float = 2.0
+    calibration_seconds: Annotated[float, NOT_NEGATIVE] = 2.0
     """Time spent at start-up on measuring what passes cost, for `auto`. 0: a rough assumption instead."""
-    threads: int | None = None
+    threads: Annotated[int | None, POSITIVE] = None
     """torch intra-op threads on a CPU. None: all cores but one, which the API process needs."""
+
+
+def check_config(config: EngineConfig, places: Mapping[str, str] | None = None) -> None:
+    """Raises ConfigError for an option out of its range, or for options that contradict each other.
+
+    places: where options were set, by name, for messages; those that kept their default are not in it.
+    """
+    check_ranges(config, places)
+    widest = max(2 * config.max_block_length, config.max_infill_window)
+    # A quarter of the budget is kept for prompts while any wait; what remains must hold the widest single span pair.
+    if config.max_batch_tokens - config.max_batch_tokens // 4 < widest:
+        needed = 4 * (widest - 1) // 3 + 1
+        where = _where(places, "max_batch_tokens", "max_block_length", "max_infill_window")
+        raise ConfigError(
+            f"max_batch_tokens ({config.max_batch_tokens}) cannot hold two blocks of max_block_length "
+            f"({config.max_block_length}) or one max_infill_window ({config.max_infill_window}): "
+            f"at least {needed} is needed{where}."
+        )
+
+
+def check_ranges(options: msgspec.Struct, places: Mapping[str, str] | None = None) -> None:
+    """Raises ConfigError naming the first option that is out of its range, what is valid, and where it was set."""
+    for name, valid in ranges_of(type(options)).items():
+        value = getattr(options, name)
+        if value is None:
+            continue
+        expected = str(valid) if math.isfinite(value) else "a finite number"
+        if not math.isfinite(value) or value not in valid:
+            raise ConfigError(f"{name} must be {expected}, not {value}{_where(places, name)}")
+
+
+@cache
+def ranges_of(struct: type[msgspec.Struct]) -> dict[str, Range]:
+    """The range of every option that has one, as it stands beside the field."""
+    return {
+        name: entry
+        for name, hint in typing.get_type_hints(struct, include_extras=True).items()
+        for entry in getattr(hint, "__metadata__", ())
+        if isinstance(entry, Range)
+    }
+
+
+def _where(places: Mapping[str, str] | None, *names: str) -> str:
+    found = [places[name] for name in names if name in places] if places else []
+    return f" ({', '.join(found)})" if found else ""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

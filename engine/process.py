@@ -1,9 +1,9 @@
 """The engine process: `python -m engine.process ENDPOINT`, started by the API process as a plain subprocess.
 
-The first line of stdin is the EngineConfig as JSON. stdin then stays open for as long as the API process lives: its end
-of file means that the parent is gone, however it went, and the process leaves at once. One thread (the main one) does
-everything else: it takes messages between two passes, steps the engine, and sends what happened over a ZeroMQ PAIR
-socket. Nothing received is ever unpickled: messages are msgspec structs.
+The first line of stdin is the EngineConfig as JSON. stdin then stays open for as long as the API process lives. Its end
+of file means that the parent is gone, and the process exits at once; one thread waits for that. The main thread takes
+messages between two passes, steps the engine, and sends events over a ZeroMQ PAIR socket. Messages are msgspec structs,
+and nothing received is ever unpickled.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class EngineProcess:
             self.send(EngineUpdate(events + stepped, stats))
 
     def _receive(self, wait: bool) -> list[GenerationEvent]:
-        """Takes every message that is there, waiting up to a heartbeat for the first if there is nothing else to do."""
+        """Handles every message that has arrived. wait: for the first one, up to a heartbeat."""
         events: list[GenerationEvent] = []
         timeout = int(IDLE_HEARTBEAT_SECONDS * 1000) if wait else 0
         while self._socket.poll(timeout):
@@ -82,7 +82,7 @@ class EngineProcess:
         try:
             self.engine.add(request)
         except RequestError as error:
-            # The API process checks requests at its door; this is the second lock on the same door.
+            # The API process validates every request with the same function before it sends it: this is a defect.
             return [Finished(request_id=request.request_id, reason="error", stats=GenerationStats(), error=str(error))]
         except Exception:
             log.exception("request %s could not be added", request.request_id)
@@ -96,7 +96,7 @@ class EngineProcess:
 
 
 def leave_with_parent() -> None:
-    """Ends the process at once when stdin closes: the parent holds its other end for as long as it lives."""
+    """Ends the process at once when stdin closes: the parent keeps the other end open for as long as it lives."""
 
     def wait() -> None:
         # Not through sys.stdin: a thread inside its lock would make the interpreter's own exit fail.
@@ -109,7 +109,7 @@ def leave_with_parent() -> None:
 
 def main() -> int:
     """Entry point. Exits 0 after Shutdown, 1 after a failure that it has reported in one line."""
-    # Ctrl-C reaches the whole terminal group; the API process decides what it means and tells us.
+    # Ctrl-C reaches the whole terminal group; the API process handles it and sends Shutdown.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)

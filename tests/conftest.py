@@ -47,8 +47,9 @@ def engine_maker(directory: Path, dtype: str) -> MakeEngine:
     """A function from EngineConfig fields to an engine of one model; by default a small one that measures nothing."""
     import torch
 
-    from engine.config import EngineConfig
-    from engine.engine import Engine, check_config
+    from engine.assembly import assemble
+    from engine.config import EngineConfig, check_config
+    from engine.engine import Engine
     from engine.models.loader import DTYPES, load_model
 
     torch.set_num_threads(1)
@@ -65,6 +66,6 @@ def engine_maker(directory: Path, dtype: str) -> MakeEngine:
         }  # fmt: skip
         config = EngineConfig(**(settings | overrides))
         check_config(config)
-        return Engine(config, model(), device)
+        return Engine(assemble(config, model(), device))
 
     return make

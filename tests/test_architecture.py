@@ -25,20 +25,21 @@ SERVER_MAY_USE = {
 
 LEAVES = {
     "engine.errors": set(),
-    "engine.config": set(),
+    "engine.config": {"engine.errors"},
     "engine.events": set(),
     "engine.models.spec": set(),
     "engine.request": {"engine.config", "engine.errors"},
     "engine.sequence": {"engine.events", "engine.request"},
-    "engine.batch": {"engine.device.transfer"},
+    "engine.batch": set(),
     "engine.messages": {"engine.config", "engine.events", "engine.request"},
     "engine.sampling.noise": set(),
     "engine.device.transfer": set(),
+    "engine.device.devices": {"engine.errors"},
     "engine.kv_cache.pages": {"engine.errors"},
 }
 """Modules that anybody may import, and all of the engine that they import themselves."""
 
-TYPES = set(LEAVES) - {"engine.kv_cache.pages", "engine.sampling.noise", "engine.messages"}
+TYPES = set(LEAVES) - {"engine.kv_cache.pages", "engine.sampling.noise", "engine.messages", "engine.device.devices"}
 
 MAY_IMPORT = {
     "engine.scheduling.scheduler": TYPES | {
@@ -47,33 +48,33 @@ MAY_IMPORT = {
     "engine.scheduling.outcome": TYPES | {"engine.decoding.contract"},
     "engine.sampling.history": TYPES,
     "engine.sampling.sampler": TYPES | {
-        "engine.grammar.state", "engine.sampling.history", "engine.sampling.noise", "engine.gpu.choice",
+        "engine.grammar.state", "engine.sampling.history", "engine.sampling.noise", "engine.sampling.picker",
     },
     "engine.grammar.state": TYPES,
     "engine.grammar.compiler": TYPES | {"engine.grammar.state"},
-    "engine.runner.kernels": TYPES | {
-        "engine.models.decoder", "engine.models.elementwise", "engine.gpu.elementwise", "engine.attention",
-        "engine.kv_cache.pool", "engine.gpu.choice",
+    "engine.gpu": TYPES | {
+        "engine.gpu", "engine.attention", "engine.kv_cache.pool", "engine.models", "engine.sampling.picker",
+        "engine.device.devices",
     },
-    "engine.gpu.choice": TYPES | {"engine.gpu.choice_kernels"},
-    "engine.runner.model_runner": TYPES | {
-        "engine.models", "engine.runner.kernels", "engine.gpu.graphs", "engine.kv_cache.pool",
+    "engine.runner": TYPES | {
+        "engine.runner", "engine.gpu", "engine.attention", "engine.kv_cache.pool", "engine.models",
+        "engine.sampling.picker",
     },
-    "engine.gpu.graphs": TYPES | {
-        "engine.models.decoder", "engine.models.elementwise", "engine.gpu.attention", "engine.kv_cache.pool",
-        "engine.measure.device_speed",
+    "engine.runner.pack": TYPES | {"engine.attention.packed_pass"},
+    "engine.measure": TYPES | {
+        "engine.measure", "engine.runner", "engine.models", "engine.decoding.contract", "engine.decoding.width",
+        "engine.device.devices",
     },
     "engine.decoding": TYPES | {"engine.decoding", "engine.sampling"},
-    "engine.attention": TYPES | {"engine.attention", "engine.gpu.attention", "engine.kv_cache.pool"},
-    "engine.models": TYPES | {"engine.models", "engine.attention.base", "engine.builtin"},
+    "engine.attention": TYPES | {"engine.attention", "engine.kv_cache.pool"},
+    "engine.models": TYPES | {"engine.models", "engine.attention", "engine.builtin"},
     "engine.kv_cache.pool": TYPES,
-    "engine.kv_cache.sizing": TYPES | {"engine.kv_cache.pool", "engine.models.decoder"},
     "engine.process": TYPES | {"engine.engine", "engine.messages"},
 }  # fmt: skip
 """By module or package: the modules and packages of the engine that it may import."""
 
 NO_TORCH = {
-    *(set(LEAVES) - {"engine.batch", "engine.sampling.noise", "engine.device.transfer"}),
+    *(set(LEAVES) - {"engine.sampling.noise", "engine.device.transfer", "engine.device.devices"}),
     "engine.models.files", "engine.builtin", "engine.grammar.state",
 }  # fmt: skip
 

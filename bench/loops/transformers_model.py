@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, Ministral3Config
 
 from engine.engine import Engine
 from engine.errors import ConfigError
-from engine.models.decoder import Decoder, DecoderConfig
+from engine.models.decoder import Decoder
+from engine.models.decoder_config import DecoderConfig
 
 Cache = Any
 """transformers' DynamicCache."""
@@ -163,8 +164,13 @@ def _state(decoder: Decoder) -> dict[str, torch.Tensor]:
 
 def _merged_adapter(decoder: Decoder) -> list[torch.Tensor]:
     """By layer: the output projection with the draft adapter added. Empty without one."""
+    if decoder.adapter is None:
+        return []
+    tensors = decoder.tensors() | {name: target.values() for name, target in decoder.adapter_targets().items()}
     merged = []
-    for layer in decoder.layers:
-        if decoder.adapter is not None and layer.lora_a is not None and layer.lora_b is not None:
-            merged.append((layer.output + decoder.adapter.scale * layer.lora_b @ layer.lora_a).contiguous())
+    for index in range(len(decoder.layers)):
+        weight, down, up = (
+            tensors[f"layers.{index}.self_attn.o_proj.{name}weight"] for name in ("", "lora_A.", "lora_B.")
+        )
+        merged.append((weight + decoder.adapter.scale * up @ down).contiguous())
     return merged

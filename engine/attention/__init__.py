@@ -1,0 +1,1 @@
+"""Attention over paged KV: the interface, the arrays of a pass, and the reference on torch."""

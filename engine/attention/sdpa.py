@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention.base import AttentionBackend
-from engine.batch import ForwardBatch
+from engine.attention.packed_pass import ForwardBatch
 from engine.device.transfer import to_device
 from engine.kv_cache.pool import KVCachePool
 
@@ -33,7 +33,7 @@ class _Tile:
     """Query rows attended in one call: q tokens of each of the segment's n spans."""
 
     rows: slice | torch.Tensor
-    """Where the n * q query tokens lie in the batch, span by span."""
+    """Places of the n * q query tokens in the batch, span by span."""
     mask: torch.Tensor
     """Added to the scores: 0 where visible, -inf elsewhere. [n, 1, 1, kv] where all of a span's queries see the same;
     else [1, 1, q, kv] if n is 1, [n, 1, q * group, kv] if not."""
@@ -141,7 +141,7 @@ class SdpaAttention(AttentionBackend):
         pool, count = self._pool, len(spans)
         spans.sort()
         rows = [batch.span_rows[span] for span in spans]
-        # Beyond a span's last page its table row is stale: repeat that page, which holds nobody else's KV.
+        # Beyond a span's last page its table row is stale: repeat that page, which holds this sequence's own KV.
         last_pages = np.array([(batch.span_kv_ends[span] - 1) // pool.page_size for span in spans])
         columns = np.minimum(np.arange(num_pages), last_pages[:, None])
         pages = to_device(pool.host_page_table[np.array(rows)[:, None], columns].ravel(), pool.device)
@@ -181,7 +181,7 @@ class SdpaAttention(AttentionBackend):
         limits = batch.kv_limits[where].view(count, 1, -1, 1)
         if on_host.shape[1] > 1:
             if (on_host == on_host[:, :1]).all():
-                # Canvases: a mask row a span, broadcast, is quicker to build and to read.
+                # Blocks that see themselves whole: one mask row a span, broadcast, is quicker to build and to read.
                 limits = limits[:, :, :1]
             elif count > 1:
                 limits = limits.repeat_interleave(self._group, dim=2)

@@ -1,0 +1,1 @@
+"""The device: finding it, waiting for it, and sending data to it."""

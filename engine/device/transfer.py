@@ -1,4 +1,4 @@
-"""Small host data on its way to the device."""
+"""Sends small data from the host to the device without waiting."""
 
 from __future__ import annotations
 

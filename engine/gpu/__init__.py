@@ -1,0 +1,1 @@
+"""Triton kernels for NVIDIA GPUs, their callers, and captured passes."""

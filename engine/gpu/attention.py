@@ -1,21 +1,20 @@
 """Paged attention on a GPU: one Triton kernel reads K and V where they lie, for any mix of phases.
 
-Needs Triton (`pip install lightcone[triton]`; CUDA builds of torch bring it): engine.attention.registry imports this
+Needs Triton (`pip install lightcone[triton]`; CUDA builds of torch bring it): engine.runner.kernels imports this
 module only where it is asked for.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import triton
 
-from engine.attention.base import AttentionBackend
-from engine.batch import ForwardBatch, PackedPass
+from engine.attention.base import CapturableAttention, TileCounts, Tiles
+from engine.attention.packed_pass import ForwardBatch, PackedPass
 from engine.device.transfer import to_device
 from engine.gpu.attention_kernels import attend_tiles, merge_splits, store_kv
 from engine.kv_cache.pool import KVCachePool
@@ -26,11 +25,11 @@ MIN_SPLIT = 256
 MAX_SPLITS = 64
 """Splits that a merging program can load at once."""
 INTERPRETER_PROGRAMS = 32
-"""Programs to aim at where there is no GPU to ask: Triton's interpreter, which is for tests."""
+"""Programs to aim at in Triton's interpreter, where there is no GPU to ask."""
 
 
 class TileShape(NamedTuple):
-    """How a program works through the KV positions of its tile."""
+    """Settings of the kernel: how a program reads the KV positions of its tile."""
 
     block_kv: int
     """KV positions read at a time."""
@@ -48,19 +47,7 @@ registers do not spill (tests/engine/gpu/test_compiled_kernels.py). Tensor cores
 products use no tensor cores and many registers."""
 
 
-@dataclass(slots=True, eq=False)
-class Tiles:
-    """A pass cut into tiles of query tokens."""
-
-    rows: list[tuple[int, int, int]]
-    """Of each tile its first query token, number of query tokens, and row of the page table."""
-    block_rows: int
-    """Rows of the kernel's tile: query tokens times heads of a group, padded."""
-    longest: int
-    """Most KV positions that any query token sees."""
-
-
-class TritonAttention(AttentionBackend):
+class TritonAttention(CapturableAttention):
     """Cuts every span into tiles of query tokens and, where those are too few to fill the GPU, the context into splits.
 
     The host decides tiles and splits from the spans' lengths alone; they, what a token sees (`kv_limits`) and where it
@@ -105,15 +92,15 @@ class TritonAttention(AttentionBackend):
 
     def warm_up(self) -> None:
         """Compiles every variant: a compilation while requests are served would hold them all up. Call it before any
-        request is served: it scribbles on the pool's first slot."""
+        request is served: it writes to the pool's first slot."""
         pool = self._pool
         slots = torch.zeros(1, dtype=torch.int64, device=pool.device)
         layout = torch.zeros((2, 3), dtype=torch.int32, device=pool.device)  # one tile, of no tokens
         q, k = (torch.zeros((1, n, pool.head_dim), dtype=pool.dtype, device=pool.device)
                 for n in (self._num_heads, pool.num_kv_heads))  # fmt: skip
-        for rows in self.tile_rows:
+        for rows in self._shapes:
             for num_splits in (1, 2):
-                self.use(slots, slots, layout, rows, num_splits)
+                self._use(slots, slots, layout, rows, num_splits)
                 self.forward(q, k, k, 0)
 
     def prepare(self, batch: ForwardBatch) -> None:
@@ -121,12 +108,34 @@ class TritonAttention(AttentionBackend):
         tiles = self.tiles(batch)
         layout = self.layout(tiles, len(tiles.rows))
         device_layout = to_device(layout, self._pool.device)
-        self.use(batch.slots, batch.kv_limits, device_layout, tiles.block_rows, int(layout[0, 1]))
+        self._use(batch.slots, batch.kv_limits, device_layout, tiles.block_rows, int(layout[0, 1]))
+
+    def prepare_capture(self, batch: ForwardBatch, counts: TileCounts) -> torch.Tensor:
+        """See CapturableAttention."""
+        num_tiles, block_rows = counts
+        layout = torch.zeros((1 + num_tiles, 3), dtype=torch.int32, device=self._pool.device)
+        layout[0] = 1
+        self._use(batch.slots, batch.kv_limits, layout, block_rows, self._most_splits(num_tiles))
+        return layout
+
+    def capture_counts(self, num_tokens: int) -> tuple[list[TileCounts], list[TileCounts]]:
+        """See CapturableAttention. Spans of one width fill their tiles at least by half."""
+        fewest = self._block_rows_for(1)
+        alike, mixed = [], []
+        for block_rows in self._shapes:
+            if not fewest <= block_rows <= self._block_rows_for(num_tokens):
+                continue  # no span of such a pass calls for these tiles
+            holds = block_rows // self._group
+            few = num_tokens if block_rows == fewest else min(num_tokens, -(-2 * num_tokens // holds))
+            alike.append(TileCounts(few, block_rows))
+            if few < num_tokens:
+                mixed.append(TileCounts(num_tokens, block_rows))
+        return alike, mixed
 
     def tiles(self, batch: ForwardBatch | PackedPass) -> Tiles:
-        """Cuts a pass into tiles."""
+        """See CapturableAttention."""
         lengths = [end - start for start, end in zip(batch.span_offsets, batch.span_offsets[1:], strict=False)]
-        block_rows = self.block_rows(max(lengths))
+        block_rows = self._block_rows_for(max(lengths))
         step = block_rows // self._group
         rows = [
             (start + done, min(step, length - done), row)
@@ -135,40 +144,31 @@ class TritonAttention(AttentionBackend):
         ]
         return Tiles(rows, block_rows, max(batch.span_kv_ends))
 
-    def block_rows(self, length: int) -> int:
+    def _block_rows_for(self, length: int) -> int:
         """Rows of the tiles of a pass whose longest span has `length` query tokens."""
         wanted = int(triton.next_power_of_2(length * self._group))
         return next((rows for rows in self._shapes if rows >= wanted), max(self._shapes))
 
-    @property
-    def tile_rows(self) -> list[int]:
-        """Every size of tile that a pass may have."""
-        return list(self._shapes)
-
-    def tile_tokens(self, block_rows: int) -> int:
-        """Query tokens that a tile holds."""
-        return block_rows // self._group
-
-    def most_splits(self, num_tiles: int) -> int:
+    def _most_splits(self, num_tiles: int) -> int:
         """Splits of the context in a pass of so many tiles, at most."""
         return min(-(-self._programs // (num_tiles * self._pool.num_kv_heads)), MAX_SPLITS)
 
     def layout(self, tiles: Tiles, room: int) -> np.ndarray:
-        """What the kernels read of a pass: [1 + room, 3] int32, see triton_kernels. room: for so many tiles, no fewer
-        than there are; the context is split as for so many."""
+        """See CapturableAttention. [1 + room, 3] int32, see attention_kernels; the context is split as for `room`
+        tiles."""
         layout = np.zeros((1 + room, 3), dtype=np.int32)
         layout[1 : 1 + len(tiles.rows)] = tiles.rows
-        length = max(-(-tiles.longest // self.most_splits(room)), MIN_SPLIT)
+        length = max(-(-tiles.longest // self._most_splits(room)), MIN_SPLIT)
         block_kv = self._shapes[tiles.block_rows].block_kv
         length = -(-length // block_kv) * block_kv
         layout[0, :2] = length, -(-tiles.longest // length)
         return layout
 
-    def use(
+    def _use(
         self, slots: torch.Tensor, limits: torch.Tensor, layout: torch.Tensor, block_rows: int, num_splits: int
     ) -> None:
-        """What `forward` takes from now on: slots and limits [T] int64 and a `layout`, all on the device; the tiles'
-        rows; splits to start programs for, no fewer than the layout uses."""
+        """Sets what `forward` reads from now on. slots, limits: [T] int64 and layout, all on the device; block_rows: of
+        the tiles; num_splits: splits to start programs for, no fewer than the layout uses."""
         self._slots, self._limits, self._layout = slots, limits, layout
         self._block_rows, self._num_splits = block_rows, num_splits
 

@@ -3,8 +3,8 @@
 The softmax is computed online (Milakov and Gimelshein 2018); splitting the context where queries are few is
 Flash-Decoding (Dao et al. 2023). Only what Triton has had for long is used: no descriptors, no block pointers.
 
-Whatever differs from pass to pass is read from the device, so that a captured launch serves other passes too: tiles
-beyond those in use have no tokens, and splits beyond those in use do nothing.
+Everything that differs from pass to pass is read from the device, so that a captured launch serves other passes too:
+tiles beyond those in use have no tokens, and splits beyond those in use do nothing.
 """
 
 from __future__ import annotations

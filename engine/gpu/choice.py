@@ -1,5 +1,7 @@
-"""Choosing tokens on a GPU by kernels that read a row of logits once or twice and write nothing of its size. Only
-top_k and top_p read it some twenty times (twice as often in float32), where the alternative is to sort it.
+"""TritonChoice: chooses tokens on a GPU by kernels that read a row of logits once or twice.
+
+They write nothing of the row's size. Only top_k and top_p read it some twenty times (twice as often in float32), where
+the alternative is to sort it.
 
 Needs Triton: imported only where it is asked for.
 """
@@ -8,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Rows
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import triton
 from engine.device.transfer import to_device
 from engine.gpu.choice_kernels import choose_rows, find_cuts
 from engine.request import GREEDY_BELOW, SamplingParams
+from engine.sampling.picker import Picked, TokenPicker
 
 MAX_BLOCK = 4096
 """Logits that a program reads at a time."""
@@ -25,19 +27,8 @@ KEY_SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
 """Low bits of a float32 that say nothing about a value which came from the type."""
 
 
-class Picked(NamedTuple):
-    """Of n spans with r rows each."""
-
-    token_ids: torch.Tensor
-    """[n, r] int64"""
-    logprobs: torch.Tensor
-    """[n, r] float32: natural-log probability of the token, before temperature and filters."""
-    finite: torch.Tensor
-    """[n] bool: no logit was NaN or infinite."""
-
-
-class TritonChoice:
-    """What `engine.sampling.sample` and `best_tokens` do, for all rows of a group in one or two launches."""
+class TritonChoice(TokenPicker):
+    """Does the work of `sample` and `best_tokens` of engine.sampling.sampler in one or two launches a group."""
 
     def __init__(self, banned_token_ids: tuple[int, ...], device: torch.device) -> None:
         self._banned = torch.tensor(banned_token_ids, dtype=torch.int64, device=device)
@@ -52,11 +43,8 @@ class TritonChoice:
                 self.pick(logits, [params], torch.zeros((1, 1), dtype=torch.int64, device=device))
 
     def pick(self, logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor | None) -> Picked:
-        """Bans, temperature, top_k, top_p, min_p, noise. Half types are computed in float32.
-
-        logits: [n, r, V], contiguous; the banned ones become -inf. params: n. positions: [n, r] int64, those of the
-        tokens to choose; None only if every temperature is 0.
-        """
+        """See TokenPicker. Half types are computed in float32. Raises ValueError for rows that are not contiguous, and
+        for sampled tokens without positions."""
         if not logits.is_contiguous():
             raise ValueError("the rows of logits must lie one after another")
         device = logits.device

@@ -135,7 +135,7 @@ def _cut(
     logits, banned_ptr, kept_key, kept_id, goal, best, inverse,
     V: tl.constexpr, BLOCK: tl.constexpr, NUM_BANNED: tl.constexpr, KEY_SHIFT: tl.constexpr, ID_BITS: tl.constexpr,
 ):  # fmt: skip
-    """Where to cut what is kept so far, so that the best of it just reach `goal`: bit by bit, first the key, then, if
+    """The cut of what is kept so far, at which the best of it just reach `goal`: bit by bit, first the key, then, if
     some of the tokens with that key are too many, the id. See `_mass` for best and inverse."""
     one = tl.full([], 1, tl.int32)
     key = tl.full([], -(2 ** (31 - KEY_SHIFT)), tl.int32)

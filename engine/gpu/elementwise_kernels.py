@@ -1,4 +1,4 @@
-"""Triton kernels of the decoder's elementwise work; their callers are in triton_elementwise."""
+"""Triton kernels of the decoder's elementwise work; their callers are in engine.gpu.elementwise."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.batch import ForwardBatch, PackedPass
-from engine.gpu.attention import TritonAttention
+from engine.attention.base import CapturableAttention, TileCounts
+from engine.attention.packed_pass import ForwardBatch, PackedPass
+from engine.device.devices import synchronise
 from engine.kv_cache.pool import KVCachePool
-from engine.measure.device_speed import synchronise
 from engine.models.decoder import Decoder
 from engine.models.elementwise import Elementwise
 
@@ -39,13 +39,13 @@ class Bucket(NamedTuple):
     num_tokens: int
     num_tiles: int
     block_rows: int
-    """Rows of the attention kernel's tiles."""
+    """Rows of the attention's tiles; see Tiles."""
     drafting: bool
     """Whether some tokens draft with the model's adapter."""
 
 
 class Capturer(ABC):
-    """Captures what the device does, to be done again."""
+    """Captures the operations of a run on the device, so that they can be repeated."""
 
     @abstractmethod
     def capture(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
@@ -81,7 +81,7 @@ class _Graph:
     inputs: torch.Tensor
     """[4, num_tokens] int64; see PackedPass."""
     layout: torch.Tensor
-    """[1 + num_tiles, 3] int32; see TritonAttention.layout."""
+    """The attention's layout of the pass; see CapturableAttention."""
     draft_tokens: torch.Tensor | None
     """[num_tokens, 1]"""
     hidden: torch.Tensor
@@ -95,7 +95,7 @@ class PassGraphs:
     def __init__(
         self,
         decoder: Decoder,
-        attention: TritonAttention,
+        attention: CapturableAttention,
         elementwise: Elementwise,
         pool: KVCachePool,
         capturer: Capturer,
@@ -109,13 +109,13 @@ class PassGraphs:
 
     @property
     def buckets(self) -> list[Bucket]:
-        """Those captured, smallest first."""
+        """The buckets captured, smallest first."""
         return [graph.bucket for graph in self._graphs]
 
     @torch.inference_mode()
     def warm_up(self, max_tokens: int, seconds: float = WARM_UP_SECONDS) -> None:
         """Captures the buckets up to `max_tokens` query tokens, likelier ones first, until the seconds are over. If one
-        fails, for want of memory say, those captured so far are all there is."""
+        fails, for example for lack of memory, the others are left out."""
         started = time.monotonic()
         wanted = self._wanted(max_tokens)
         for number, bucket in enumerate(wanted):
@@ -137,16 +137,13 @@ class PassGraphs:
         device = self._pool.device
         inputs = torch.zeros((4, bucket.num_tokens), dtype=torch.int64, device=device)
         inputs[3] = self._pool.padding_slot
-        layout = torch.zeros((1 + bucket.num_tiles, 3), dtype=torch.int32, device=device)
-        layout[0] = 1
         draft_tokens = torch.zeros_like(inputs[0][:, None], dtype=self._pool.dtype) if bucket.drafting else None
         token_ids, positions, kv_limits, slots = inputs.unbind(0)
         batch = ForwardBatch(
             token_ids=token_ids, positions=positions, kv_limits=kv_limits, slots=slots, span_offsets=[], span_rows=[],
             span_kv_ends=[], host_kv_limits=np.empty(0, dtype=np.int64), draft_tokens=draft_tokens,
         )  # fmt: skip
-        num_splits = self._attention.most_splits(bucket.num_tiles)
-        self._attention.use(slots, kv_limits, layout, bucket.block_rows, num_splits)
+        layout = self._attention.prepare_capture(batch, TileCounts(bucket.num_tiles, bucket.block_rows))
         hidden, replay = self._capturer.capture(
             lambda: self._decoder.forward(batch, self._attention, self._elementwise)
         )
@@ -188,18 +185,11 @@ class PassGraphs:
         return None
 
     def _wanted(self, max_tokens: int) -> list[Bucket]:
-        """Spans of one width first: they fill their tiles at least by half. Then any mix of widths."""
-        sizes = [size for size in TOKENS if size <= max_tokens]
-        fewest = self._attention.block_rows(1)
+        """Passes of spans of one width first, then those of any mix of widths."""
         modes = [False, True] if self._decoder.adapter is not None else [False]
-        alike, mixed = [], []
-        for size in sizes:
-            for block_rows in self._attention.tile_rows:
-                if not fewest <= block_rows <= self._attention.block_rows(size):
-                    continue  # no span of such a pass calls for these tiles
-                holds = self._attention.tile_tokens(block_rows)
-                few = size if block_rows == fewest else min(size, -(-2 * size // holds))
-                alike += [Bucket(size, few, block_rows, drafting) for drafting in modes]
-                if few < size:
-                    mixed += [Bucket(size, size, block_rows, drafting) for drafting in modes]
+        alike: list[Bucket] = []
+        mixed: list[Bucket] = []
+        for size in (size for size in TOKENS if size <= max_tokens):
+            for buckets, counts in zip((alike, mixed), self._attention.capture_counts(size), strict=True):
+                buckets += [Bucket(size, *tiles, drafting) for tiles in counts for drafting in modes]
         return alike + mixed

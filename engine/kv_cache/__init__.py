@@ -1,0 +1,1 @@
+"""The KV cache: bookkeeping of its pages, and its tensors."""

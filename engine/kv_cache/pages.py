@@ -1,4 +1,4 @@
-"""Bookkeeping of KV pages: who holds which page, and which full pages a new request may reuse. No torch.
+"""Bookkeeping of KV pages: the owners of each page, and the full pages that a new request may reuse. No torch.
 
 A full page is named by a hash of everything its KV depends on: every token up to its end, and the salt. Equal hashes
 therefore mean equal KV, and a chain of hashes is matched page by page from the front.
@@ -15,7 +15,7 @@ from engine.errors import IntegrityError, OutOfPages
 class PageAllocator:
     """Hands out pages of one pool, counts references to them, and keeps registered ones for reuse until space is short.
 
-    A page is in one of three states: *owned* (referenced at least once), *cached* (registered, referenced by nobody,
+    A page is in one of three states: *owned* (referenced at least once), *cached* (registered, without references,
     evictable), or *free*. All operations are O(1) a page.
     """
 
@@ -41,7 +41,7 @@ class PageAllocator:
 
     @property
     def num_cached(self) -> int:
-        """Registered pages that nobody references: reusable by `match`, and evicted when space is short."""
+        """Registered pages without references: reusable by `match`, and evicted when space is short."""
         return len(self._cached)
 
     def extend_hashes(self, hashes: list[bytes], token_ids: list[int], salt: str, limit_pages: int) -> None:
@@ -98,7 +98,7 @@ class PageAllocator:
         """Offers an owned page for reuse: it holds the final KV of the full page that `page_hash` names.
 
         When another page already has this hash the older one stays and this one remains private. Does nothing when
-        prefix caching is off. Raises IntegrityError for a page nobody owns, or one registered under another hash.
+        prefix caching is off. Raises IntegrityError for a page without an owner, or one registered under another hash.
         """
         if self._references[page] == 0:
             raise IntegrityError(f"page {page} is registered while nobody owns it")
@@ -110,7 +110,7 @@ class PageAllocator:
             self._hash_of[page] = page_hash
 
     def release(self, pages: Sequence[int]) -> None:
-        """Drops one reference on each page, given in order of position. Raises IntegrityError for one nobody owns.
+        """Drops one reference on each page, given in order of position. Raises IntegrityError for one without an owner.
 
         The last reference of a registered page leaves it cached, that of any other frees it.
         """
@@ -126,7 +126,7 @@ class PageAllocator:
                     self._cached[page] = None
 
     def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
-        """Raises IntegrityError unless the books agree with `owners`, the page lists of everyone who holds pages.
+        """Raises IntegrityError unless the bookkeeping agrees with `owners`, the page lists of all who hold pages.
 
         O(pages): for tests and debugging.
         """

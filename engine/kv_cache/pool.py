@@ -7,7 +7,7 @@ from engine.device.transfer import to_device
 
 
 class KVCachePool:
-    """Pages of K and V for all layers, allocated once. Which page belongs to whom is PageAllocator's business.
+    """Pages of K and V for all layers, allocated once. PageAllocator knows the owner of each page.
 
     A *slot* is one KV position of the pool: slot = page * page_size + offset within the page.
     """
@@ -26,7 +26,7 @@ class KVCachePool:
         device: torch.device,
         padding_page: bool = False,
     ) -> None:
-        """padding_page: have one page more, which nobody owns, for what captured passes write of their padding."""
+        """padding_page: adds a page that nobody owns, for what captured passes write of their padding."""
         self.num_layers = num_layers
         self.num_pages = num_pages
         self.page_size = page_size
@@ -45,10 +45,10 @@ class KVCachePool:
         """By layer: [pages, page_size * num_kv_heads * head_dim], views."""
         self._k_slots, self._v_slots = self.k.unbind(0), self.v.unbind(0)
         self.host_page_table = np.zeros((max_rows, max_pages_per_row), dtype=np.int64)
-        """The page table where the host finds it: what it decides of a pass needs no word from the device."""
+        """The page table on the host, for what the host decides of a pass without waiting for the device."""
         self.page_table = torch.from_numpy(self.host_page_table).to(device)
         """[max_rows, max_pages_per_row] int64: the pages of each running sequence, by position. Entries past its last
-        page are stale. On a CPU it is the host's own."""
+        page are stale. On a CPU it shares the host's memory."""
 
     @property
     def padding_slot(self) -> int:

@@ -1,4 +1,4 @@
-"""Measures what a pass costs on this machine, by width and batch, for the decoding policy that adapts to it."""
+"""Measures the seconds that passes take on this machine, by width and batch, for the mode that adapts to them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from engine.sequence import Sequence
 CONTEXT = 128
 """Tokens of context the measured passes attend to."""
 LONG_CONTEXT, LONG_BATCH, LONG_WIDTH = 1024, 8, 16
-"""Tokens of context, sequences and query tokens of each, at most, of the passes that tell what context costs."""
+"""Most tokens of context, sequences, and query tokens of each, of the passes that measure the cost of context."""
 REPEATS = 3
 
 
 def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, max_model_len: int) -> CostTable:
     """Times verifying passes, narrow and small ones first, for about `config.calibration_seconds`.
 
-    Call it before any request is served: it scribbles on pages and page-table rows. Combinations that the budget of
-    time or of tokens does not reach are left to the table's extrapolation.
+    Call it before any request is served: it overwrites pages and page-table rows. Combinations for which there is no
+    time or no budget of tokens are left to the table's extrapolation.
     """
     widths = [1 << i for i in range(config.max_block_length.bit_length()) if 1 << i <= config.max_block_length]
     batches = [1 << i for i in range(config.max_running.bit_length()) if 1 << i <= config.max_running]
@@ -46,7 +46,7 @@ def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPol
 def context_costs(
     runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, context: int, longest: int, deadline: float
 ) -> tuple[float, float]:
-    """What context adds to a pass: seconds a sequence and cached position, and seconds a query token and such position.
+    """The cost of context: seconds a sequence and cached position, and seconds a query token and such position.
 
     From a narrow and a wide pass, each at `context` and at a longer one. Zeros where there is no room for one, or no
     time until `deadline` (time.monotonic).

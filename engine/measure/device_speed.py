@@ -1,4 +1,4 @@
-"""Measures what a device can do at best: memory bandwidth and matrix rate, in about a second."""
+"""Measures a device's memory bandwidth and matrix rate at their best, in about a second."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Callable
 
 import torch
 
+from engine.device.devices import synchronise
 from engine.measure.roofline import DeviceSpeed
 
 SMALLEST_SET = 1 << 20
 LARGEST_SET = {"cpu": 1 << 28, "cuda": 1 << 30}
-"""Bytes; beyond the caches of the day a larger set tells nothing new."""
+"""Bytes by type of device. They exceed any cache, so a larger set would be measured alike."""
 MATRIX_SIZES = {"cpu": (256, 512, 1024), "cuda": (4096, 8192)}
 ROUNDS = 2
 PROBE_SECONDS = 0.08
-"""Time spent in each round on each way to move memory and on each size of matrix product: whatever else the machine is
-doing slows some of them, hardly all."""
+"""Seconds spent in each round on each way to move memory and on each size of matrix product. Several short
+probes, because other work on the machine slows down some of them, hardly all."""
 
 
 def measure_device_speed(device: torch.device, dtype: torch.dtype, working_set: int) -> DeviceSpeed:
@@ -68,9 +69,3 @@ def fastest(run: Callable[[], object], device: torch.device) -> float:
         best = min(best, (ended - started) / count)
         if ended > deadline:
             return best
-
-
-def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was given; a CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What a pass must cost at least: the bytes it has to move and the operations it has to do. Pure counting, no torch.
+"""Counts the least that a pass must cost: the bytes it has to move and the operations it has to do.
 
 A pass takes no less time than its bytes over the device's bandwidth, nor than its operations over the device's matrix
 rate: the roofline model (Williams, Waterman and Patterson 2009). Counted is what no implementation can avoid: every
@@ -10,16 +10,15 @@ activations, logits, and KV read back by the pass that wrote it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from engine.batch import BatchPlan
-    from engine.models.decoder import DecoderConfig
-    from engine.sequence import Sequence
+from engine.batch import BatchPlan
+from engine.models.decoder import Decoder
+from engine.sequence import Sequence
 
 
 class DeviceSpeed(NamedTuple):
-    """What a device can do at best; see engine.measure.device_speed."""
+    """A device's speed at its best; see engine.measure.device_speed."""
 
     bandwidth: float
     """Bytes a second."""
@@ -28,7 +27,7 @@ class DeviceSpeed(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What something has to move and to do."""
+    """Bytes to move and operations to do."""
 
     bytes: int = 0
     operations: int = 0
@@ -57,7 +56,7 @@ class PassWork(NamedTuple):
 
 @dataclass(slots=True)
 class PassShape:
-    """All of a pass that its least cost depends on. Every field is additive over spans."""
+    """The figures of a pass that its least cost depends on. Every field is additive over spans."""
 
     tokens: int = 0
     """Query tokens."""
@@ -67,7 +66,7 @@ class PassShape:
     cached: int = 0
     """KV positions, over all sequences, that the pass sees and earlier passes have written."""
     pairs: int = 0
-    """(query token, KV position it sees)"""
+    """Pairs of a query token and a KV position that it sees."""
 
     @classmethod
     def of(cls, plan: BatchPlan) -> PassShape:
@@ -100,44 +99,40 @@ def visible_pairs(tokens: int, start: int, kv_limit: int | None) -> int:
 
 
 class WorkCounter:
-    """Counts the work of passes of one model."""
+    """Counts the work of one model's passes. Each weight says its own bytes and operations."""
 
-    def __init__(self, config: DecoderConfig, itemsize: int, adapter_rank: int = 0) -> None:
-        """itemsize: bytes an element of weights and KV. adapter_rank: of the draft LoRA on o_proj; 0: there is none."""
-        hidden, layers, q_dim, kv_dim = config.hidden_size, config.num_layers, config.q_dim, config.kv_dim
-        qkv_dim = q_dim + 2 * kv_dim
-        self._itemsize = itemsize
-        self._hidden = hidden
-        self._matrices = layers * (hidden * (qkv_dim + q_dim) + 3 * hidden * config.intermediate_size)
-        self._biases = layers * qkv_dim if config.qkv_bias else 0
-        self._adapter = layers * adapter_rank * (q_dim + hidden)
-        self._norms = layers * (2 * hidden + (2 * config.head_dim if config.qk_norm else 0)) + hidden
-        self._head = config.vocab_size * hidden
-        self._kv = 2 * layers * kv_dim
-        self._attention = 4 * layers * q_dim
+    def __init__(self, decoder: Decoder, kv_itemsize: int) -> None:
+        """kv_itemsize: bytes an element of K and V."""
+        config, layers = decoder.config, decoder.layers
+        matrices = [matrix for layer in layers for matrix in layer.linears]
+        updates = [layer.output_update for layer in layers if layer.output_update is not None]
+        adapters = [matrix for update in updates for matrix in (update.down, update.up)]
+        norms = [decoder.norm, *(norm for layer in layers for norm in layer.norms)]
+        self._matrices = Work(sum(m.num_bytes for m in matrices), sum(m.operations for m in matrices))
+        self._adapters = Work(sum(m.num_bytes for m in adapters), sum(m.operations for m in adapters))
+        self._head = Work(decoder.head.num_bytes, decoder.head.operations)
+        self._norm_bytes = sum(norm.nbytes for norm in norms)
+        self._embedding_bytes = config.hidden_size * decoder.embedding.element_size()
+        self._pair_operations = 4 * config.num_layers * config.q_dim
+        self.kv_bytes = 2 * config.num_layers * config.kv_dim * kv_itemsize
+        """Bytes of K and V that one position takes over all layers."""
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights that a pass with logits reads."""
-        return (self._matrices + self._biases + self._norms + self._head) * self._itemsize
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of K and V that one position takes over all layers."""
-        return self._kv * self._itemsize
+        return self._matrices.bytes + self._norm_bytes + self._head.bytes
 
     def count(self, shape: PassShape) -> PassWork:
         """The work of a pass of this shape; none at all without query tokens."""
         if not shape.tokens:
             return PassWork(Work(), Work(), Work(), Work())
-        size = self._itemsize
-        adapter = self._adapter if shape.drafting else 0
+        matrices, adapters, head = self._matrices, self._adapters, self._head
         return PassWork(
             projections=Work(
-                (self._matrices + self._biases + adapter) * size,
-                2 * (shape.tokens * self._matrices + shape.drafting * self._adapter),
+                matrices.bytes + (adapters.bytes if shape.drafting else 0),
+                shape.tokens * matrices.operations + shape.drafting * adapters.operations,
             ),
-            attention=Work((shape.cached + shape.tokens) * self._kv * size, shape.pairs * self._attention),
-            norms=Work((self._norms + shape.tokens * self._hidden) * size),
-            head=Work(self._head * size if shape.logit_rows else 0, 2 * shape.logit_rows * self._head),
+            attention=Work((shape.cached + shape.tokens) * self.kv_bytes, shape.pairs * self._pair_operations),
+            norms=Work(self._norm_bytes + shape.tokens * self._embedding_bytes),
+            head=Work(head.bytes if shape.logit_rows else 0, shape.logit_rows * head.operations),
         )

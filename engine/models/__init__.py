@@ -1,0 +1,1 @@
+"""Models: reading a checkpoint, the weights, and the forward of the decoder."""

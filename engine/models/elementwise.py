@@ -1,4 +1,4 @@
-"""What a decoder does between its matrix products: norms, rotation, activation. By torch's own operations, anywhere."""
+"""The decoder's operations between its matrix products: norms, rotation, activation. The reference, on any device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.models.rope import Rotation
 
 
 class Elementwise:
-    """The reference. A device may bring kernels that do each of these in one launch, see triton_elementwise."""
+    """torch's own operations. Kernels of a device may do each of these in one launch; see engine.gpu.elementwise."""
 
     def __init__(self, eps: float, dtype: torch.dtype, device: torch.device) -> None:
         """eps: added to the mean of squares."""

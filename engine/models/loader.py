@@ -1,18 +1,18 @@
-"""load_model: a directory in a published layout -> a decoder with its weights, and its traits."""
+"""load_model: reads a directory in a published layout into a decoder with its weights, and its traits."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from engine.errors import ModelLoadError
-from engine.models.decoder import Decoder, DecoderConfig, DraftAdapter
-from engine.models.families.description import ModelDescription, WeightNames
+from engine.models.adapter import DraftAdapter
+from engine.models.decoder import Decoder
+from engine.models.decoder_config import DecoderConfig
+from engine.models.families.description import ModelDescription
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile
 from engine.models.spec import ModelSpec
@@ -24,9 +24,10 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+"""The types of weights, activations and KV, by the names that options and config.json give them."""
 
-CANVAS_MARGIN = 1024
-"""Positions beyond the model's longest text that a batch may still name: a canvas may reach past the text's end."""
+BLOCK_MARGIN = 1024
+"""Positions beyond the model's longest text that a batch may still name: a block may reach past the text's end."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def load_model(
     adapter_directory = _find_adapter(directory, description)
     adapter = None if adapter_directory is None else _read_adapter(adapter_directory)
     config = description.config
-    positions = min(max_positions or config.max_positions, config.max_positions) + CANVAS_MARGIN
+    positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
     dtype = dtype or _own_dtype(config_file, device)
     files = {} if load_format == "dummy" else find_weight_files(directory)
     try:
@@ -69,33 +70,15 @@ def load_model(
     except RuntimeError as error:  # torch's out-of-memory errors, on a CPU and on a GPU
         raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
     if load_format == "dummy":
-        fill_with_random({**decoder.tensors(), **decoder.adapter_tensors()})
+        fill_with_random({**decoder.targets(), **decoder.adapter_targets()}, device)
     else:
         names = description.names
         wanted = {name: path for name, path in files.items() if not names.is_ignored(name)}
-        fill_from_files(decoder.tensors(), wanted, names.decoder_name, names.published_name)
+        fill_from_files(decoder.targets(), wanted, names.decoder_names, names.published_name)
         if adapter_directory is not None:
             adapter_files = find_weight_files(adapter_directory, "adapter_model")
-            rename = partial(_adapter_name, names=names)
-            fill_from_files(decoder.adapter_tensors(), adapter_files, rename, names.published_name)
+            fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
     return LoadedModel(decoder, description.spec, config)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device `EngineConfig.device` names; `auto` is the GPU where there is one. Raises ModelLoadError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelLoadError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
-    if device.type != "cuda":
-        return device
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise ModelLoadError(f"There is no device {name!r}: torch sees {count} GPUs.")
-    # With its index: not everything in torch takes a device without one.
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:
@@ -118,7 +101,7 @@ def _find_adapter(directory: Path, description: ModelDescription) -> Path | None
 
 
 def _read_adapter(directory: Path) -> DraftAdapter:
-    """adapter_config.json in PEFT's layout. What would change the adapter's arithmetic is refused, not ignored."""
+    """adapter_config.json in PEFT's layout. Raises ModelLoadError for what would change the adapter's arithmetic."""
     config = ConfigFile.read(directory / "adapter_config.json")
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
         if config.values.get(key):
@@ -126,9 +109,3 @@ def _read_adapter(directory: Path) -> DraftAdapter:
     if config.values.get("bias", "none") != "none":
         raise config.error("bias", "'none'")
     return DraftAdapter(rank=config.integer("r"), alpha=config.number("lora_alpha"))
-
-
-def _adapter_name(name: str, names: WeightNames) -> str:
-    """The decoder's name for an adapter's tensor: PEFT's wrapper and adapter name off, then the prefix."""
-    name = re.sub(r"\.lora_([AB])\.\w+\.weight$", r".lora_\1.weight", name)
-    return names.decoder_name(name.removeprefix("base_model.model."))

@@ -49,7 +49,7 @@ class RopeConfig:
 
 
 class Rotation(NamedTuple):
-    """What a pass needs of the table, for its T tokens."""
+    """The rows of the table for the T tokens of a pass."""
 
     cos: torch.Tensor
     """[T, 1, head_dim]"""
@@ -62,8 +62,8 @@ class Rotation(NamedTuple):
 class RotaryTable:
     """cos, sin and query scale of every position below `num_positions`.
 
-    A table rather than a computation per pass: a position's rotation is then the same bits in whatever company it is
-    computed. Angles are float32 in every dtype, as in the published implementations the weights were trained with.
+    A table rather than a computation per pass: a position's rotation is then the same bits in every pass. Angles are
+    float32 in every dtype, as in the published implementations the weights were trained with.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Filling tensors from safetensors files, or with random numbers.
+"""Fills the decoder's weights from safetensors files, or with random numbers.
 
-A file is memory-mapped and copied tensor by tensor, straight into the decoder's own (fused, possibly converted)
+A file is memory-mapped and loaded tensor by tensor, straight into the decoder's own (fused, possibly converted)
 storage: peak memory is the model plus one tensor.
 """
 
@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelLoadError
 from engine.models.files import ConfigFile
+from engine.models.linear import Target
 
-Targets = Mapping[str, torch.Tensor]
-"""Decoder's names to the tensors to fill."""
+Targets = Mapping[str, Target]
+"""The tensors to fill, by the decoder's names."""
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 """Stored types that convert to any other without a scale: quantised weights would load as noise."""
@@ -57,51 +58,63 @@ def find_weight_files(directory: Path, stem: str = "model") -> dict[str, Path]:
 
 
 def fill_from_files(
-    targets: Targets, files: Mapping[str, Path], rename: Callable[[str], str], publish: Callable[[str], str]
+    targets: Targets,
+    files: Mapping[str, Path],
+    wanted_by: Callable[[str], tuple[str, ...]],
+    publish: Callable[[str], str],
 ) -> None:
-    """Copies every tensor of `files` to its target, converting its dtype on the way.
+    """Loads every tensor of `files` into its targets, converting its dtype on the way.
 
-    rename: checkpoint name -> decoder's name; publish: decoder's name -> the published one, for messages.
-    Raises ModelLoadError for missing, unexpected, doubled, misshapen and non-floating tensors.
+    wanted_by: checkpoint's name -> the decoder's names of all it holds, by rows; publish: the decoder's name -> the
+    published one, for messages. Raises ModelLoadError for missing, unexpected, doubled, misshapen and non-floating
+    tensors.
     """
+    by_file: dict[Path, list[tuple[str, list[Target]]]] = {}
+    for name, wanted in _match(targets, files, wanted_by, publish).items():
+        by_file.setdefault(files[name], []).append((name, [targets[target] for target in wanted]))
+    for path, tensors in by_file.items():
+        with _open(path) as file:
+            for name, filled in tensors:
+                _load(file, path, name, filled)
+
+
+def _match(
+    targets: Targets,
+    files: Mapping[str, Path],
+    wanted_by: Callable[[str], tuple[str, ...]],
+    publish: Callable[[str], str],
+) -> dict[str, tuple[str, ...]]:
+    """The targets of every checkpoint's tensor. Raises ModelLoadError unless they are all there, once each."""
+    matched: dict[str, tuple[str, ...]] = {}
     sources: dict[str, str] = {}
     unexpected: list[str] = []
     for name in files:
-        target = rename(name)
-        if target not in targets:
+        wanted = wanted_by(name)
+        if not all(target in targets for target in wanted):
             unexpected.append(name)
-        elif target in sources:
-            raise ModelLoadError(f"Tensors {sources[target]} and {name} are both {publish(target)}.")
-        else:
+            continue
+        for target in wanted:
+            if target in sources:
+                raise ModelLoadError(f"Tensors {sources[target]} and {name} are both {publish(target)}.")
             sources[target] = name
-    missing = [publish(target) for target in targets if target not in sources]
+        matched[name] = wanted
+    missing = list(dict.fromkeys(publish(target) for target in targets if target not in sources))
     if missing or unexpected:
         parts = [f"{len(missing)} missing: {listing(missing)}"] if missing else []
         parts += [f"{len(unexpected)} unexpected: {listing(unexpected)}"] if unexpected else []
         place = next(iter(files.values())).parent if files else "The checkpoint"
         raise ModelLoadError(f"{place} does not fit the model: tensors {'; '.join(parts)}.")
-    by_file: dict[Path, list[tuple[str, torch.Tensor]]] = {}
-    for target, name in sources.items():
-        by_file.setdefault(files[name], []).append((name, targets[target]))
-    for path, wanted in by_file.items():
-        with _open(path) as file:
-            for name, tensor in wanted:
-                _copy(file, path, name, tensor)
+    return matched
 
 
-def fill_with_random(targets: Targets, seed: int = 0) -> None:
-    """Seeded weights, generated where they lie, scaled so that activations stay near 1 at any size."""
-    if not targets:
-        return
-    generator = torch.Generator(next(iter(targets.values())).device).manual_seed(seed)
-    for name, tensor in targets.items():
-        if name.endswith(".bias"):
-            tensor.zero_()
-        elif tensor.dim() == 1:
-            tensor.fill_(1.0)
+def fill_with_random(targets: Targets, device: torch.device, seed: int = 0) -> None:
+    """Seeded weights, generated on the device, scaled so that activations stay near 1 at any size."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, target in targets.items():
+        if len(target.shape) == 1:
+            target.fill(0.0 if name.endswith(".bias") else 1.0)
         else:
-            deviation = 1.0 if name.startswith("embed_tokens") else tensor.shape[1] ** -0.5
-            tensor.normal_(0.0, deviation, generator=generator)
+            target.fill_normal(1.0 if name.startswith("embed_tokens") else target.shape[1] ** -0.5, generator)
 
 
 def listing(names: Collection[str], limit: int = 6) -> str:
@@ -122,14 +135,18 @@ def _stored_names(path: Path) -> Iterable[str]:
         return list(file.keys())
 
 
-def _copy(file: Any, path: Path, name: str, target: torch.Tensor) -> None:
+def _load(file: Any, path: Path, name: str, targets: list[Target]) -> None:
+    """Loads one tensor of an open file: its rows go to the targets, in order."""
     part = file.get_slice(name)
     shape, stored = tuple(part.get_shape()), part.get_dtype()
-    if shape != tuple(target.shape):
-        raise ModelLoadError(f"{path}: {name} has shape {shape}; config.json makes it {tuple(target.shape)}.")
+    rows = [target.shape[0] for target in targets]
+    expected = (sum(rows), *targets[0].shape[1:])
+    if shape != expected:
+        raise ModelLoadError(f"{path}: {name} has shape {shape}; config.json makes it {expected}.")
     if stored not in FLOATING:
         raise ModelLoadError(f"{path}: {name} is stored as {stored}; supported are {', '.join(FLOATING)}.")
-    target.copy_(file.get_tensor(name))
+    for target, tensor in zip(targets, file.get_tensor(name).split_with_sizes(rows), strict=True):
+        target.load(tensor)
 
 
 def _no_weights(directory: Path, wanted: str) -> str:

@@ -17,9 +17,9 @@ from engine.grammar.state import token_masks
 from engine.request import GREEDY_BELOW, SamplingParams
 from engine.sampling.history import TokenHistory
 from engine.sampling.noise import gumbel_noise
+from engine.sampling.picker import TokenPicker
 
 if TYPE_CHECKING:
-    from engine.gpu.choice import TritonChoice
     from engine.sequence import Sequence
 
 NEGATIVE_INFINITY = float("-inf")
@@ -54,7 +54,7 @@ class Sampler:
         banned_token_ids: tuple[int, ...],
         history: TokenHistory,
         device: torch.device,
-        kernel: TritonChoice | None = None,
+        kernel: TokenPicker | None = None,
     ) -> None:
         """kernel: does the last step, from logits to tokens, with fewer passes over them. None: torch does."""
         self._banned = torch.tensor(banned_token_ids, dtype=torch.int64, device=device)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from engine.config import EngineConfig
+from engine.config import NOT_NEGATIVE, POSITIVE, EngineConfig, Range, check_config, check_ranges
 from engine.errors import ConfigError
 
 ENV_PREFIX = "LIGHTCONE_"
@@ -23,11 +22,11 @@ NOT_OPTIONS = frozenset({"LIGHTCONE_CONFIG", "LIGHTCONE_URL"})
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API process needs to know. Durations are in seconds. The engine's own part is `EngineConfig`."""
+    """The options of the API process. Durations are in seconds. The engine's options are in `EngineConfig`."""
 
     host: str = "127.0.0.1"
     """Address to listen on; `0.0.0.0` or `::` for every one of the machine."""
-    port: int = 8000
+    port: Annotated[int, Range(least=0, most=65535)] = 8000
     """0: any free one; the log says which."""
     served_model_name: str | None = None
     """Name clients use in `model`. None: the model as given, or its directory's name."""
@@ -43,35 +42,35 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """PEM file of the certificate's private key."""
     cors_origins: tuple[str, ...] = ()
     """Web origins, such as https://app.example, whose pages may read answers; `*`: any. None given: no CORS headers."""
-    max_queued_requests: int = 1024
+    max_queued_requests: Annotated[int, NOT_NEGATIVE] = 1024
     """Choices that may wait beyond those that run; more are answered 429."""
-    max_queued_tokens: int = 1_000_000
+    max_queued_tokens: Annotated[int, NOT_NEGATIVE] = 1_000_000
     """Prompt tokens that may wait in requests the engine has not begun; more are answered 429."""
-    max_choices: int = 128
+    max_choices: Annotated[int, POSITIVE] = 128
     """Most choices of one request: prompts times `n`."""
-    max_body_bytes: int = 4 * 1024 * 1024
+    max_body_bytes: Annotated[int, POSITIVE] = 4 * 1024 * 1024
     """A longer request body is answered 413."""
-    max_connections: int = 4096
+    max_connections: Annotated[int, POSITIVE] = 4096
     """More connections are answered 503 and closed."""
-    body_timeout: float = 30.0
+    body_timeout: Annotated[float, POSITIVE] = 30.0
     """Longest a request's body may take to arrive."""
-    header_timeout: float = 30.0
+    header_timeout: Annotated[float, POSITIVE] = 30.0
     """Longest a fresh connection may take to send a request's headers."""
-    keep_alive: float = 90.0
+    keep_alive: Annotated[float, POSITIVE] = 90.0
     """Idle time after which a connection is closed; longer than proxies pool theirs."""
-    request_timeout: float = 600.0
+    request_timeout: Annotated[float, POSITIVE] = 600.0
     """Longest a request may take, queueing included."""
-    stream_stall_timeout: float = 60.0
+    stream_stall_timeout: Annotated[float, POSITIVE] = 60.0
     """A reader that takes nothing for this long is dropped."""
-    sse_keepalive: float = 0.0
+    sse_keepalive: Annotated[float, NOT_NEGATIVE] = 0.0
     """Interval of comments in a silent stream; 0: none, as some clients fail on them."""
-    drain_delay: float = 0.0
+    drain_delay: Annotated[float, NOT_NEGATIVE] = 0.0
     """After SIGTERM: time during which new work is still served, so that a load balancer can notice first."""
-    drain_timeout: float = 60.0
+    drain_timeout: Annotated[float, NOT_NEGATIVE] = 60.0
     """After the drain delay: longest wait for what is in flight."""
-    engine_stall_timeout: float = 120.0
+    engine_stall_timeout: Annotated[float, POSITIVE] = 120.0
     """An engine that is silent for this long is restarted. The first pass of a size may compile kernels."""
-    engine_start_timeout: float = 1800.0
+    engine_start_timeout: Annotated[float, POSITIVE] = 1800.0
     """Longest a model may take to load."""
     log_level: typing.Literal["debug", "info", "warning", "error"] = "info"
     """From `warning` on, requests are not logged."""
@@ -118,7 +117,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] | None = No
 
 
 class _Given:
-    """What the sources gave so far, and where each value stands; a later source wins."""
+    """The values that the sources gave so far, and where each was set. A later source wins."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -147,7 +146,7 @@ def _read_file(path: Path, options: Mapping[str, tuple[str, Any, Any]], given: _
 
 
 def _is_service_link(variable: str, raw: str) -> bool:
-    """Kubernetes sets LIGHTCONE_PORT=tcp://... and its kin in every pod beside a Service named `lightcone`."""
+    """Whether Kubernetes set the variable, such as LIGHTCONE_PORT=tcp://..., in a pod beside a Service `lightcone`."""
     return raw.startswith(("tcp://", "udp://")) or re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_", variable) is not None
 
 
@@ -166,7 +165,7 @@ def _read_environ(environ: Mapping[str, str], options: Mapping[str, tuple[str, A
 
 
 def _convert(raw: Any, kind: Any, where: str, *, lax: bool) -> Any:
-    """`lax`: the value is text from a flag or a variable; lists are comma-separated there."""
+    """The value as the option's type. lax: it is text of a flag or a variable, where lists are comma-separated."""
     value = raw
     if lax and typing.get_origin(kind) is tuple:
         value = [part.strip() for part in str(raw).split(",") if part.strip()]
@@ -187,45 +186,17 @@ def _nearest(key: str, valid: list[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else f"; valid keys: {', '.join(valid)}"
 
 
-_POSITIVE = (
-    "max_choices", "max_body_bytes", "max_connections", "body_timeout", "header_timeout", "keep_alive",
-    "request_timeout",
-    "stream_stall_timeout", "engine_stall_timeout", "engine_start_timeout", "max_running", "max_batch_tokens",
-    "max_model_len", "max_block_length", "page_size", "kv_cache_tokens", "threads",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "max_queued_requests", "max_queued_tokens", "sse_keepalive", "drain_delay", "drain_timeout",
-    "max_infill_window", "shared_verify_below", "calibration_seconds",
-)  # fmt: skip
-
-
 def _check(config: Config, places: Mapping[str, str]) -> None:
     """Raises ConfigError for a value out of range, or for one that makes no sense without another."""
-    values = msgspec.structs.asdict(config.server) | msgspec.structs.asdict(config.engine)
-    for name, value in values.items():
-        if isinstance(value, int | float) and not math.isfinite(value):
-            raise _out_of_range(name, "a finite number", value, places)
-        if name in _POSITIVE and value is not None and not value > 0:
-            raise _out_of_range(name, "greater than 0", value, places)
-        if name in _NOT_NEGATIVE and not value >= 0:
-            raise _out_of_range(name, "at least 0", value, places)
-    if not 0 <= config.server.port <= 65535:
-        raise _out_of_range("port", "between 0 and 65535", config.server.port, places)
-    if not 0 < config.engine.gpu_memory_utilization <= 1:
-        share = config.engine.gpu_memory_utilization
-        raise _out_of_range("gpu_memory_utilization", "greater than 0 and at most 1", share, places)
+    check_ranges(config.server, places)
+    check_config(config.engine, places)
     if (config.server.tls_cert is None) is not (config.server.tls_key is None):
         one, other = ("tls_cert", "tls_key") if config.server.tls_key is None else ("tls_key", "tls_cert")
         raise ConfigError(f"{places.get(one, one)} needs {other}, too: HTTPS takes both")
 
 
-def _out_of_range(name: str, valid: str, value: object, places: Mapping[str, str]) -> ConfigError:
-    place = f" ({places[name]})" if name in places else ""
-    return ConfigError(f"{name} must be {valid}, not {value}{place}")
-
-
 def describe(config: Config) -> str:
-    """The effective configuration as TOML, secrets left out: what `--print-config` prints."""
+    """The effective configuration as TOML without its secrets, for `--print-config`."""
     lines: list[str] = []
     for section in SECTIONS:
         lines.append(f"[{section}]")

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from engine.config import ranges_of
 from server.operation.config import ENV_PREFIX, SECTIONS, option_types
 
 
 class OptionDoc(NamedTuple):
-    """What there is to say about one option."""
+    """One option as help and documentation describe it."""
 
     name: str
     kind: Any
@@ -24,11 +25,15 @@ class OptionDoc(NamedTuple):
 
 
 def documented_options() -> dict[str, list[OptionDoc]]:
-    """Every option by section, in the order of the configuration's fields."""
+    """Every option by section, in the order of the configuration's fields. Text: the field's, and its upper bound."""
     options: dict[str, list[OptionDoc]] = {section: [] for section in SECTIONS}
     texts = {section: _field_docs(struct) for section, struct in SECTIONS.items()}
     for name, (section, kind, default) in option_types().items():
-        options[section].append(OptionDoc(name, kind, default, texts[section].get(name, "")))
+        text = texts[section].get(name, "")
+        valid = ranges_of(SECTIONS[section]).get(name)
+        if valid is not None and valid.most is not None:  # lower bounds of 0 go without saying
+            text = f"{text} {str(valid).capitalize()}."
+        options[section].append(OptionDoc(name, kind, default, text))
     return options
 
 

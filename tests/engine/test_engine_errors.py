@@ -60,10 +60,12 @@ def poison(engine: Engine) -> None:
     decoder = copy.copy(engine.runner.decoder)
     decoder.embedding = decoder.embedding.clone()
     decoder.embedding[POISON] = float("nan")
-    engine.runner.decoder = decoder
+    engine.runner.device_pass.decoder = decoder
 
 
 def assert_clean(engine: Engine) -> None:
+    """Pages are cleared before the next pass, whoever owns them by then."""
+    drive(engine, [ask_in("ar", "after", prompt_of(8, 0, 5), max_tokens=1)])
     assert bool(torch.isfinite(engine.runner.pool.k).all()), "non-finite keys were left in the pool"
     assert bool(torch.isfinite(engine.runner.pool.v).all()), "non-finite values were left in the pool"
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from engine.attention.base import AttentionBackend
-from engine.batch import ForwardBatch
+from engine.attention.packed_pass import ForwardBatch
 
 
 class DenseAttention(AttentionBackend):

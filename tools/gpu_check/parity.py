@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.attention.registry import make_attention
-from engine.batch import ForwardBatch
+from engine.attention.packed_pass import ForwardBatch
 from engine.kv_cache.pool import KVCachePool
 from engine.measure.device_speed import fastest
+from engine.runner.kernels import make_attention
 from tools.gpu_check.report import Bar, Part, Row
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}

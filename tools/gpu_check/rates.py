@@ -19,9 +19,9 @@ from engine.config import EngineConfig
 from engine.decoding.contract import HostChoices, StepOutcome
 from engine.decoding.self_speculation import SelfSpeculation
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
+from engine.device.devices import synchronise
 from engine.engine import Engine
 from engine.events import Finished, TokensCommitted
-from engine.measure.device_speed import synchronise
 from engine.measure.roofline import DeviceSpeed
 from engine.models.files import model_directory
 from engine.request import Decoding, DecodingParams, Request, SamplingParams
@@ -122,7 +122,7 @@ def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpe
     fitting = [kind for kind, _ in kinds if kind.fits(engine)]
     bars = [bar for kind, bar in kinds if kind.fits(engine)]
     found = time_passes(engine, fitting, repeats=5)
-    captured, graphs = [_logits(engine, kind) for kind in fitting], engine.runner.graphs
+    captured, graphs = [_logits(engine, kind) for kind in fitting], engine.runner.device_pass.graphs
     with without_graphs(engine):
         eager = [_logits(engine, kind) for kind in fitting]
         eager_seconds = time_passes(engine, fitting, repeats=3) if graphs is not None else [[] for _ in fitting]

@@ -1,0 +1,1 @@
+"""Model families: their config keys, tensor names and traits."""

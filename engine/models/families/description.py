@@ -1,4 +1,4 @@
-"""What a family's file says about a checkpoint, and the reading that Llama-like configs share."""
+"""ModelDescription: everything about a checkpoint but its weights, and the reading that Llama-like configs share."""
 
 from __future__ import annotations
 
@@ -6,38 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.errors import ModelLoadError
-from engine.models.decoder import DecoderConfig
+from engine.models.decoder_config import DecoderConfig
+from engine.models.families.names import WeightNames
 from engine.models.files import ConfigFile
 from engine.models.rope import OPTIONAL_PARAMETERS, REQUIRED_PARAMETERS, QueryScaling, RopeConfig
 from engine.models.spec import ModelSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightNames:
-    """How a family's checkpoints name the decoder's tensors (`Decoder.tensors`)."""
-
-    body_prefixes: tuple[str, ...]
-    """What may stand before `embed_tokens.weight`, `layers.N. ...` and `norm.weight`; the published one first."""
-    heads: tuple[str, ...]
-    """Names of the output head, the published one first."""
-    ignored_suffixes: tuple[str, ...] = ("rotary_emb.inv_freq",)
-    """Buffers that some writers store and no loader needs."""
-
-    def decoder_name(self, name: str) -> str:
-        """The decoder's name for a checkpoint's tensor. A name that fits no pattern is returned as it is."""
-        if name in self.heads:
-            return "lm_head.weight"
-        for prefix in sorted(self.body_prefixes, key=len, reverse=True):
-            if name.startswith(prefix):
-                return name.removeprefix(prefix)
-        return name
-
-    def published_name(self, name: str) -> str:
-        """The published name of a decoder's tensor, for messages."""
-        return self.heads[0] if name == "lm_head.weight" else self.body_prefixes[0] + name
-
-    def is_ignored(self, name: str) -> bool:
-        return name.endswith(self.ignored_suffixes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +21,58 @@ class ModelDescription:
     spec: ModelSpec
     names: WeightNames
     adapter_folder: str | None = None
-    """Where the family keeps a draft adapter, if a checkpoint brings one."""
+    """Folder of the draft adapter within the checkpoint, for families that have one."""
 
 
-def read_decoder_config(config: ConfigFile) -> DecoderConfig:
-    """A decoder's shape from the keys Llama-like configs share. Raises ModelLoadError for what it cannot run."""
-    _refuse_unsupported(config)
-    heads = config.integer("num_attention_heads")
-    hidden = config.integer("hidden_size")
-    kv_heads = config.integer("num_key_value_heads", default=heads)
-    head_dim = config.integer("head_dim", default=hidden // heads)
+@dataclass(frozen=True, kw_only=True)
+class ConfigKeys:
+    """A family's keys of config.json for the decoder's shape. By default those that Llama-like configs share."""
+
+    vocab_size: str = "vocab_size"
+    hidden_size: str = "hidden_size"
+    intermediate_size: str = "intermediate_size"
+    num_layers: str = "num_hidden_layers"
+    num_heads: str = "num_attention_heads"
+    num_kv_heads: str = "num_key_value_heads"
+    head_dim: str = "head_dim"
+    rms_norm_eps: str = "rms_norm_eps"
+    max_positions: str = "max_position_embeddings"
+    tied_head: str = "tie_word_embeddings"
+
+
+LLAMA_KEYS = ConfigKeys()
+
+
+def read_decoder_config(
+    config: ConfigFile, keys: ConfigKeys = LLAMA_KEYS, *, qk_norm: bool = False, qkv_bias: bool = False
+) -> DecoderConfig:
+    """A decoder's shape. Raises ModelLoadError for what it cannot run.
+
+    keys: the family's names for it. qk_norm, qkv_bias: the family's traits, see DecoderConfig.
+    """
+    _refuse_unsupported(config, qkv_bias)
+    heads = config.integer(keys.num_heads)
+    hidden = config.integer(keys.hidden_size)
+    kv_heads = config.integer(keys.num_kv_heads, default=heads)
+    head_dim = config.integer(keys.head_dim, default=hidden // heads)
     if heads % kv_heads:
-        raise config.error("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
+        raise config.error(keys.num_kv_heads, f"a divisor of {keys.num_heads} ({heads})")
     if head_dim % 2:
-        raise config.error("head_dim", "even")
+        raise config.error(keys.head_dim, "even")
     return DecoderConfig(
-        vocab_size=config.integer("vocab_size"),
+        vocab_size=config.integer(keys.vocab_size),
         hidden_size=hidden,
-        intermediate_size=config.integer("intermediate_size"),
-        num_layers=config.integer("num_hidden_layers"),
+        intermediate_size=config.integer(keys.intermediate_size),
+        num_layers=config.integer(keys.num_layers),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=config.number("rms_norm_eps"),
-        max_positions=config.integer("max_position_embeddings"),
+        rms_norm_eps=config.number(keys.rms_norm_eps),
+        max_positions=config.integer(keys.max_positions),
         rope=read_rope_config(config),
-        tied_head=config.flag("tie_word_embeddings", default=False),
+        tied_head=config.flag(keys.tied_head, default=False),
+        qk_norm=qk_norm,
+        qkv_bias=qkv_bias,
     )
 
 
@@ -110,13 +109,13 @@ def check_token_ids(config: ConfigFile, vocab_size: int, ids: Mapping[str, int |
             raise ModelLoadError(f"{config.path}: {key} {token} is outside the vocabulary of {vocab_size}.")
 
 
-def _refuse_unsupported(config: ConfigFile) -> None:
-    """Traits that would change every logit and that no code here implements: better no model than a wrong one."""
+def _refuse_unsupported(config: ConfigFile, qkv_bias: bool) -> None:
+    """Raises ModelLoadError for traits that change every logit and that nothing here implements."""
     if config.values.get("hidden_act", "silu") != "silu":
         raise config.error("hidden_act", "silu")
     for key in ("sliding_window", "quantization_config", "num_local_experts"):
         if config.values.get(key) is not None:
             raise config.error(key, "null: it is not supported")
-    for key in ("attention_bias", "mlp_bias"):
+    for key in ("mlp_bias",) if qkv_bias else ("attention_bias", "mlp_bias"):
         if config.flag(key, default=False):
             raise config.error(key, "false: biases are not part of this family")

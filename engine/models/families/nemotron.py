@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from engine.models.families.description import (
     ModelDescription,
-    WeightNames,
     check_token_ids,
     read_decoder_config,
     read_end_tokens,
 )
+from engine.models.families.names import WeightNames
 from engine.models.files import ConfigFile
 from engine.models.spec import ModelSpec
 

@@ -1,4 +1,4 @@
-"""From `architectures` of a config.json to the file that can read it. Explicit: what is not listed is refused."""
+"""The model families by architecture, as config.json names it. What is not listed is refused."""
 
 from __future__ import annotations
 

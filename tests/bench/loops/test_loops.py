@@ -78,9 +78,9 @@ def test_built_in_model(builtin: tuple[Engine, TransformersModel], mode: str) ->
 
 def test_the_weights_are_the_engine_s_in_the_layout_of_a_loader(tiny: tuple[Engine, TransformersModel]) -> None:
     engine, plain = tiny
-    layer, module = engine.runner.decoder.layers[0], plain.model.model.layers[0]
-    assert torch.equal(plain.model.lm_head.weight, engine.runner.decoder.head)
-    assert torch.equal(module.mlp.down_proj.weight, layer.down)
+    tensors, module = engine.runner.decoder.tensors(), plain.model.model.layers[0]
+    assert torch.equal(plain.model.lm_head.weight, tensors["lm_head.weight"])
+    assert torch.equal(module.mlp.down_proj.weight, tensors["layers.0.mlp.down_proj.weight"])
     assert all(weight.is_contiguous() for weight in plain.model.parameters())
 
 

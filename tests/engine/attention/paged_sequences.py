@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from engine.attention.base import AttentionBackend
+from engine.attention.packed_pass import ForwardBatch
 from engine.attention.sdpa import SdpaAttention
-from engine.batch import ForwardBatch
 from engine.kv_cache.pool import KVCachePool
 from tests.reference.dense_attention import attend
 

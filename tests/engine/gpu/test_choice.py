@@ -22,6 +22,7 @@ from engine.gpu.choice import TritonChoice
 from engine.request import SamplingParams
 from engine.sampling.history import TokenHistory
 from engine.sampling.noise import gumbel_noise
+from engine.sampling.picker import Picked
 from engine.sampling.sampler import Chosen, Sampler, filter_top
 from tests.engine.sampling.test_sampler import BANNED, MIXED, V, group
 
@@ -37,7 +38,7 @@ def _several_blocks_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_choice, "MAX_BLOCK", 16)
 
 
-def pick(logits: torch.Tensor, params: list[SamplingParams], seed: int = 0) -> triton_choice.Picked:
+def pick(logits: torch.Tensor, params: list[SamplingParams], seed: int = 0) -> Picked:
     n, r = logits.shape[:2]
     positions = seed + torch.arange(n * r).view(n, r)
     return TritonChoice(BANNED, CPU).pick(logits.clone(), params, positions)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("tests.engine.gpu.interpreted", exc_type=ImportError)
 
+from engine.assembly import make_pool, parts_around
 from engine.batch import BatchPlan, Phase, Span, StepGroup
 from engine.engine import Engine
 from engine.events import TokensCommitted
@@ -17,48 +18,61 @@ from engine.gpu import graphs
 from engine.gpu.attention import TritonAttention
 from engine.gpu.elementwise import TritonElementwise
 from engine.gpu.graphs import Bucket, PassGraphs
-from engine.kv_cache.pages import PageAllocator
+from engine.models.loader import LoadedModel, load_model
 from engine.request import DecodingParams, Request, SamplingParams
+from engine.runner.device_pass import DevicePass
+from engine.runner.kernels import Kernels
+from engine.runner.model_runner import ModelRunner
+from engine.runner.pool_size import PoolSize
 from engine.sequence import Sequence
 from tests.conftest import MakeEngine, engine_maker
 from tests.engine.gpu.tape import TapeCapturer
 from tests.reference.checkpoints import write_checkpoint
 
 torch.set_num_threads(1)
+CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 
 @pytest.fixture(scope="module")
-def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
-    """Engines of a tiny random model with a draft adapter and heads that the kernel knows."""
-    directory = write_checkpoint(tmp_path_factory.mktemp("models") / "wide", lora_rank=4, head_dim=32)
-    return engine_maker(directory, "float32")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model with a draft adapter and heads that the kernel knows."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "wide", lora_rank=4, head_dim=32)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> LoadedModel:
+    return load_model(checkpoint, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def make_engine(checkpoint: Path) -> MakeEngine:
+    """Engines of that model whose passes are not captured."""
+    return engine_maker(checkpoint, "float32")
 
 
 class Captured:
     """Two engines of one model: one runs its passes captured, in the triton backend, the other as they come."""
 
-    def __init__(self, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, programs: int = 24) -> None:
+    def __init__(self, model: LoadedModel, eager: Engine, monkeypatch: pytest.MonkeyPatch, programs: int = 24) -> None:
         monkeypatch.setattr("engine.gpu.attention.MIN_SPLIT", 32)
         # Tiles of several sizes, as the kernel has them in bfloat16.
         monkeypatch.setitem(triton_paged.TILE_SHAPES, 4, dict.fromkeys((16, 32, 64), triton_paged.TileShape(16, 4)))
-        self.eager = make_engine(prefix_caching=False)
-        self.engine = make_engine(prefix_caching=False)
-        runner = self.engine.runner
-        # The last page is padding's: only on a GPU has the engine's pool one more.
-        runner.pool.num_pages -= 1
-        self.engine.scheduler.allocator = PageAllocator(runner.pool.num_pages, runner.pool.page_size, False)
-        config = runner.decoder.config
-        runner.attention = TritonAttention(runner.pool, config.num_heads, programs=programs)
-        runner.elementwise = TritonElementwise(config.rms_norm_eps, runner.pool.dtype, runner.device)
+        self.eager = eager
+        decoder, config = model.decoder, eager.config
+        size = PoolSize(eager.info.num_pages, eager.info.max_model_len)
+        pool = make_pool(config, model, size, CPU, padding_page=True)
+        attention = TritonAttention(pool, model.config.num_heads, programs=programs)
+        kernels = Kernels(attention, TritonElementwise(model.config.rms_norm_eps, decoder.dtype, CPU), None)
         self.capturer = TapeCapturer(monkeypatch)
-        self.graphs = PassGraphs(runner.decoder, runner.attention, runner.elementwise, runner.pool, self.capturer)
-        runner.graphs = self.graphs
+        self.graphs = PassGraphs(decoder, attention, kernels.elementwise, pool, self.capturer)
+        runner = ModelRunner(DevicePass(decoder, pool, kernels, self.graphs))
+        self.engine = Engine(parts_around(config, model, size, runner))
 
 
 @pytest.fixture
-def captured(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Captured]:
-    return Captured(make_engine, monkeypatch)
+def captured(model: LoadedModel, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> Captured:
+    return Captured(model, make_engine(prefix_caching=False), monkeypatch)
 
 
 WIDE = [
@@ -174,5 +188,5 @@ def test_too_little_memory_leaves_what_was_captured(
 
 def test_a_cpu_captures_nothing(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    assert engine.runner.graphs is None
+    assert engine.runner.device_pass.graphs is None
     assert engine.runner.pool.num_pages == engine.info.num_pages

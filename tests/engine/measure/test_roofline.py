@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from engine.batch import BatchPlan, Phase, Span, StepGroup
 from engine.decoding.contract import DecodingPolicy
 from engine.measure.roofline import DeviceSpeed, PassShape, Work, WorkCounter, visible_pairs
+from engine.models.adapter import DraftAdapter
+from engine.models.decoder import Decoder
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile
 from engine.request import Request
@@ -28,9 +31,14 @@ PAIR = 2 * 4 * 4 * 16  # layers, heads, and 4 operations an element: a multiply-
 NOBODY = cast(DecodingPolicy, None)
 
 
-def counter(itemsize: int = 4, rank: int = 0, **overrides: Any) -> WorkCounter:
+def counter(
+    dtype: torch.dtype = torch.float32, rank: int = 0, kv_itemsize: int | None = None, **overrides: Any
+) -> WorkCounter:
+    """Counts for a decoder without memory."""
     config = describe_model(ConfigFile(Path(), tiny_config(**overrides)), ConfigFile(Path(), {})).config
-    return WorkCounter(config, itemsize, rank)
+    adapter = DraftAdapter(rank=rank, alpha=1.0) if rank else None
+    decoder = Decoder(config, dtype=dtype, device=torch.device("meta"), num_positions=1, adapter=adapter)
+    return WorkCounter(decoder, kv_itemsize or dtype.itemsize)
 
 
 def sequence(name: str) -> Sequence:
@@ -40,7 +48,22 @@ def sequence(name: str) -> Sequence:
 def test_weights_and_kv() -> None:
     assert MATRICES == 21504
     assert counter().weight_bytes == 4 * (21504 + 160 + 3072)
-    assert counter(itemsize=2).kv_bytes == 2 * 128
+    assert counter(torch.bfloat16).kv_bytes == 2 * 128
+
+
+def test_kv_may_be_stored_in_another_type_than_the_weights() -> None:
+    """A pool of half the size would be counted as one of the full size."""
+    narrow = counter(kv_itemsize=1)
+    assert (narrow.weight_bytes, narrow.kv_bytes) == (counter().weight_bytes, 128)
+    work = narrow.count(PassShape(tokens=1, logit_rows=1, cached=10, pairs=11))
+    assert work.attention == Work(KV * (10 + 1), 11 * PAIR)
+
+
+def test_biases_are_read_and_norms_of_queries_and_keys_too() -> None:
+    config = describe_model(ConfigFile(Path(), tiny_config()), ConfigFile(Path(), {})).config
+    traits = replace(config, qkv_bias=True, qk_norm=True)
+    decoder = Decoder(traits, dtype=torch.float32, device=torch.device("meta"), num_positions=1)
+    assert WorkCounter(decoder, 4).weight_bytes == counter().weight_bytes + 4 * 2 * (128 + 2 * 16)
 
 
 def test_one_decoding_step() -> None:
@@ -111,12 +134,10 @@ def test_least_time_is_the_longer_of_moving_and_computing() -> None:
 
 def test_the_8b_of_the_published_family() -> None:
     """Its published figures: 15.9 GB of weights a pass in bf16, 139 KB of KV a token."""
-    config = tiny_config(
-        vocab_size=131072, hidden_size=4096, intermediate_size=14336, num_hidden_layers=34, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, max_position_embeddings=262144,
+    large = counter(
+        torch.bfloat16, vocab_size=131072, hidden_size=4096, intermediate_size=14336, num_hidden_layers=34,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=262144,
     )  # fmt: skip
-    shape = describe_model(ConfigFile(Path(), json.loads(json.dumps(config))), ConfigFile(Path(), {})).config
-    large = WorkCounter(shape, itemsize=2)
     assert large.weight_bytes / 1e9 == pytest.approx(15.9, abs=0.05)
     assert large.kv_bytes == 139_264
     step = large.count(PassShape(tokens=1, logit_rows=1, cached=0, pairs=1)).total
@@ -128,4 +149,4 @@ def test_counted_weights_are_the_decoder_s_parameters(tiny_engine: MakeEngine, b
     for engine in (tiny_engine(), builtin_engine()):
         decoder = engine.runner.decoder
         read = decoder.num_parameters - decoder.embedding.numel()
-        assert WorkCounter(decoder.config, decoder.dtype.itemsize).weight_bytes == read * decoder.dtype.itemsize
+        assert WorkCounter(decoder, decoder.dtype.itemsize).weight_bytes == read * decoder.dtype.itemsize

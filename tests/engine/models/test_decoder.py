@@ -14,7 +14,8 @@ import torch
 import transformers
 from transformers.models.ministral3 import modeling_ministral3
 
-from engine.models.decoder import Decoder, DecoderConfig
+from engine.models.decoder import Decoder
+from engine.models.decoder_config import DecoderConfig
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile
 from engine.models.loader import load_model
@@ -65,8 +66,8 @@ def decoder_of(model: Any, dtype: torch.dtype, config: DecoderConfig) -> Decoder
     """The same weights in our decoder, whose names are transformers' own."""
     decoder = Decoder(config, dtype=dtype, device=CPU, num_positions=512)
     state = model.state_dict()
-    for name, target in decoder.tensors().items():
-        target.copy_(state[name] if name == "lm_head.weight" else state["model." + name])
+    for name, target in decoder.targets().items():
+        target.load(state[name] if name == "lm_head.weight" else state["model." + name])
     return decoder
 
 
@@ -216,10 +217,11 @@ def test_draft_adapter_equals_merged_weights_on_drafting_rows_only(tmp_path: Pat
     adapted = load_model(directory, device=CPU, dtype=torch.float64).decoder
     plain = load_model(write_checkpoint(tmp_path / "plain"), device=CPU, dtype=torch.float64).decoder
     merged = load_model(tmp_path / "plain", device=CPU, dtype=torch.float64).decoder
-    for layer, source in zip(merged.layers, adapted.layers, strict=True):
-        assert source.lora_a is not None
-        assert source.lora_b is not None
-        layer.output += 8 / 4 * source.lora_b @ source.lora_a
+    update = {name: target.values() for name, target in adapted.adapter_targets().items()}
+    for index in range(len(merged.layers)):
+        prefix = f"layers.{index}.self_attn.o_proj."
+        weight = merged.targets()[f"{prefix}weight"]
+        weight.load(weight.values() + 8 / 4 * update[f"{prefix}lora_B.weight"] @ update[f"{prefix}lora_A.weight"])
     first, second = ids[:9], ids[9:]
     batch = dense_batch([(0, 0, first, len(first)), (1, 0, second, None)])
     drafts = torch.zeros(len(ids), 1, dtype=torch.float64)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from engine.attention.registry import make_attention
+from engine.attention.base import CapturableAttention
 from engine.attention.sdpa import SdpaAttention
 from engine.errors import ConfigError
+from engine.runner.kernels import KERNELS, make_attention
 from tests.conftest import MakeEngine
 from tests.engine.attention.paged_sequences import NUM_HEADS, PagedSequences
 from tests.engine.driving import ask, drive
+
+ROOT = Path(__file__).parents[3]
 
 
 def refusal(name: str, world: PagedSequences) -> str:
@@ -38,7 +43,7 @@ def test_triton_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_triton_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr("engine.attention.registry.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.runner.kernels.find_spec", lambda name: None)
     assert "lightcone[triton]" in refusal("triton", PagedSequences())
 
 
@@ -48,13 +53,25 @@ def test_a_model_that_the_kernel_does_not_know_is_refused(monkeypatch: pytest.Mo
     assert "no kernel for heads of 8" in refusal("triton", PagedSequences(dtype=torch.float32))
 
 
-def test_sdpa_needs_no_triton() -> None:
-    """The package is an extra."""
-    source = "engine.gpu.attention"
-    if source in sys.modules:
-        pytest.skip("another test of this process has imported it")
-    make_attention("torch", PagedSequences().pool, NUM_HEADS)
-    assert source not in sys.modules
+def test_the_engine_without_triton_kernels_does_not_import_them() -> None:
+    """The package is an extra: an engine would not start where it is not installed."""
+    code = (
+        "import sys, torch, engine.engine\n"
+        "from engine.runner.kernels import KERNELS, make_attention\n"
+        "from tests.engine.attention.paged_sequences import NUM_HEADS, PagedSequences\n"
+        "make_attention('torch', PagedSequences().pool, NUM_HEADS)\n"
+        "print([name for name in ('attention', 'choice', 'elementwise') if f'engine.gpu.{name}' in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_kernels_that_claim_to_be_capturable_are() -> None:
+    """The pool would keep a page for captured passes that are never captured."""
+    pytest.importorskip("tests.engine.gpu.interpreted", exc_type=ImportError)
+    pool = PagedSequences(dtype=torch.float32, head_dim=32).pool
+    for name, made in KERNELS.items():
+        assert isinstance(made.attention(pool, NUM_HEADS), CapturableAttention) is made.capturable, name
 
 
 @pytest.mark.parametrize("decoding", ["ar", "diffusion", "speculative"])

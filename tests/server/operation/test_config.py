@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -44,6 +45,11 @@ def test_text_of_flags_and_variables_becomes_the_options_type() -> None:
         ({}, {"LIGHTCONE_TLS_KEY": "x"}, None, "LIGHTCONE_TLS_KEY needs tls_cert"),
         ({}, {"LIGHTCONE_MAX_RUNING": "3"}, None, r"LIGHTCONE_MAX_RUNING; did you mean LIGHTCONE_MAX_RUNNING\?"),
         ({}, {"LIGHTCONE_MAX_RUNNING": "0"}, None, "max_running must be greater than 0"),
+        ({"page_size": "24"}, {}, None, r"page_size must be a power of two, not 24 \(--page-size\)"),
+        ({"max_block_length": "1"}, {}, None, "max_block_length must be between 2 and 1024, not 1"),
+        ({"gpu_memory_utilization": "1.5"}, {}, None, "must be greater than 0 and at most 1, not 1.5"),
+        ({}, {"LIGHTCONE_SSE_KEEPALIVE": "-1"}, None, r"sse_keepalive must be at least 0, not -1.0 \(LIGHTCONE_SSE"),
+        ({}, {"LIGHTCONE_MAX_BATCH_TOKENS": "99"}, None, r"at least 1365 is needed \(LIGHTCONE_MAX_BATCH_TOKENS\)"),
         ({}, {"LIGHTCONE_API_KEYS": " "}, None, "LIGHTCONE_API_KEYS is set but holds nothing"),
         ({}, {}, "[server]\nprot = 1", r"c\.toml: unknown key 'prot' in \[server\]; did you mean 'port'"),
         ({}, {}, "[servr]\nport = 1", r"c\.toml: unknown section \[servr\]; valid sections: server, engine"),
@@ -79,6 +85,16 @@ def test_options_have_one_meaning_each() -> None:
     from server.operation.config import ServerConfig
 
     assert len(option_types()) == len(EngineConfig.__struct_fields__) + len(ServerConfig.__struct_fields__)
+
+
+def test_every_number_has_a_range() -> None:
+    """One without would take NaN, or a negative timeout."""
+    from engine.config import ranges_of
+    from server.operation.config import SECTIONS
+
+    ranges = {name for struct in SECTIONS.values() for name in ranges_of(struct)}
+    kinds = {name: {kind, *get_args(kind)} for name, (_, kind, _) in option_types().items()}
+    assert ranges == {name for name, kind in kinds.items() if kind & {int, float}}
 
 
 def test_what_is_printed_can_be_read_again_and_keeps_secrets(tmp_path: Path) -> None:

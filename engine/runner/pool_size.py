@@ -1,4 +1,4 @@
-"""How many pages the KV pool gets, and the longest context it can promise."""
+"""The size of the KV pool: its pages, and the longest context that it can hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.kv_cache.pool import KVCachePool
-from engine.models.decoder import DecoderConfig
+from engine.models.decoder_config import DecoderConfig
 
 CPU_POOL_BYTES = 2 * 1024**3
 """Most memory an automatically sized pool takes on a CPU."""

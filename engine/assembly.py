@@ -1,0 +1,186 @@
+"""Assembles an engine from its configuration: model, KV pool, kernels, captured passes, scheduler and policies.
+
+Read `load_parts`, then `assemble`: every step is a function of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.attention.base import CapturableAttention
+from engine.config import EngineConfig, EngineInfo, check_config
+from engine.decoding.contract import DecodingPolicy
+from engine.decoding.prefill import Prefill
+from engine.decoding.registry import make_policies
+from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
+from engine.device.devices import resolve_device, set_up
+from engine.gpu.graphs import CudaCapturer, PassGraphs
+from engine.kv_cache.pages import PageAllocator
+from engine.kv_cache.pool import KVCachePool
+from engine.measure.calibration import measure_costs
+from engine.measure.device_speed import measure_device_speed
+from engine.measure.roofline import DeviceSpeed, WorkCounter
+from engine.models.files import model_directory
+from engine.models.loader import DTYPES, LoadedModel, load_model
+from engine.runner.device_pass import DevicePass
+from engine.runner.kernels import KERNELS, Kernels, make_kernels
+from engine.runner.model_runner import ModelRunner
+from engine.runner.pool_size import PoolSize, choose_pool_size
+from engine.sampling.history import TokenHistory
+from engine.sampling.picker import TokenPicker
+from engine.sampling.sampler import Sampler
+from engine.scheduling.scheduler import Scheduler
+
+UNMEASURED = DeviceSpeed(0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineParts:
+    """The parts of an Engine."""
+
+    config: EngineConfig
+    info: EngineInfo
+    device: torch.device
+    runner: ModelRunner
+    sampler: Sampler
+    scheduler: Scheduler
+    policies: dict[str, DecodingPolicy]
+    work: WorkCounter
+
+
+def load_parts(config: EngineConfig) -> EngineParts:
+    """Loads the model that the configuration names. Raises ModelLoadError or ConfigError, one line each."""
+    check_config(config)
+    device = resolve_device(config.device)
+    set_up(device, config.threads)
+    model = load_model(
+        model_directory(config.model),
+        load_format=config.load_format,
+        dtype=DTYPES.get(config.dtype),
+        device=device,
+        max_positions=config.max_model_len,
+    )
+    return assemble(config, model, device)
+
+
+def assemble(config: EngineConfig, model: LoadedModel, device: torch.device) -> EngineParts:
+    """Everything around a loaded model. Raises ConfigError for what the model or the machine cannot do."""
+    size = choose_pool_size(config, model.config, model.decoder.dtype, device)
+    speed = measure_speed(config, model, device)  # before the pool takes the memory
+    pool = make_pool(config, model, size, device, padding_page=captures(config, device))
+    kernels = make_kernels(config.kernels, pool, model.decoder, model.spec.banned_token_ids)
+    graphs = warm_up(config, model, pool, kernels)
+    runner = ModelRunner(DevicePass(model.decoder, pool, kernels, graphs))
+    return parts_around(config, model, size, runner, kernels.picker, speed)
+
+
+def parts_around(
+    config: EngineConfig,
+    model: LoadedModel,
+    size: PoolSize,
+    runner: ModelRunner,
+    picker: TokenPicker | None = None,
+    speed: DeviceSpeed = UNMEASURED,
+) -> EngineParts:
+    """The rest of an engine, around a model that can run. picker: None: torch chooses tokens. speed: the device's."""
+    spec, pool = model.spec, runner.pool
+    history = TokenHistory(config.max_running, model.config.vocab_size, pool.device)
+    sampler = Sampler(spec.banned_token_ids, history, pool.device, picker)
+    prefill = Prefill(sampler, spec.mask_token_id, pool.device)
+    allocator = PageAllocator(pool.num_pages, config.page_size, config.prefix_caching)
+    costs = measure_or_assume_costs(config, model, size, runner, prefill)
+    controller = WidthController(costs, AcceptanceEstimate(config.max_block_length))
+    return EngineParts(
+        config=config,
+        info=make_info(config, model, size, runner, speed),
+        device=pool.device,
+        runner=runner,
+        sampler=sampler,
+        scheduler=Scheduler(config, allocator, prefill),
+        policies=make_policies(config, spec, sampler, pool.device, controller),
+        work=WorkCounter(model.decoder, pool.dtype.itemsize),
+    )
+
+
+def measure_speed(config: EngineConfig, model: LoadedModel, device: torch.device) -> DeviceSpeed:
+    """The device's speed over as much memory as a pass reads of the weights; zeros where nothing is to be measured."""
+    if not config.calibration_seconds:
+        return UNMEASURED
+    dtype = model.decoder.dtype
+    return measure_device_speed(device, dtype, WorkCounter(model.decoder, dtype.itemsize).weight_bytes)
+
+
+def captures(config: EngineConfig, device: torch.device) -> bool:
+    """Whether passes are captured: on a GPU, with kernels that can be, unless the configuration forbids it."""
+    return device.type == "cuda" and KERNELS[config.kernels].capturable and not config.enforce_eager
+
+
+def make_pool(
+    config: EngineConfig, model: LoadedModel, size: PoolSize, device: torch.device, *, padding_page: bool
+) -> KVCachePool:
+    """The KV pool of that size. padding_page: see KVCachePool."""
+    shape = model.config
+    return KVCachePool(
+        num_layers=shape.num_layers,
+        num_pages=size.num_pages,
+        page_size=config.page_size,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        max_rows=config.max_running,
+        max_pages_per_row=-(-size.max_model_len // config.page_size),
+        dtype=model.decoder.dtype,
+        device=device,
+        padding_page=padding_page,
+    )
+
+
+def warm_up(config: EngineConfig, model: LoadedModel, pool: KVCachePool, kernels: Kernels) -> PassGraphs | None:
+    """On a GPU: compiles the kernels and captures passes, where that is wanted."""
+    if pool.device.type == "cuda":
+        kernels.warm_up(model.config.vocab_size, pool.dtype)
+    if not captures(config, pool.device):
+        return None
+    if not isinstance(kernels.attention, CapturableAttention):
+        raise TypeError(f"kernels {config.kernels} say that they can be captured, but their attention cannot")
+    graphs = PassGraphs(model.decoder, kernels.attention, kernels.elementwise, pool, CudaCapturer())
+    graphs.warm_up(config.max_batch_tokens)
+    return graphs
+
+
+def measure_or_assume_costs(
+    config: EngineConfig, model: LoadedModel, size: PoolSize, runner: ModelRunner, prefill: Prefill
+) -> CostTable:
+    """The cost of passes: measured if the model has a mode that asks and the configuration gives time for it."""
+    if "auto" not in model.spec.decodings or not config.calibration_seconds:
+        return CostTable.assumed(config.max_block_length)
+    return measure_costs(runner, config, prefill, size.max_model_len)
+
+
+def make_info(
+    config: EngineConfig, model: LoadedModel, size: PoolSize, runner: ModelRunner, speed: DeviceSpeed
+) -> EngineInfo:
+    """The facts that the API process is told."""
+    spec, pool = model.spec, runner.pool
+    return EngineInfo(
+        family=spec.family,
+        vocab_size=model.config.vocab_size,
+        max_model_len=size.max_model_len,
+        mask_token_id=spec.mask_token_id,
+        banned_token_ids=spec.banned_token_ids,
+        bos_token_id=spec.bos_token_id,
+        end_token_ids=spec.end_token_ids,
+        decodings=spec.decodings,
+        default_decoding=spec.default_decoding,
+        block_length=min(spec.block_length, config.max_block_length),
+        max_block_length=config.max_block_length,
+        max_infill_window=config.max_infill_window if spec.can_infill else 0,
+        page_size=config.page_size,
+        num_pages=pool.num_pages,
+        dtype=str(pool.dtype).removeprefix("torch."),
+        device=str(pool.device),
+        num_parameters=model.decoder.num_parameters,
+        device_bandwidth=speed.bandwidth,
+        device_rate=speed.rate,
+    )

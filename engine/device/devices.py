@@ -1,0 +1,48 @@
+"""The device that runs the model: finding it by name, waiting for it, and the threads torch uses on a CPU."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from engine.errors import ModelLoadError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device `EngineConfig.device` names; `auto` is the GPU where there is one. Raises ModelLoadError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelLoadError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise ModelLoadError(f"There is no device {name!r}: torch sees {count} GPUs.")
+    # With its index: not everything in torch takes a device without one.
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def set_up(device: torch.device, threads: int | None) -> None:
+    """Prepares this process to run on the device. threads: torch's on a CPU; None: `default_threads()`."""
+    if device.type == "cpu":
+        torch.set_num_threads(threads or default_threads())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton's kernels start on the current device
+
+
+def default_threads() -> int:
+    """torch threads on a CPU: all cores but one, which the API process needs.
+
+    A pass whose threads wait for a core that another process holds is many times slower than one with a thread less.
+    """
+    return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was given. On a CPU there is nothing to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,110 @@
+"""One layer of the decoder: its weights, and the parts of its forward on either side of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+
+from engine.models.adapter import DraftAdapter, LowRankUpdate
+from engine.models.decoder_config import DecoderConfig
+from engine.models.elementwise import Elementwise
+from engine.models.linear import LINEARS, Linear, Target, TensorTarget
+from engine.models.rope import Rotation
+
+
+class GatedMLP:
+    """down(silu(gate(x)) * up(x)). gate and up are one matrix and one product."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, storage: str) -> None:
+        make, hidden, inner = LINEARS[storage], config.hidden_size, config.intermediate_size
+        self.gate_up = make({"gate": inner, "up": inner}, hidden, dtype, device, False)
+        self.down = make({"down": hidden}, inner, dtype, device, False)
+
+    def add_to(self, total: torch.Tensor, x: torch.Tensor, elementwise: Elementwise) -> None:
+        """Adds the MLP of x to total, in place. Both: [T, hidden_size]."""
+        self.down.add_to(total, elementwise.silu_mul(self.gate_up(x)))
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The matrices that a pass reads."""
+        return self.gate_up, self.down
+
+    def targets(self) -> dict[str, Target]:
+        """The tensors of a checkpoint that fill it, under the names transformers gives a Llama-like MLP."""
+        return _projections({**self.gate_up.targets(), **self.down.targets()})
+
+
+class Layer:
+    """One layer's weights, allocated but not initialised. q, k and v are one matrix and one product."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        adapter: DraftAdapter | None,
+        storage: str = "dense",
+    ) -> None:
+        """storage: of the matrices; a key of LINEARS. Those of a draft adapter are always dense."""
+        vector = partial(torch.empty, dtype=dtype, device=device)
+        make, hidden, q_dim, kv_dim = LINEARS[storage], config.hidden_size, config.q_dim, config.kv_dim
+        self._heads = (config.num_heads, config.num_kv_heads)
+        self._head_dim = config.head_dim
+        self.input_norm = vector(hidden)
+        self.qkv = make({"q": q_dim, "k": kv_dim, "v": kv_dim}, hidden, dtype, device, config.qkv_bias)
+        self.q_norm = vector(config.head_dim) if config.qk_norm else None
+        self.k_norm = vector(config.head_dim) if config.qk_norm else None
+        self.output = make({"o": hidden}, q_dim, dtype, device, False)
+        self.output_update = LowRankUpdate(adapter.rank, q_dim, hidden, dtype, device) if adapter else None
+        self.mlp_norm = vector(hidden)
+        self.mlp = GatedMLP(config, dtype, device, storage)
+
+    def project(
+        self, x: torch.Tensor, rotation: Rotation, elementwise: Elementwise
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x: [T, hidden_size], normalised. Returns rotated q [T, num_heads, head_dim], rotated k and v
+        [T, num_kv_heads, head_dim]; all may be strided views."""
+        num_heads, num_kv_heads = self._heads
+        num_qk = num_heads + num_kv_heads
+        fused = self.qkv(x).view(-1, num_qk + num_kv_heads, self._head_dim)
+        qk, v = fused.split_with_sizes((num_qk, num_kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split_with_sizes(self._heads, dim=1)
+            norm = elementwise.norm
+            qk = torch.cat((norm(q, self.q_norm), norm(k, self.k_norm)), dim=1)
+        return *elementwise.rotate(qk, num_heads, rotation), v
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The matrices that every pass reads: without a draft adapter's."""
+        return self.qkv, self.output, *self.mlp.linears
+
+    @property
+    def norms(self) -> tuple[torch.Tensor, ...]:
+        """The weights of the norms."""
+        norms = (self.input_norm, self.mlp_norm, self.q_norm, self.k_norm)
+        return tuple(norm for norm in norms if norm is not None)
+
+    def targets(self) -> dict[str, Target]:
+        """The tensors of a checkpoint that fill it, under the names transformers gives a Llama-like layer."""
+        attention = _projections({**self.qkv.targets(), **self.output.targets()})
+        if self.q_norm is not None and self.k_norm is not None:
+            attention |= {"q_norm.weight": TensorTarget(self.q_norm), "k_norm.weight": TensorTarget(self.k_norm)}
+        return {
+            "input_layernorm.weight": TensorTarget(self.input_norm),
+            **{f"self_attn.{name}": target for name, target in attention.items()},
+            "post_attention_layernorm.weight": TensorTarget(self.mlp_norm),
+            **{f"mlp.{name}": target for name, target in self.mlp.targets().items()},
+        }
+
+    def adapter_targets(self) -> dict[str, Target]:
+        """The tensors of a draft adapter's checkpoint, under PEFT's names; empty without an adapter."""
+        found = self.output_update.targets() if self.output_update is not None else {}
+        return {f"self_attn.o_proj.{name}": target for name, target in found.items()}
+
+
+def _projections(targets: Mapping[str, Target]) -> dict[str, Target]:
+    """`q.weight` -> `q_proj.weight`."""
+    return {name.replace(".", "_proj.", 1): target for name, target in targets.items()}
