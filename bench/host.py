@@ -100,7 +100,7 @@ class StepClock:
         engine, runner = self._engine, self._engine.runner
         methods: list[tuple[object, str, str]] = [
             (engine.scheduler, "schedule", "schedule"),
-            (engine.scheduler, "commit", "commit"),
+            (engine.scheduler, "apply", "commit"),
             (runner, "forward", "forward"),
             (runner.attention, "prepare", "model"),
             (runner.decoder, "forward", "model"),

@@ -42,7 +42,7 @@ class Span:
     """Logits are needed for `num_logits` tokens from `logit_start` on."""
     logit_start: int = 0
     """Index within the span."""
-    rides: bool = False
+    second: bool = False
     """The second span of a shared pass."""
     optional: bool = False
     """May be left out of the pass without changing any answer."""

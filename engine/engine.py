@@ -197,7 +197,7 @@ class Engine:
         outcomes: list[StepOutcome] = []
         if plan.groups:
             outcomes, forward_seconds = self._run(plan)
-        events, stats = self.scheduler.commit(plan, outcomes)
+        events, stats = self.scheduler.apply(plan, outcomes)
         stats.bytes, stats.operations = self._work.count(PassShape.of(plan)).total
         self._clear_poisoned()
         for outcome in outcomes:

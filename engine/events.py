@@ -35,7 +35,7 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     queue_seconds: float = 0.0
 
 
-class TokensCommitted(msgspec.Struct, tag=True, kw_only=True):
+class TokensSettled(msgspec.Struct, tag=True, kw_only=True):
     """Tokens that are final. Emitted the moment they settle; never withdrawn. An end token is not among them."""
 
     request_id: str
@@ -80,7 +80,7 @@ class Finished(msgspec.Struct, tag=True, kw_only=True):
     """For reason `error`: one sanitised line."""
 
 
-GenerationEvent = TokensCommitted | PromptScored | DraftUpdated | Finished
+GenerationEvent = TokensSettled | PromptScored | DraftUpdated | Finished
 
 
 class StepStats(msgspec.Struct, kw_only=True):

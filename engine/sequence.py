@@ -30,7 +30,7 @@ class Block:
     masked: list[bool]
     num_settled: int = 0
     """Leading tokens already reported as settled: they are in the sequence's `token_ids` too."""
-    awaits_seed: bool = False
+    awaits_anchor: bool = False
     """A shared pass refines this canvas before its seed is known: position 0 is a mask and takes no part."""
     index: int = 0
     """Number of blocks before this one in the answer."""
@@ -45,16 +45,18 @@ class Block:
     and their log-probabilities."""
 
     @classmethod
-    def fresh(cls, start: int, length: int, index: int, seed: int | None = None, *, awaits_seed: bool = False) -> Block:
+    def fresh(
+        cls, start: int, length: int, index: int, seed: int | None = None, *, awaits_anchor: bool = False
+    ) -> Block:
         """A canvas of masks, its first token the seed if there is one."""
-        block = cls(start, [0] * length, [True] * length, 0, awaits_seed, index, 0, [None] * length)
+        block = cls(start, [0] * length, [True] * length, 0, awaits_anchor, index, 0, [None] * length)
         if seed is not None:
-            block.place_seed(seed)
+            block.place_anchor(seed)
         return block
 
-    def place_seed(self, token_id: int) -> None:
+    def place_anchor(self, token_id: int) -> None:
         """Puts the causally chosen, already settled token at position 0."""
-        self.token_ids[0], self.masked[0], self.num_settled, self.awaits_seed = token_id, False, 1, False
+        self.token_ids[0], self.masked[0], self.num_settled, self.awaits_anchor = token_id, False, 1, False
 
     def truncate(self, length: int) -> None:
         """Drops everything after the first `length` positions. A draft may be cut anywhere: verification is exact."""

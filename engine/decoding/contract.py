@@ -105,18 +105,18 @@ class DecodingPolicy(ABC):
         """Reads row i of the group's choices: updates the sequence's block, says what settled and what is cached."""
 
 
-def canvas_length(seq: Sequence) -> int:
+def block_length_of(seq: Sequence) -> int:
     """Length of the next diffusion canvas [seed, masks]: never wider than what `max_tokens` leaves."""
     return min(seq.request.decoding.block_length, seq.num_remaining + 1)
 
 
-def canvas_span(seq: Sequence, block: Block, phase: Phase, mask_token_id: int) -> Span:
+def block_span(seq: Sequence, block: Block, phase: Phase, mask_token_id: int) -> Span:
     """A bidirectional span over a canvas: masked positions carry the mask id, every token sees the whole canvas."""
     ids = [mask_token_id if masked else token for token, masked in zip(block.token_ids, block.masked, strict=True)]
     return Span(seq, phase, block.start, ids, kv_limit=block.end, num_logits=len(ids))
 
 
-def open_block(span: Span) -> Block | None:
+def refined_block(span: Span) -> Block | None:
     """The block a bidirectional span refines: the open one, or the one a shared pass opens beside it.
 
     None where a shared pass's verification has just rejected it.

@@ -19,12 +19,12 @@ from engine.decoding.contract import (
     DecodingPolicy,
     HostChoices,
     StepOutcome,
-    canvas_length,
-    canvas_span,
+    block_length_of,
+    block_span,
     next_token_choices,
     next_token_outcome,
-    open_block,
     read_logprob,
+    refined_block,
     same_rows,
     with_logprobs,
 )
@@ -46,9 +46,9 @@ class Diffusion(DecodingPolicy):
         block, seq.next_block = seq.block, None
         if block is None:
             start = len(seq.token_ids) - 1
-            block = seq.block = Block.fresh(start, canvas_length(seq), seq.stats.blocks, seq.token_ids[-1])
+            block = seq.block = Block.fresh(start, block_length_of(seq), seq.stats.blocks, seq.token_ids[-1])
         if any(block.masked):
-            return [canvas_span(seq, block, Phase.DENOISE, self.mask_token_id)]
+            return [block_span(seq, block, Phase.DENOISE, self.mask_token_id)]
         commit = Span(
             seq, Phase.COMMIT, block.start, list(block.token_ids),
             kv_limit=None, num_logits=1, logit_start=len(block) - 1,
@@ -56,9 +56,9 @@ class Diffusion(DecodingPolicy):
         if not self.shared_commit or seq.num_remaining < 2:
             return [commit]
         length = min(seq.request.decoding.block_length, seq.num_remaining)
-        seq.next_block = Block.fresh(block.end, length, block.index + 1, awaits_seed=True)
-        denoise = canvas_span(seq, seq.next_block, Phase.DENOISE, self.mask_token_id)
-        denoise.rides = True
+        seq.next_block = Block.fresh(block.end, length, block.index + 1, awaits_anchor=True)
+        denoise = block_span(seq, seq.next_block, Phase.DENOISE, self.mask_token_id)
+        denoise.second = True
         return [commit, denoise]
 
     def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
@@ -75,7 +75,7 @@ class Diffusion(DecodingPolicy):
             outcome.closed_block_steps = seq.block.steps
         seq.block, seq.next_block = seq.next_block, None
         if seq.block is not None:
-            seq.block.place_seed(outcome.token_ids[0])
+            seq.block.place_anchor(outcome.token_ids[0])
         return outcome
 
 
@@ -84,14 +84,14 @@ def denoise_choices(
 ) -> Choices:
     """Chooses a token at every masked position and decides which of them settle. logits: [n, r, V]."""
     device = logits.device
-    blocks = [block for span in group.spans if (block := open_block(span)) is not None]
+    blocks = [block for span in group.spans if (block := refined_block(span)) is not None]
     seqs = [span.seq for span in group.spans]
     masked = to_device([block.masked for block in blocks], device)
     unsettled = to_device([_unsettled(block) for block in blocks], device)
     positions = same_rows(group, device)
     chosen = sampler.choose(logits, seqs, positions, drafts=unsettled, min_tokens=min_tokens)
     confidences = chosen.log_probabilities().exp()
-    masked[:, 0] &= ~to_device([block.awaits_seed for block in blocks], device)
+    masked[:, 0] &= ~to_device([block.awaits_anchor for block in blocks], device)
     thresholds = [
         seq.request.decoding.threshold if seq.request.decoding.threshold is not None else math.inf for seq in seqs
     ]
@@ -116,7 +116,7 @@ def _unsettled(block: Block) -> list[int]:
 def quota(seq: Sequence, block: Block) -> int:
     """Fewest positions this step must unmask for the block to finish within its denoising steps: an even schedule."""
     steps = seq.request.decoding.max_denoising_steps or len(block)
-    return math.ceil((block.num_masked - block.awaits_seed) / max(1, steps - block.steps))
+    return math.ceil((block.num_masked - block.awaits_anchor) / max(1, steps - block.steps))
 
 
 def select_unmask(
@@ -136,7 +136,7 @@ def select_unmask(
 
 def denoise_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
     """Writes what was unmasked into the block; the tokens left of its first mask have settled."""
-    block = open_block(span)
+    block = refined_block(span)
     if block is None or not choices["finite"][i]:
         return StepOutcome(span, finite=choices["finite"][i])
     tokens, confidences = choices["token_ids"][i], choices["confidences"][i]

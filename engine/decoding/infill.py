@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from engine.batch import Phase, Span, StepGroup
-from engine.decoding.contract import Choices, DecodingPolicy, HostChoices, StepOutcome, canvas_span
+from engine.decoding.contract import Choices, DecodingPolicy, HostChoices, StepOutcome, block_span
 from engine.decoding.diffusion import denoise_choices, denoise_outcome
 from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
@@ -33,7 +33,7 @@ class Infill(DecodingPolicy):
     def plan(self, seq: Sequence, num_running: int) -> list[Span]:
         if seq.block is None:
             raise RuntimeError("an infill sequence always has its window open")
-        span = canvas_span(seq, seq.block, Phase.DENOISE, self.mask_token_id)
+        span = block_span(seq, seq.block, Phase.DENOISE, self.mask_token_id)
         span.token_ids += seq.request.suffix_token_ids or []
         span.kv_limit = span.end
         return [span]

@@ -20,13 +20,13 @@ from engine.decoding.contract import (
     DecodingPolicy,
     HostChoices,
     StepOutcome,
-    canvas_span,
+    block_span,
     exhausted_outcome,
     next_token_choices,
     next_token_outcome,
     next_token_rows,
-    open_block,
     read_logprob,
+    refined_block,
     same_rows,
     with_logprobs,
 )
@@ -69,7 +69,7 @@ class SelfSpeculation(DecodingPolicy):
             seq.block = Block.fresh(len(seq.token_ids) - 1, width, seq.stats.blocks, seq.token_ids[-1])
         block = seq.block
         if any(block.masked):
-            return [canvas_span(seq, block, Phase.DRAFT, self.mask_token_id)]
+            return [block_span(seq, block, Phase.DRAFT, self.mask_token_id)]
         fit_draft(seq, block)
         block.truncate(self.controller.verify_length(seq, block, num_running))
         verify = Span(
@@ -80,9 +80,9 @@ class SelfSpeculation(DecodingPolicy):
         next_width = min(self.width(seq, num_running), seq.num_remaining - len(block))
         if next_width < 2 or not self.controller.draft_ahead(seq, block, next_width, num_running):
             return [verify]
-        seq.next_block = Block.fresh(block.end, next_width, block.index + 1, awaits_seed=True)
-        draft = canvas_span(seq, seq.next_block, Phase.DRAFT, self.mask_token_id)
-        draft.rides = draft.optional = True
+        seq.next_block = Block.fresh(block.end, next_width, block.index + 1, awaits_anchor=True)
+        draft = block_span(seq, seq.next_block, Phase.DRAFT, self.mask_token_id)
+        draft.second = draft.optional = True
         return [verify, draft]
 
     def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
@@ -121,7 +121,7 @@ def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> C
 
 def draft_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
     """Writes the draft into the block; nothing settles."""
-    block = open_block(span)
+    block = refined_block(span)
     if block is not None:
         drafted, confidences = choices["token_ids"][i], choices["confidences"][i]
         for j, masked in enumerate(block.masked):
@@ -130,7 +130,7 @@ def draft_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
         block.steps += 1
         if span.seq.grammar is not None:
             block.candidates = (choices["top_ids"][i], choices["top_logprobs"][i])
-            if not span.rides:  # else the seed has not settled yet: `plan` does it
+            if not span.second:  # else the seed has not settled yet: `plan` does it
                 fit_draft(span.seq, block)
     return StepOutcome(span, finite=choices["finite"][i])
 
@@ -193,7 +193,7 @@ def verify_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
     logprobs = [read_logprob(seq, choices, i, row) for row in range(accepted + 1)]
     seq.block, seq.next_block = (seq.next_block if whole else None), None
     if seq.block is not None:
-        seq.block.place_seed(tokens[-1])
+        seq.block.place_anchor(tokens[-1])
     return StepOutcome(
         span,
         token_ids=tokens,

@@ -13,7 +13,7 @@ from engine.events import (
     GenerationEvent,
     PromptScored,
     StepStats,
-    TokensCommitted,
+    TokensSettled,
 )
 from engine.sequence import Sequence
 
@@ -39,7 +39,7 @@ def apply_outcome(outcome: StepOutcome, events: list[GenerationEvent], stats: St
     if visible:
         logprobs = outcome.logprobs[: len(visible)] if outcome.logprobs is not None else None
         events.append(
-            TokensCommitted(
+            TokensSettled(
                 request_id=seq.request.request_id, token_ids=visible, stats=copy.copy(seq.stats), logprobs=logprobs
             )
         )
@@ -79,7 +79,7 @@ def _cut(seq: Sequence, tokens: list[int]) -> tuple[list[int], FinishReason | No
 def _count(outcome: StepOutcome, stats: StepStats) -> None:
     totals, phase = outcome.span.seq.stats, outcome.span.phase
     if phase is not Phase.PREFILL:
-        totals.passes += not outcome.span.rides
+        totals.passes += not outcome.span.second
         totals.denoising_steps += phase in (Phase.DENOISE, Phase.DRAFT)
     if outcome.accepted is not None:
         totals.draft_tokens += outcome.drafted

@@ -225,7 +225,7 @@ class Scheduler:
 
     # --- what a pass changed ------------------------------------------------------------------------------------
 
-    def commit(self, plan: BatchPlan, outcomes: list[StepOutcome]) -> tuple[list[GenerationEvent], StepStats]:
+    def apply(self, plan: BatchPlan, outcomes: list[StepOutcome]) -> tuple[list[GenerationEvent], StepStats]:
         """Applies the outcomes of a pass, in the order of its spans; frees what finished; says what happened."""
         events: list[GenerationEvent] = []
         stats = StepStats(running=0, waiting=0, free_pages=0, num_pages=self.allocator.num_pages)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from engine.config import EngineConfig, EngineInfo
-from engine.events import Finished, GenerationEvent, StepStats, TokensCommitted
+from engine.events import Finished, GenerationEvent, StepStats, TokensSettled
 from engine.messages import AbortRequests, AddRequests, EngineFailed, EngineUpdate
 from engine.request import Request
 from server.engine_link.child import EngineProcess, EngineProcessError
@@ -215,7 +215,7 @@ class EngineClient:
             sink = self._sinks.get(event.request_id)
             if sink is None:
                 continue
-            if isinstance(event, TokensCommitted | Finished):
+            if isinstance(event, TokensSettled | Finished):
                 self._waiting.pop(event.request_id, None)
             if isinstance(event, Finished):
                 del self._sinks[event.request_id]

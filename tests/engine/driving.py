@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from engine.engine import Engine
-from engine.events import DraftUpdated, Finished, GenerationEvent, StepStats, TokensCommitted
+from engine.events import DraftUpdated, Finished, GenerationEvent, StepStats, TokensSettled
 from engine.request import DecodingParams, Request, SamplingParams
 
 MAX_STEPS = 5000
@@ -33,7 +33,7 @@ class Answer:
 
     @property
     def tokens(self) -> list[int]:
-        return [token for event in self.events if isinstance(event, TokensCommitted) for token in event.token_ids]
+        return [token for event in self.events if isinstance(event, TokensSettled) for token in event.token_ids]
 
     @property
     def drafts(self) -> list[DraftUpdated]:

@@ -20,7 +20,7 @@ from engine.decoding.contract import HostChoices, StepOutcome
 from engine.decoding.self_speculation import SelfSpeculation
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
 from engine.engine import Engine
-from engine.events import Finished, TokensCommitted
+from engine.events import Finished, TokensSettled
 from engine.measure.device_speed import synchronise
 from engine.measure.roofline import DeviceSpeed
 from engine.models.files import model_directory
@@ -48,7 +48,7 @@ def run(engine: Engine, requests: list[Request], in_flight: int) -> tuple[dict[s
             engine.add(queue.popleft())
             running += 1
         for event in engine.step()[0]:
-            if isinstance(event, TokensCommitted):
+            if isinstance(event, TokensSettled):
                 answers[event.request_id] += event.token_ids
             elif isinstance(event, Finished):
                 running -= 1
@@ -242,5 +242,5 @@ def _decode(engine: Engine) -> tuple[float, int]:
         events, stats = engine.step()
         if "prefill" not in stats.phases:
             seconds += stats.duration
-            tokens += sum(len(event.token_ids) for event in events if isinstance(event, TokensCommitted))
+            tokens += sum(len(event.token_ids) for event in events if isinstance(event, TokensSettled))
     return seconds, tokens

@@ -62,7 +62,7 @@ class Margins:
         block = next(b for b in (seq.block, seq.next_block) if b is not None and b.start == start)
         log_probabilities = chosen.logits[i].log_softmax(dim=-1)
         confidences = log_probabilities.gather(-1, chosen.token_ids[i][:, None])[:, 0].exp()
-        candidates = [j for j, masked in enumerate(block.masked) if masked and not (j == 0 and block.awaits_seed)]
+        candidates = [j for j, masked in enumerate(block.masked) if masked and not (j == 0 and block.awaits_anchor)]
         token_margins = _token_margins(seq, chosen, i, positions)
         ranked = sorted(((float(confidences[j]), j) for j in candidates), reverse=True)
         threshold = seq.request.decoding.threshold

@@ -11,7 +11,7 @@ import pytest
 
 from engine.batch import Phase
 from engine.engine import Engine
-from engine.events import TokenLogprob, TokensCommitted
+from engine.events import TokenLogprob, TokensSettled
 from engine.request import Decoding, DecodingParams, Request, SamplingParams
 from tests.engine.driving import Answer, Visit, drive
 from tests.reference.loops import Run, Task
@@ -73,7 +73,7 @@ def answers_together(engine: Engine, requests: Iterable[Request], stagger: int =
 
 def logprobs_of(answer: Answer) -> list[TokenLogprob]:
     """What was said about each shown token."""
-    return [entry for event in answer.events if isinstance(event, TokensCommitted) for entry in event.logprobs or []]
+    return [entry for event in answer.events if isinstance(event, TokensSettled) for entry in event.logprobs or []]
 
 
 def spy_on_widths(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> set[int]:

@@ -11,7 +11,7 @@ pytest.importorskip("tests.engine.gpu.interpreted", exc_type=ImportError)
 
 from engine.batch import BatchPlan, Phase, Span, StepGroup
 from engine.engine import Engine
-from engine.events import TokensCommitted
+from engine.events import TokensSettled
 from engine.gpu import attention as triton_paged
 from engine.gpu import graphs
 from engine.gpu.attention import TritonAttention
@@ -86,7 +86,7 @@ def answers(engine: Engine) -> dict[str, list[int]]:
         if waiting:  # one joins with each pass, so that prompts, drafts and decodes share passes
             engine.add(waiting.pop(0))
         for event in engine.step()[0]:
-            if isinstance(event, TokensCommitted):
+            if isinstance(event, TokensSettled):
                 found.setdefault(event.request_id, []).extend(event.token_ids)
     return found
 

@@ -91,7 +91,7 @@ def test_the_shape_of_a_mixed_plan() -> None:
             StepGroup(NOBODY, Phase.PREFILL, 0, [Span(b, Phase.PREFILL, 16, [1] * 8, None, 0)]),
             StepGroup(NOBODY, Phase.DECODE, 1, [Span(a, Phase.DECODE, 5, [1], None, 1)]),
             StepGroup(NOBODY, Phase.VERIFY, 4, [Span(c, Phase.VERIFY, 20, [1] * 4, None, 4)]),
-            StepGroup(NOBODY, Phase.DRAFT, 4, [Span(c, Phase.DRAFT, 24, [1] * 4, 28, 4, rides=True)]),
+            StepGroup(NOBODY, Phase.DRAFT, 4, [Span(c, Phase.DRAFT, 24, [1] * 4, 28, 4, second=True)]),
         ]
     )
     assert PassShape.of(plan) == PassShape(

@@ -66,20 +66,20 @@ class Drafting(FakePolicy):
 
     name = "drafting"
 
-    def __init__(self, width: int, *, rides: bool = False, accepts: int | None = None) -> None:
+    def __init__(self, width: int, *, second: bool = False, accepts: int | None = None) -> None:
         super().__init__()
-        self.width, self.rides, self.accepts = width, rides, accepts
+        self.width, self.second, self.accepts = width, second, accepts
 
     def plan(self, seq: Sequence, num_running: int) -> list[Span]:
         start, width = len(seq.token_ids) - 1, min(self.width, seq.num_remaining)
         seq.next_block = None
         spans = [Span(seq, Phase.VERIFY, start, [0] * width, kv_limit=None, num_logits=width)]
         ahead = min(self.width, seq.num_remaining - width)
-        if self.rides and ahead > 0:
-            seq.next_block = Block.fresh(start + width, ahead, 1, awaits_seed=True)
+        if self.second and ahead > 0:
+            seq.next_block = Block.fresh(start + width, ahead, 1, awaits_anchor=True)
             end = seq.next_block.end
             spans.append(
-                Span(seq, Phase.DRAFT, start + width, [0] * ahead, end, num_logits=ahead, rides=True, optional=True)
+                Span(seq, Phase.DRAFT, start + width, [0] * ahead, end, num_logits=ahead, second=True, optional=True)
             )
         return spans
 
@@ -170,6 +170,6 @@ def run_step(scheduler: Scheduler) -> tuple[BatchPlan, list[GenerationEvent], St
     """One pass of the loop, books checked."""
     plan = scheduler.schedule()
     scheduler.check_integrity()
-    events, stats = scheduler.commit(plan, outcomes_of(plan))
+    events, stats = scheduler.apply(plan, outcomes_of(plan))
     scheduler.check_integrity()
     return plan, events, stats

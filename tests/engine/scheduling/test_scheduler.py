@@ -258,7 +258,7 @@ def test_without_prefix_caching_nothing_is_kept(arrivals: Arrivals) -> None:
 def test_pages_a_rejection_put_out_of_reach_are_given_back(arrivals: Arrivals) -> None:
     """Rejected drafts would hold pages that other requests wait for."""
     scheduler = make_scheduler(kv_cache_tokens=256)
-    policy = Drafting(16, rides=True, accepts=0)
+    policy = Drafting(16, second=True, accepts=0)
     seq = arrivals.make("a", 8, policy, 60, decoding=DecodingParams(block_length=4))
     scheduler.add(seq)
     run_step(scheduler)
@@ -273,7 +273,7 @@ def test_an_optional_draft_is_dropped_when_the_budget_is_short(arrivals: Arrival
     """A draft nobody needs would hold up a request that has nothing else to do in this pass."""
     scheduler = make_scheduler(kv_cache_tokens=256, max_batch_tokens=20)
     for name in "ab":
-        scheduler.add(arrivals.make(name, 4, Drafting(6, rides=True), 30))
+        scheduler.add(arrivals.make(name, 4, Drafting(6, second=True), 30))
     run_step(scheduler)
     assert spans_of(run_step(scheduler)[0]) == [("a", "verify", 6), ("b", "verify", 6), ("a", "draft", 6)]
 
@@ -281,7 +281,7 @@ def test_an_optional_draft_is_dropped_when_the_budget_is_short(arrivals: Arrival
 def test_an_optional_draft_is_dropped_before_anybody_is_preempted(arrivals: Arrivals) -> None:
     """A running request would be thrown back for the sake of a draft nobody needs."""
     scheduler = make_scheduler(kv_cache_tokens=20, prefix_caching=False)
-    first, second = (arrivals.make(name, 4, Drafting(4, rides=True, accepts=0), 8) for name in "ab")
+    first, second = (arrivals.make(name, 4, Drafting(4, second=True, accepts=0), 8) for name in "ab")
     scheduler.add(first)
     scheduler.add(second)
     run_step(scheduler)
@@ -295,7 +295,7 @@ def test_phases_are_named_in_the_order_a_shared_pass_needs(arrivals: Arrivals) -
     """A draft would be placed in a canvas before the verification that decides whether the canvas stands."""
     scheduler = make_scheduler(kv_cache_tokens=512, max_batch_tokens=200)
     scheduler.add(arrivals.make("refiner", 4, Refining(4, 2), 30))
-    scheduler.add(arrivals.make("drafter", 4, Drafting(4, rides=True), 30))
+    scheduler.add(arrivals.make("drafter", 4, Drafting(4, second=True), 30))
     scheduler.add(arrivals.make("plain", 4, Plain(), 30))
     run_step(scheduler)
     scheduler.add(arrivals.make("new", 4, Plain(), 30))

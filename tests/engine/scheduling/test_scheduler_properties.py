@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.batch import BatchPlan, Phase
 from engine.decoding.prefill import prefill_target
-from engine.events import Finished, TokensCommitted
+from engine.events import Finished, TokensSettled
 from engine.scheduling.scheduler import PREFILL_SHARE, Scheduler
 from engine.sequence import Sequence
 from tests.engine.scheduling.fakes import (
@@ -29,7 +29,7 @@ MODEL_LEN, WIDEST = 90, 8
 MOST_STEPS = 2000
 POLICIES = st.one_of(
     st.just(Plain),
-    st.builds(lambda width, rides: lambda: Drafting(width, rides=rides), st.integers(2, WIDEST), st.booleans()),
+    st.builds(lambda width, second: lambda: Drafting(width, second=second), st.integers(2, WIDEST), st.booleans()),
     st.builds(lambda width, steps: lambda: Refining(width, steps), st.integers(2, WIDEST), st.integers(1, 6)),
 )
 
@@ -68,13 +68,13 @@ class Watch:
         self.check_victims(before - running, running)
         self.check_plan(plan, running)
         self.check_service(plan)
-        events, stats = scheduler.commit(plan, outcomes_of(plan))
+        events, stats = scheduler.apply(plan, outcomes_of(plan))
         scheduler.check_integrity()
         assert stats.tokens == plan.num_tokens
         assert (stats.running, stats.waiting) == (scheduler.num_running, scheduler.num_waiting)
         for event in events:
             assert event.request_id not in self.reasons, "an event after the last one"
-            if isinstance(event, TokensCommitted):
+            if isinstance(event, TokensSettled):
                 self.tokens.setdefault(event.request_id, []).extend(event.token_ids)
             elif isinstance(event, Finished):
                 self.reasons[event.request_id] = event.reason
@@ -175,7 +175,7 @@ def test_everybody_is_served_and_nothing_is_lost(
         assert tokens == (expected if watch.reasons[f"g{i}"] == "length" else expected[: len(tokens)])
 
 
-@pytest.mark.parametrize("policy", [Plain(), Drafting(WIDEST, rides=True), Refining(WIDEST, 3)])
+@pytest.mark.parametrize("policy", [Plain(), Drafting(WIDEST, second=True), Refining(WIDEST, 3)])
 @pytest.mark.parametrize("page_size", [1, 4])
 @pytest.mark.parametrize("budget", [22, 100])
 def test_a_crowd_that_is_known_to_be_short_of_pages(policy: FakePolicy, page_size: int, budget: int) -> None:
