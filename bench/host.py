@@ -108,8 +108,7 @@ class StepClock:
         ]
         if runner.graphs is not None:
             methods.append((runner.graphs, "forward", "model"))
-        policies = {id(policy): policy for policy in (*engine.policies.values(), engine.scheduler.prefill)}
-        methods += [(policy, "decide", "decide") for policy in policies.values()]
+        methods += [(policy, "decide", "decide") for policy in (*engine.policies.values(), engine.prefill)]
         with ExitStack() as stack:
             for owner, name, part in methods:
                 stack.enter_context(wrapped(owner, name, self._timed(part)))
@@ -224,7 +223,7 @@ def _add_batch(engine: Engine, setting: Setting, max_tokens: int) -> list[str]:
                 prompt_token_ids=[usable[(101 * i + 7 * j) % len(usable)] for j in range(setting.context)],
                 max_tokens=max_tokens,
                 sampling=SamplingParams(temperature=setting.temperature, seed=i),
-                decoding=DecodingParams(decoding=setting.decoding, block_length=info.block_length),
+                decoding=DecodingParams(mode=setting.decoding, block_length=info.block_length),
                 ignore_eos=True,
                 cache_salt=request_id,
             )

@@ -12,7 +12,7 @@ import torch
 from bench import options
 from bench.measure import PassKind, clock_for, counter_of, make_plan
 from bench.parts import PARTS, pass_parts
-from engine.batch import Phase
+from engine.batch import KVLimits, Phase
 from engine.engine import Engine
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, PassShape, PassWork, WorkCounter, visible_pairs
@@ -71,7 +71,10 @@ def pass_kind(width: int, batch: int, context: int) -> PassKind:
 def canvas_shape(width: int, batch: int, context: int) -> PassShape:
     """The shape of such a pass, counted without a plan. Every token of a canvas sees all of it."""
     return PassShape(
-        tokens=width, logit_rows=width, cached=context, pairs=visible_pairs(width, context, context + width)
+        tokens=width,
+        logit_rows=width,
+        cached=context,
+        pairs=visible_pairs(width, context, KVLimits.up_to(context + width)),
     ).times(batch)
 
 

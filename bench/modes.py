@@ -124,7 +124,7 @@ def _request(index: int, ids: list[int], cell: Cell, salt: str, temperature: flo
         max_tokens=max_tokens,
         sampling=SamplingParams(temperature=temperature, seed=index),
         decoding=DecodingParams(
-            decoding=cell.decoding,  # type: ignore[arg-type]  # the engine's door checks it
+            mode=cell.decoding,  # type: ignore[arg-type]  # the engine checks it
             block_length=cell.block_length,
             threshold=cell.threshold,
         ),

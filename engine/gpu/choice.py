@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Rows
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ import triton
 from engine.device.transfer import to_device
 from engine.gpu.choice_kernels import choose_rows, find_cuts
 from engine.request import GREEDY_BELOW, SamplingParams
+from engine.sampling.sampler import Picked
 
 MAX_BLOCK = 4096
 """Logits that a program reads at a time."""
@@ -25,19 +25,8 @@ KEY_SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
 """Low bits of a float32 that say nothing about a value which came from the type."""
 
 
-class Picked(NamedTuple):
-    """Of n spans with r rows each."""
-
-    token_ids: torch.Tensor
-    """[n, r] int64"""
-    logprobs: torch.Tensor
-    """[n, r] float32: natural-log probability of the token, before temperature and filters."""
-    finite: torch.Tensor
-    """[n] bool: no logit was NaN or infinite."""
-
-
 class TritonChoice:
-    """What `engine.sampling.sample` and `best_tokens` do, for all rows of a group in one or two launches."""
+    """What `sample` and `best_tokens` of engine.sampling.filters do, for all rows of a group in one or two launches."""
 
     def __init__(self, banned_token_ids: tuple[int, ...], device: torch.device) -> None:
         self._banned = torch.tensor(banned_token_ids, dtype=torch.int64, device=device)

@@ -1,11 +1,11 @@
-"""What a step's outcome means for its request: settled tokens, the end of the answer, and the events that say so."""
+"""Applies the outcome of a step to its sequence: settled tokens, the end of the answer, events and counts."""
 
 from __future__ import annotations
 
 import copy
 
 from engine.batch import BatchPlan, Phase
-from engine.decoding.contract import StepOutcome
+from engine.decoding.results import StepOutcome
 from engine.events import (
     DraftUpdated,
     Finished,
@@ -43,6 +43,8 @@ def apply_outcome(outcome: StepOutcome, events: list[GenerationEvent], stats: St
                 request_id=seq.request.request_id, token_ids=visible, stats=copy.copy(seq.stats), logprobs=logprobs
             )
         )
+    if outcome.exhausted:
+        reason = "stop"
     if reason is not None:
         events.append(finish_event(seq, reason, stop_token_id=stop_token))
         return True

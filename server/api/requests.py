@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from engine.request import MAX_SEED
 from server.api.fields import Endpoint, take_known, unknown_parameter
 from server.api.structured_outputs import JsonSchemaFormat, ResponseFormat, StructuredOutputs
 from server.http.errors import BadRequest
@@ -20,7 +21,6 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKENS = 128
 MAX_MESSAGES = 4096
-MAX_SEED = 2**53 - 1
 
 Prompt = str | list[str] | list[int] | list[list[int]]
 

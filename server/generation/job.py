@@ -11,7 +11,8 @@ from typing import cast
 import msgspec
 
 from engine.errors import RequestError
-from engine.request import MAX_SEED, Decoding, DecodingParams, Grammar, Request, SamplingParams, check_request
+from engine.request import MAX_SEED, Decoding, DecodingParams, Grammar, Request, SamplingParams
+from engine.validate import check_request
 from server.api.fields import Endpoint, check_decoding_fields
 from server.api.requests import ChatRequest, CompletionRequest, GenerationParams
 from server.api.structured_outputs import check_grammar_mode, choose_grammar
@@ -153,9 +154,10 @@ class _Builder:
             check_grammar_mode(self.grammar_field, decoding, model.info.decodings, infill=suffix is not None)
         self.params, self.model, self.endpoint, self.logprobs, self.suffix = params, model, endpoint, logprobs, suffix
         self.id = f"{'chatcmpl' if endpoint == 'chat' else 'cmpl'}-{secrets.token_hex(12)}"
-        self.seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED)
+        self.seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED + 1)
         self.max_tokens = params.max_tokens
         self.prompt_logprobs: int | None = None
+        self.label: Decoding = "diffusion" if suffix is not None else decoding
         self.decoding = self._decoding(decoding)
 
     def _decoding(self, decoding: Decoding) -> DecodingParams:
@@ -163,7 +165,7 @@ class _Builder:
         block_length = self.model.info.block_length if params.block_length is None else params.block_length
         threshold = params.threshold if "threshold" in params.model_fields_set else DecodingParams().threshold
         return DecodingParams(
-            decoding=decoding,
+            mode="infill" if self.suffix is not None and decoding in ("auto", "diffusion") else decoding,
             block_length=block_length,
             threshold=threshold,
             max_denoising_steps=params.max_denoising_steps,
@@ -204,19 +206,8 @@ class _Builder:
         return request
 
     def _check(self, request: Request) -> None:
-        info, steps = self.model.info, request.decoding.max_denoising_steps
-        for token in request.stop_token_ids:
-            if not 0 <= token < info.vocab_size:
-                raise BadRequest(f"stop_token_ids names token id {token}, outside the vocabulary.", "stop_token_ids")
-        length = request.max_tokens if self.suffix is not None else request.decoding.block_length
-        if steps is not None and steps > length:
-            raise BadRequest(
-                f"max_denoising_steps ({steps}) must not be greater than the block's length ({length}): "
-                "every step settles at least one token.",
-                "max_denoising_steps",
-            )
         try:
-            check_request(request, info)
+            check_request(request, self.model.info)
         except RequestError as exc:
             if exc.param == "grammar":
                 raise BadRequest(str(exc), self.grammar_field, exc.code) from None
@@ -243,7 +234,7 @@ class _Builder:
             grammar_field=self.grammar_field,
             end_token_ids=ends,
             seed=self.seed,
-            decoding="diffusion" if self.suffix is not None else self.decoding.decoding,
+            decoding=self.label,
             logprobs=self.logprobs,
             stream=params.stream,
             include_usage=options.include_usage,

@@ -21,10 +21,9 @@ PROMPT = prompt_of(0, 0, 20)
 
 
 def ask_in(mode: str, request_id: str = "r", prompt: list[int] = PROMPT, **fields: Any) -> Request:
-    """`infill` is a mode here too."""
-    if mode != "infill":
-        return ask(request_id, prompt, mode, **fields)
-    return ask(request_id, prompt, "diffusion", **({"suffix_token_ids": [50, 51, 52]} | fields))
+    """A request of any mode; one of infill has a suffix."""
+    suffix = {"suffix_token_ids": [50, 51, 52]} if mode == "infill" else {}
+    return ask(request_id, prompt, mode, **(suffix | fields))
 
 
 def watch(engine: Engine, requests: list[Request]) -> tuple[dict[str, Answer], list[StepStats], list[BatchPlan]]:

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batch import BatchPlan, Phase
-from engine.decoding.prefill import prefill_target
 from engine.events import Finished, TokensSettled
 from engine.scheduling.scheduler import PREFILL_SHARE, Scheduler
 from engine.sequence import Sequence
@@ -108,7 +107,7 @@ class Watch:
         scheduler = self.scheduler
         served = {span.seq for span in plan.spans}
         prefilling, decoding = list(scheduler._prefilling), list(scheduler._decoding)
-        to_do = sum(prefill_target(seq) - seq.num_cached for seq in prefilling)
+        to_do = sum(scheduler.policies[seq.mode].cache_target(seq) - seq.num_cached for seq in prefilling)
         prefilled = sum(len(span.token_ids) for span in plan.spans if span.phase is Phase.PREFILL)
         assert prefilled >= min(to_do, scheduler.config.max_batch_tokens // PREFILL_SHARE), "prefill starves"
         assert not decoding or served & set(decoding), "decoding starves"
@@ -188,6 +187,6 @@ def test_a_crowd_that_is_known_to_be_short_of_pages(policy: FakePolicy, page_siz
         watch.step()
         steps += 1
     assert watch.victims > 3
-    assert watch.longest_unserved > 0 or budget > 22 or policy.name == "plain"
+    assert watch.longest_unserved > 0 or budget > 22 or policy.mode == "plain"
     for i in range(0, 20, 2):
         assert watch.tokens[f"g{i}"] == [token_at(f"g{i}", 4 + i + p) for p in range(40)]
