@@ -75,9 +75,9 @@ def test_totals_agree_with_the_passes_there_were(tiny_engine: MakeEngine, mode: 
     assert sum(stats.blocks for stats in totals) == len(closed)
     refining = Counter(span.phase for plan in plans for span in plan.spans)
     denoising = sum(stats.denoising_steps for stats in totals)
-    riding = sum(span.second for plan in plans for span in plan.spans)
+    second = sum(span.second for plan in plans for span in plan.spans)
     every = refining[Phase.DENOISE] + refining[Phase.DRAFT]
-    assert every - riding <= denoising <= every  # what second is not done if the first half ended the request
+    assert every - second <= denoising <= every  # a second span counts for nothing if the first one ended the request
     assert [stats.tokens for stats in steps] == [plan.num_tokens for plan in plans]
     for figures in steps:
         assert sum(figures.phases.values()) == figures.sequences + figures.shared
@@ -185,7 +185,7 @@ def test_a_request_may_fill_the_context_to_its_last_token(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_one_token_more_than_the_context_is_refused_at_the_door(tiny_engine: MakeEngine, mode: str) -> None:
+def test_one_token_more_than_the_context_is_refused_at_once(tiny_engine: MakeEngine, mode: str) -> None:
     """It would be admitted, and wait for ever for pages that do not exist."""
     engine = tiny_engine(max_model_len=48, kv_cache_tokens=48)
     with pytest.raises(RequestError) as refused:

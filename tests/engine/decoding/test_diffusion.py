@@ -3,8 +3,11 @@ other positions are unmasked, or in another order, or with another context."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from engine.batch import Phase
 from engine.engine import Engine
 from tests.engine.decoding.conftest import Pair
 from tests.engine.decoding.harness import QUESTIONS, SAMPLINGS, agrees, answer_to, assert_matches, random_prompt
@@ -141,3 +144,25 @@ def test_the_built_in_model_with_shared_commits_writes_what_the_reference_writes
     engine = builtin.make(kv_cache_tokens=512, shared_commit=True)
     tasks = [Task(prompt=prompt, max_tokens=24, block_length=8) for prompt in QUESTIONS]
     assert_matches(engine, builtin.reference, tasks, "diffusion", diffusion_shared_commit)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8, 21])
+def test_blocks_may_start_with_a_mask_instead_of_an_anchor(pairs: dict[str, Pair], max_tokens: int) -> None:
+    """Models without a causal head have no token to start with: prefill asks for no logit, a commit gives no token."""
+    engine = pairs["clear"].make(kv_cache_tokens=512)
+    policy = engine.policies["diffusion"]
+    policy.block_start = "mask"
+    starts: set[int] = set()
+    forward = engine.runner.forward
+
+    def watching(plan: Any) -> Any:
+        starts.update(span.start for span in plan.spans if span.phase is Phase.DENOISE)
+        assert all(span.num_logits == 0 for span in plan.spans if span.phase in (Phase.PREFILL, Phase.COMMIT))
+        return forward(plan)
+
+    engine.runner.forward = watching  # type: ignore[method-assign]
+    task = Task(prompt=PROMPT, max_tokens=max_tokens, block_length=8, ignore_eos=True)
+    answer = answer_to(engine, task, "diffusion")
+    assert (len(answer.tokens), answer.finished.reason) == (max_tokens, "length")
+    assert starts == set(range(len(PROMPT), len(PROMPT) + max_tokens, 8))
+    assert not set(answer.tokens) & pairs["clear"].reference.banned_ids

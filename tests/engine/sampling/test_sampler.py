@@ -199,7 +199,7 @@ def test_a_repetition_penalty_never_favours_what_was_said() -> None:
 
 
 def test_non_finite_logits_are_reported_for_their_request_alone() -> None:
-    """One poisoned request must not end the others."""
+    """One request's NaN must not end the others."""
     logits = random_logits(4, 3)
     logits[1, 2, 7], logits[3, 0, 0] = float("nan"), INFINITY
     assert engine_choice(logits, group(MIXED[:4])).finite.tolist() == [True, False, True, False]

@@ -18,7 +18,7 @@ from engine.decoding.autoregressive import decode_span
 from engine.decoding.contract import DecodingPolicy
 from engine.decoding.prefill import Prefill
 from engine.decoding.results import Choices, HostChoices, StepOutcome
-from engine.events import GenerationEvent, StepStats
+from engine.events import Finished, GenerationEvent, StepStats
 from engine.kv_cache.pages import PageAllocator
 from engine.request import DecodingParams, Request
 from engine.scheduling.scheduler import Scheduler
@@ -99,6 +99,30 @@ class Drafting(FakePolicy):
         seq.next_block = None
         tokens = [token_at(seq.request.request_id, len(seq.token_ids) + i) for i in range(accepted + 1)]
         return StepOutcome(span, tokens, num_cached=span.start + accepted + 1, drafted=drafted, accepted=accepted)
+
+
+class Window(FakePolicy):
+    """Encodes prompt and answer anew in every pass, in which the whole answer settles: nothing is ever cached."""
+
+    def __init__(self) -> None:
+        super().__init__("window")
+
+    def cache_target(self, seq: Sequence) -> int:
+        return 0
+
+    def needs_anchor(self, seq: Sequence) -> bool:
+        return False
+
+    def positions_wanted(self, seq: Sequence) -> int:
+        return seq.num_prompt + seq.request.max_tokens
+
+    def plan(self, seq: Sequence) -> list[Span]:
+        end = self.positions_wanted(seq)
+        return [Span(seq, Phase.DENOISE, 0, [0] * end, KVLimits.up_to(end), num_logits=end)]
+
+    def outcome(self, span: Span) -> StepOutcome:
+        seq = span.seq
+        return StepOutcome(span, [token_at(seq.request.request_id, p) for p in range(seq.num_prompt, span.end)])
 
 
 class Refining(FakePolicy):
@@ -185,3 +209,19 @@ def run_step(scheduler: Scheduler) -> tuple[BatchPlan, list[GenerationEvent], St
     events, stats = scheduler.apply(plan, outcomes_of(plan))
     scheduler.check_integrity()
     return plan, events, stats
+
+
+def spans_of(plan: BatchPlan) -> list[tuple[str, str, int]]:
+    """(request id, phase, tokens) of each span, in batch order."""
+    return [(span.seq.request.request_id, span.phase.value, len(span.token_ids)) for span in plan.spans]
+
+
+def run_until_idle(scheduler: Scheduler) -> list[Finished]:
+    finished: list[Finished] = []
+    for _ in range(1000):
+        if not scheduler.has_work:
+            break
+        finished += [event for event in run_step(scheduler)[1] if isinstance(event, Finished)]
+    assert not scheduler.has_work
+    assert scheduler.allocator.num_free == scheduler.allocator.num_pages, "pages are lost"
+    return finished
