@@ -90,7 +90,10 @@ class Span:
     @property
     def kv_end(self) -> int:
         """Most KV positions any token of the span sees; pages must cover them."""
-        return self.limits.at(self.start + len(self.token_ids) - 1)
+        end, limits = self.start + len(self.token_ids), self.limits
+        if limits.block_length > 1:
+            return limits.at(end - 1)
+        return end if end > limits.end else limits.end
 
 
 @dataclass(slots=True, eq=False)

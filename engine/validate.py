@@ -27,8 +27,8 @@ DENOISED = ("diffusion", "infill")
 def check_request(request: Request, info: EngineInfo) -> None:
     """Raises RequestError for a request that could never be served."""
     # Where a request breaks several rules, clients are told of the first: the order of these lines is part of the API.
-    check_stop_tokens(request.stop_token_ids, info.vocab_size)
-    check_denoising_steps(request)
+    _check_stop_tokens(request.stop_token_ids, info.vocab_size)
+    _check_denoising_steps(request)
     _check_prompt(request.prompt_token_ids, info)
     _check_max_tokens(request)
     _check_length(request, info)
@@ -40,14 +40,14 @@ def check_request(request: Request, info: EngineInfo) -> None:
         check_grammar_size(request.grammar)
 
 
-def check_stop_tokens(token_ids: Iterable[int], vocab_size: int) -> None:
+def _check_stop_tokens(token_ids: Iterable[int], vocab_size: int) -> None:
     """Stop tokens are ids of the vocabulary."""
     for token in token_ids:
         if not 0 <= token < vocab_size:
             raise RequestError(f"stop_token_ids names token id {token}, outside the vocabulary.", "stop_token_ids")
 
 
-def check_denoising_steps(request: Request) -> None:
+def _check_denoising_steps(request: Request) -> None:
     """A block, or the gap of an infill, has at least as many tokens as it may take denoising steps."""
     steps = request.decoding.max_denoising_steps
     length = request.max_tokens if request.suffix_token_ids is not None else request.decoding.block_length
