@@ -103,7 +103,7 @@ class StepClock:
         device_pass = runner.device_pass
         methods: list[tuple[object, str, str]] = [
             (engine.scheduler, "schedule", "schedule"),
-            (engine.scheduler, "commit", "commit"),
+            (engine.scheduler, "apply", "commit"),
             (runner, "forward", "forward"),
             (device_pass.attention, "prepare", "model"),
             (device_pass.decoder, "forward", "model"),
@@ -111,8 +111,7 @@ class StepClock:
         ]
         if device_pass.graphs is not None:
             methods.append((device_pass.graphs, "forward", "model"))
-        policies = {id(policy): policy for policy in (*engine.policies.values(), engine.scheduler.prefill)}
-        methods += [(policy, "decide", "decide") for policy in policies.values()]
+        methods += [(policy, "decide", "decide") for policy in (*engine.policies.values(), engine.prefill)]
         with ExitStack() as stack:
             for owner, name, part in methods:
                 stack.enter_context(wrapped(owner, name, self._timed(part)))
@@ -228,7 +227,7 @@ def _add_batch(engine: Engine, setting: Setting, max_tokens: int) -> list[str]:
                 prompt_token_ids=[usable[(101 * i + 7 * j) % len(usable)] for j in range(setting.context)],
                 max_tokens=max_tokens,
                 sampling=SamplingParams(temperature=setting.temperature, seed=i),
-                decoding=DecodingParams(decoding=setting.decoding, block_length=info.block_length),
+                decoding=DecodingParams(mode=setting.decoding, block_length=info.block_length),
                 ignore_eos=True,
                 cache_salt=request_id,
             )

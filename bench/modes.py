@@ -17,7 +17,7 @@ from pathlib import Path
 from bench import options
 from bench.prompts import BUILTIN_PROMPTS, Prompt, Text, read_prompts
 from engine.engine import Engine
-from engine.events import Finished, GenerationStats, TokensCommitted
+from engine.events import Finished, GenerationStats, TokensSettled
 from engine.models.files import model_directory
 from engine.request import DecodingParams, Request, SamplingParams
 
@@ -109,7 +109,7 @@ def closed_loop(
             in_flight += 1
         events, _ = engine.step()
         for event in events:
-            if isinstance(event, TokensCommitted):
+            if isinstance(event, TokensSettled):
                 tokens[int(event.request_id)] += event.token_ids
             elif isinstance(event, Finished):
                 stats[int(event.request_id)] = event.stats
@@ -124,7 +124,7 @@ def _request(index: int, ids: list[int], cell: Cell, salt: str, temperature: flo
         max_tokens=max_tokens,
         sampling=SamplingParams(temperature=temperature, seed=index),
         decoding=DecodingParams(
-            decoding=cell.decoding,  # type: ignore[arg-type]  # the engine checks it
+            mode=cell.decoding,  # type: ignore[arg-type]  # the engine checks it
             block_length=cell.block_length,
             threshold=cell.threshold,
         ),

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.batch import CAUSAL, PREFILL, BatchPlan, KVLimits, Phase, Span, StepGroup
 from engine.device.devices import synchronise
 from engine.engine import Engine
 from engine.measure.roofline import WorkCounter
-from engine.request import Request
 from engine.sequence import Sequence
 
 
@@ -44,24 +43,22 @@ class PassKind:
 
 def make_plan(engine: Engine, kind: PassKind) -> BatchPlan:
     """A plan over made-up sequences, no page shared. Running it overwrites pages that requests may use later."""
-    info, policy = engine.info, engine.scheduler.prefill  # the forward asks a policy nothing
+    info = engine.info
     num_pages = -(-(kind.context + kind.width) // info.page_size)
     refined = kind.phase in (Phase.DENOISE, Phase.DRAFT)
     num_logits = kind.width if refined or kind.phase is Phase.VERIFY else 1
     spans = []
     for row in range(kind.batch):
-        request = Request(request_id=f"bench-{row}", prompt_token_ids=[0], max_tokens=1)
-        seq = Sequence(request, policy, frozenset(), row, row=row)
-        seq.pages = list(range(row * num_pages, (row + 1) * num_pages))
+        seq = Sequence.placeholder(row, list(range(row * num_pages, (row + 1) * num_pages)))
         ids = [(31 * row + 7 * i) % info.vocab_size for i in range(kind.width)]
         spans.append(
             Span(
                 seq, kind.phase, kind.context, ids,
-                kv_limit=kind.context + kind.width if refined else None,
+                KVLimits.up_to(kind.context + kind.width) if refined else CAUSAL,
                 num_logits=num_logits, logit_start=kind.width - num_logits,
             )
         )  # fmt: skip
-    return BatchPlan([StepGroup(policy, kind.phase, num_logits, spans)])
+    return BatchPlan([StepGroup(PREFILL, kind.phase, num_logits, spans)])
 
 
 def counter_of(engine: Engine) -> WorkCounter:

@@ -14,7 +14,7 @@ import torch
 from bench import options
 from bench.part_times import PARTS, pass_parts
 from bench.pass_times import PassKind, clock_for, counter_of, make_plan
-from engine.batch import Phase
+from engine.batch import KVLimits, Phase
 from engine.device.devices import resolve_device
 from engine.engine import Engine
 from engine.measure.device_speed import measure_device_speed
@@ -77,7 +77,10 @@ def pass_kind(width: int, batch: int, context: int) -> PassKind:
 def canvas_shape(width: int, batch: int, context: int) -> PassShape:
     """The shape of such a pass, counted without a plan. Every token of a canvas sees all of it."""
     return PassShape(
-        tokens=width, logit_rows=width, cached=context, pairs=visible_pairs(width, context, context + width)
+        tokens=width,
+        logit_rows=width,
+        cached=context,
+        pairs=visible_pairs(width, context, KVLimits.up_to(context + width)),
     ).times(batch)
 
 

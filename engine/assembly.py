@@ -47,6 +47,8 @@ class EngineParts:
     sampler: Sampler
     scheduler: Scheduler
     policies: dict[str, DecodingPolicy]
+    """By mode."""
+    prefill: Prefill
     work: WorkCounter
 
 
@@ -88,18 +90,20 @@ def parts_around(
     spec, pool = model.spec, runner.pool
     history = TokenHistory(config.max_running, model.config.vocab_size, pool.device)
     sampler = Sampler(spec.banned_token_ids, history, pool.device, picker)
-    prefill = Prefill(sampler, spec.mask_token_id, pool.device)
     allocator = PageAllocator(pool.num_pages, config.page_size, config.prefix_caching)
-    costs = measure_or_assume_costs(config, model, size, runner, prefill)
+    costs = measure_or_assume_costs(config, model, size, runner)
     controller = WidthController(costs, AcceptanceEstimate(config.max_block_length))
+    policies = make_policies(config, spec, sampler, controller)
+    prefill = Prefill(sampler, policies)
     return EngineParts(
         config=config,
         info=make_info(config, model, size, runner, speed),
         device=pool.device,
         runner=runner,
         sampler=sampler,
-        scheduler=Scheduler(config, allocator, prefill),
-        policies=make_policies(config, spec, sampler, pool.device, controller),
+        scheduler=Scheduler(config, allocator, policies, prefill, runner.clear),
+        policies=policies,
+        prefill=prefill,
         work=WorkCounter(model.decoder, pool.dtype.itemsize),
     )
 
@@ -149,13 +153,11 @@ def warm_up(config: EngineConfig, model: LoadedModel, pool: KVCachePool, kernels
     return graphs
 
 
-def measure_or_assume_costs(
-    config: EngineConfig, model: LoadedModel, size: PoolSize, runner: ModelRunner, prefill: Prefill
-) -> CostTable:
+def measure_or_assume_costs(config: EngineConfig, model: LoadedModel, size: PoolSize, runner: ModelRunner) -> CostTable:
     """The cost of passes: measured if the model has a mode that asks and the configuration gives time for it."""
     if "auto" not in model.spec.decodings or not config.calibration_seconds:
         return CostTable.assumed(config.max_block_length)
-    return measure_costs(runner, config, prefill, size.max_model_len)
+    return measure_costs(runner, config, size.max_model_len)
 
 
 def make_info(

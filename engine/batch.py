@@ -1,26 +1,66 @@
-"""The plan of one pass: its spans, its step groups, and which of them are contiguous."""
+"""The plan of one pass: its spans, the KV positions that they see, and its step groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from engine.decoding.contract import DecodingPolicy
-    from engine.sequence import Sequence
+import numpy as np
+
+from engine.sequence import Sequence
 
 
 class Phase(StrEnum):
-    """What a span does. Causal phases see [0, p + 1); DENOISE and DRAFT see the whole canvas."""
+    """The kind of work a span does. All phases see causally, but DENOISE and DRAFT, which see a whole block."""
 
     PREFILL = "prefill"
+    """Encodes context."""
     DECODE = "decode"
+    """Encodes the anchor and chooses the token after it."""
     DENOISE = "denoise"
+    """Refines a block."""
     COMMIT = "commit"
+    """Encodes a finished block causally, which makes its KV valid."""
     DRAFT = "draft"
+    """Fills a block with tokens to be verified."""
     VERIFY = "verify"
+    """Encodes a drafted block causally and chooses the token after each of its prefixes."""
+
+
+class KVLimits(NamedTuple):
+    """The KV positions that the tokens of a span see: the token at position p sees [0, limit(p)).
+
+    limit(p) is the larger of `end` and the end of p's block. Blocks have `block_length` positions and are counted from
+    position `origin`; with blocks of one position the second part is p + 1.
+    """
+
+    end: int = 0
+    block_length: int = 1
+    origin: int = 0
+
+    def at(self, position: int) -> int:
+        """The limit of the token at `position`."""
+        return max(self.end, position + 1 if self.block_length == 1 else self.block_end(position))
+
+    def block_end(self, position: int) -> int:
+        """End of the block that holds `position`."""
+        return self.origin + ((position - self.origin) // self.block_length + 1) * self.block_length
+
+    @classmethod
+    def up_to(cls, end: int) -> KVLimits:
+        """Every token sees [0, end), which holds all of them."""
+        return cls(end)
+
+    @classmethod
+    def block_ends(cls, block_length: int, origin: int = 0) -> KVLimits:
+        """Every token sees to the end of its own block."""
+        return cls(0, block_length, origin)
+
+
+CAUSAL = KVLimits()
+"""The token at position p sees [0, p + 1)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,14 +71,13 @@ class Span:
     phase: Phase
     start: int
     token_ids: list[int]
-    kv_limit: int | None
-    """None: causal, the token at p sees [0, p + 1). Else every token of the span sees [0, kv_limit)."""
+    limits: KVLimits
     num_logits: int
     """Logits are needed for `num_logits` tokens from `logit_start` on."""
     logit_start: int = 0
     """Index within the span."""
-    rides: bool = False
-    """The second span of a shared pass."""
+    second: bool = False
+    """The second span of a shared pass: it counts for no pass of its own."""
     optional: bool = False
     """May be left out of the pass without changing any answer."""
 
@@ -49,17 +88,31 @@ class Span:
     @property
     def kv_end(self) -> int:
         """Most KV positions any token of the span sees; pages must cover them."""
-        return self.end if self.kv_limit is None else self.kv_limit
+        end, limits = self.start + len(self.token_ids), self.limits
+        if limits.block_length > 1:
+            return limits.at(end - 1)
+        return end if end > limits.end else limits.end
 
 
 @dataclass(slots=True, eq=False)
 class StepGroup:
-    """Spans that take the same step, contiguous in the batch: one policy, one phase, one count of logit rows."""
+    """Spans that take the same step, contiguous in the batch: one mode, one phase, one count of logit rows."""
 
-    policy: DecodingPolicy
+    mode: str
+    """The spans' mode, or PREFILL."""
     phase: Phase
     num_logits: int
     spans: list[Span] = field(default_factory=list)
+
+    def logit_positions(self, shift: int = 0) -> np.ndarray:
+        """[n, num_logits] int64: absolute positions of the n spans' logit rows, plus `shift`."""
+        starts = np.array([span.start + span.logit_start + shift for span in self.spans], dtype=np.int64)
+        positions: np.ndarray = starts[:, None] + np.arange(self.num_logits)
+        return positions
+
+
+PREFILL = "prefill"
+"""In place of a mode in step groups of prefill chunks, which do not depend on the mode."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,8 +124,7 @@ class BatchPlan:
     def only(self, seq: Sequence) -> BatchPlan:
         """The same plan for one of its sequences alone."""
         groups = [
-            StepGroup(g.policy, g.phase, g.num_logits, [span for span in g.spans if span.seq is seq])
-            for g in self.groups
+            StepGroup(g.mode, g.phase, g.num_logits, [span for span in g.spans if span.seq is seq]) for g in self.groups
         ]
         return BatchPlan([group for group in groups if group.spans])
 
@@ -84,3 +136,11 @@ class BatchPlan:
     @property
     def num_tokens(self) -> int:
         return sum(len(span.token_ids) for span in self.spans)
+
+
+def block_ends(spans: list[Span], lengths: list[int], positions: np.ndarray) -> np.ndarray:
+    """[T] int64: the end of each query token's block. lengths: tokens of each span; positions: [T]."""
+    blocks = np.array([span.limits[1:] for span in spans], dtype=np.int64).T.repeat(lengths, axis=1)
+    size, origin = blocks
+    ends: np.ndarray = origin + ((positions - origin) // size + 1) * size
+    return ends

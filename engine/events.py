@@ -1,4 +1,4 @@
-"""What the engine says about its requests and about itself. A leaf: no torch. It all crosses the process boundary."""
+"""Events of requests and figures of passes, as the engine reports them to the API process. A leaf: no torch."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probability of a committed token under the distribution that chose it, and of the likeliest ones."""
+    """Natural-log probability of a settled token under the distribution that chose it, and of the likeliest ones."""
 
     token_id: int
     logprob: float
@@ -35,8 +35,8 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     queue_seconds: float = 0.0
 
 
-class TokensCommitted(msgspec.Struct, tag=True, kw_only=True):
-    """Tokens that are final. Emitted the moment they settle; never withdrawn. An end token is not among them."""
+class TokensSettled(msgspec.Struct, tag=True, kw_only=True):
+    """Tokens that are final. Sent as soon as they settle and never withdrawn. An end token is not among them."""
 
     request_id: str
     token_ids: list[int]
@@ -53,7 +53,8 @@ class PromptScored(msgspec.Struct, tag=True, kw_only=True):
 
 
 class DraftUpdated(msgspec.Struct, tag=True, kw_only=True):
-    """What is not settled yet: replaces the request's previous draft whole. Only when the request asked for drafts."""
+    """The open block beyond its settled tokens. Replaces the request's previous draft as a whole. Only for requests
+    that asked for drafts."""
 
     request_id: str
     block: int
@@ -61,7 +62,7 @@ class DraftUpdated(msgspec.Struct, tag=True, kw_only=True):
     step: int
     """Denoising steps this block has had."""
     token_ids: list[int | None]
-    """The canvas beyond the settled tokens; None where masked."""
+    """The block's tokens after the settled ones; None where masked."""
     confidences: list[float | None]
     """Softmax probability of each chosen token; None where masked."""
     length: int
@@ -80,11 +81,11 @@ class Finished(msgspec.Struct, tag=True, kw_only=True):
     """For reason `error`: one sanitised line."""
 
 
-GenerationEvent = TokensCommitted | PromptScored | DraftUpdated | Finished
+GenerationEvent = TokensSettled | PromptScored | DraftUpdated | Finished
 
 
 class StepStats(msgspec.Struct, kw_only=True):
-    """One pass, and the engine's state after it; the source of the engine's metrics."""
+    """Figures of one pass and of the engine's state after it. The engine's metrics are made from them."""
 
     running: int
     waiting: int
@@ -102,9 +103,9 @@ class StepStats(msgspec.Struct, kw_only=True):
     phases: dict[str, int] = {}
     """Sequences of the pass by phase."""
     bytes: int = 0
-    """That the pass has to move at least, and"""
+    """Bytes that the pass has to move at least (engine.measure.roofline)."""
     operations: int = 0
-    """floating-point operations that it has to do (engine.measure.roofline)."""
+    """Floating-point operations that the pass has to do (engine.measure.roofline)."""
     shared: int = 0
     """Sequences that had two spans in this pass."""
     preemptions: int = 0

@@ -1,4 +1,4 @@
-"""The wire between the API process and the engine process: msgspec messages over one ZeroMQ PAIR socket. A leaf."""
+"""Messages between the API process and the engine process: msgspec structs over one ZeroMQ PAIR socket. A leaf."""
 
 import msgspec
 

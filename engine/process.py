@@ -82,7 +82,7 @@ class EngineProcess:
         try:
             self.engine.add(request)
         except RequestError as error:
-            # The API process validates every request with the same function before it sends it: this is a defect.
+            # The API process has checked the request with the same rules; a defect there must not end the engine.
             return [Finished(request_id=request.request_id, reason="error", stats=GenerationStats(), error=str(error))]
         except Exception:
             log.exception("request %s could not be added", request.request_id)

@@ -1,20 +1,20 @@
-"""What a client asks of the engine: one Request is one choice, already tokenised. A leaf: no torch.
+"""Request: one answer to generate, already tokenised. A leaf: no torch. engine.validate checks what it may say.
 
-Requests cross the process boundary as msgspec messages, so every field is plain data. `n` choices, several prompts
-and text are the API process's business: it sends one Request a choice.
+Requests cross the process boundary as msgspec messages, so every field is plain data. Text, several prompts and `n`
+answers to one prompt are handled by the API process: it sends one Request for each answer.
 """
 
 from typing import Literal
 
 import msgspec
 
-from engine.config import EngineInfo
-from engine.errors import RequestError
-
 Decoding = Literal["ar", "diffusion", "speculative", "auto"]
+"""Modes that a client can name, in the API's field `decoding`."""
+Mode = Literal["ar", "diffusion", "speculative", "auto", "infill"]
+"""Ways to decode. `infill` fills the gap before a suffix; it is the mode of every request that has one."""
 
-MAX_SEED = 2**53
-"""Seeds are in [0, 2**53), so that JSON numbers carry them exactly."""
+MAX_SEED = 2**53 - 1
+"""The largest seed. A JSON number holds every integer up to it exactly."""
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
 
@@ -23,13 +23,12 @@ MAX_SCHEMA_BYTES = 64 * 1024
 MAX_REGEX_LENGTH = 4096
 """Longest regular expression, in characters."""
 
-
 GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy: logits divided by them leave float32's range."""
+"""Temperatures below this are greedy: logits divided by them would leave the range of float32."""
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer must look like, as text: the engine's compiler gives it a meaning."""
+    """The form that an answer must have, as text that engine.grammar.compiler compiles."""
 
     kind: GrammarKind
     source: str = ""
@@ -38,7 +37,7 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How a token is chosen from logits. The defaults change nothing and sample at temperature 1."""
+    """Parameters that choose a token from logits. The defaults change nothing and sample at temperature 1."""
 
     temperature: float = 1.0
     """0 is greedy."""
@@ -47,7 +46,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
-    """The choice's seed: the noise is a pure function of (seed, absolute position, token id)."""
+    """In [0, MAX_SEED]. The noise is a pure function of (seed, absolute position, token id)."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -69,23 +68,23 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def plain(self) -> bool:
-        """The choice is the likeliest token, whatever came before it."""
+        """The likeliest token is chosen, whatever came before it."""
         return not (self.temperature >= GREEDY_BELOW or self.edits)
 
 
 class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How many tokens a pass refines, and when they settle."""
+    """Parameters that decide how many tokens a pass refines and when they settle."""
 
-    decoding: Decoding = "auto"
+    mode: Mode = "auto"
     block_length: int = 32
     threshold: float | None = 0.9
     """Diffusion: unmask at this confidence or above. None: an even schedule over `max_denoising_steps`."""
     max_denoising_steps: int | None = None
-    """Most denoising steps a block may take. None: the block's length."""
+    """Most denoising steps a block may take, at most its length (for infill `max_tokens`). None: its length."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice to generate."""
+    """One answer to generate."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -101,130 +100,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     """Prefix-cache entries are shared only between requests with equal salts."""
     suffix_token_ids: list[int] | None = None
-    """Infill: the text after the gap. None: plain generation."""
+    """Mode `infill`: the text after the gap. None in every other mode."""
     include_drafts: bool = False
     """Emit `DraftUpdated` events."""
     prompt_logprobs: int | None = None
-    """Emit `PromptScored` events: the log-probability of every prompt token but the first, given those before it, and
-    those of the k most likely tokens. Such a prompt is run whole, whatever the prefix cache holds, and may be all there
-    is to do (`max_tokens` 0)."""
+    """k: emit `PromptScored` events with the log-probability of every prompt token but the first, given those before
+    it, and with those of the k most likely tokens. Such a prompt is run whole, whatever the prefix cache holds, and
+    `max_tokens` may be 0. None: no such events."""
     grammar: Grammar | None = None
     """Only text of this grammar is generated. None: any text."""
-
-
-def check_request(request: Request, info: EngineInfo) -> None:
-    """The door: raises RequestError for whatever could never be served, naming the field. Cheap and allocation-free."""
-    prompt, sampling, decoding = request.prompt_token_ids, request.sampling, request.decoding
-    if not prompt:
-        raise RequestError("The prompt is empty: it must have at least one token.", "prompt")
-    _check_ids(prompt, "prompt", info)
-    least = 1 if request.prompt_logprobs is None else 0
-    if request.max_tokens < least:
-        raise RequestError(f"max_tokens must be at least {least}, not {request.max_tokens}.", "max_tokens")
-    if request.prompt_logprobs is not None and request.prompt_logprobs < 0:
-        raise RequestError(f"prompt_logprobs must be at least 0, not {request.prompt_logprobs}.", "prompt_logprobs")
-    suffix_length = len(request.suffix_token_ids or ())
-    total = len(prompt) + suffix_length + request.max_tokens
-    if total > info.max_model_len:
-        raise RequestError(
-            f"This model's maximum context length is {info.max_model_len} tokens. However, you requested "
-            f"{total} tokens ({len(prompt) + suffix_length} in the prompt, {request.max_tokens} in the completion). "
-            "Please reduce the prompt or max_tokens.",
-            "max_tokens" if len(prompt) < info.max_model_len else "prompt",
-            "context_length_exceeded",
-        )
-    if decoding.decoding not in info.decodings:
-        raise RequestError(
-            f"The model family {info.family} does not support decoding '{decoding.decoding}'. "
-            f"Valid values: {', '.join(info.decodings)}.",
-            "decoding",
-            "unsupported_parameter",
-        )
-    if not 2 <= decoding.block_length <= info.max_block_length:
-        raise RequestError(
-            f"block_length must be between 2 and {info.max_block_length}, not {decoding.block_length}.", "block_length"
-        )
-    if decoding.threshold is not None and not 0.0 < decoding.threshold <= 1.0:
-        raise RequestError(f"threshold must be greater than 0 and at most 1, not {decoding.threshold}.", "threshold")
-    if decoding.max_denoising_steps is not None and decoding.max_denoising_steps < 1:
-        raise RequestError(
-            f"max_denoising_steps must be at least 1, not {decoding.max_denoising_steps}.", "max_denoising_steps"
-        )
-    if not 0 <= sampling.seed < MAX_SEED:
-        raise RequestError(f"seed must be in [0, 2**53), not {sampling.seed}.", "seed")
-    if sampling.min_tokens > request.max_tokens:
-        raise RequestError(
-            f"min_tokens ({sampling.min_tokens}) must not be greater than max_tokens ({request.max_tokens}).",
-            "min_tokens",
-        )
-    for token in request.stop_token_ids:
-        if not 0 <= token < info.vocab_size:
-            raise RequestError(f"stop_token_ids names token id {token}, outside the vocabulary.", "stop_token_ids")
-    if sampling.logprobs is not None and sampling.logprobs < 0:
-        raise RequestError(f"logprobs must be at least 0, not {sampling.logprobs}.", "logprobs")
-    for token in sampling.logit_bias:
-        if not 0 <= token < info.vocab_size:
-            raise RequestError(f"logit_bias names token id {token}, outside the vocabulary.", "logit_bias")
-    if request.suffix_token_ids is not None:
-        _check_infill(request, request.suffix_token_ids, info)
-    if request.grammar is not None:
-        _check_grammar(request.grammar, request, info)
-
-
-def _check_ids(ids: list[int], param: str, info: EngineInfo) -> None:
-    if min(ids) < 0 or max(ids) >= info.vocab_size:
-        bad = next(token for token in ids if not 0 <= token < info.vocab_size)
-        raise RequestError(
-            f"Token id {bad} in {param} is outside the vocabulary [0, {info.vocab_size}).", param, "invalid_token_id"
-        )
-    for banned in info.banned_token_ids:
-        if banned in ids:
-            raise RequestError(
-                f"Token id {banned} in {param} is reserved (mask or padding) and cannot be sent.",
-                param,
-                "invalid_token_id",
-            )
-
-
-def _check_infill(request: Request, suffix: list[int], info: EngineInfo) -> None:
-    if info.max_infill_window == 0:
-        raise RequestError(f"The model family {info.family} cannot fill in before a suffix.", "suffix")
-    if request.decoding.decoding not in ("auto", "diffusion"):
-        raise RequestError(
-            f"suffix is filled in by diffusion: decoding must be unset, 'auto' or 'diffusion', "
-            f"not '{request.decoding.decoding}'.",
-            "suffix",
-        )
-    if suffix:
-        _check_ids(suffix, "suffix", info)
-    window = request.max_tokens + len(suffix)
-    if window > info.max_infill_window:
-        raise RequestError(
-            f"max_tokens plus suffix is {window} tokens; the server's limit for infill is {info.max_infill_window}.",
-            "suffix",
-        )
-
-
-def _check_grammar(grammar: Grammar, request: Request, info: EngineInfo) -> None:
-    """Mode and size alone: whether the grammar means anything is the compiler's business."""
-    if request.suffix_token_ids is not None:
-        raise RequestError("A suffix is filled in by diffusion, which cannot follow a grammar.", "suffix")
-    if request.decoding.decoding == "diffusion":
-        exact = [decoding for decoding in info.decodings if decoding != "diffusion"]
-        raise RequestError(
-            f"Decoding 'diffusion' cannot follow a grammar. Use one of: {', '.join(exact)}."
-            if exact
-            else f"The model family {info.family} decodes by diffusion alone, which cannot follow a grammar.",
-            "decoding",
-            "unsupported_parameter",
-        )
-    check_grammar_size(grammar)
-
-
-def check_grammar_size(grammar: Grammar) -> None:
-    """Raises RequestError for a grammar too long to be looked at. Cheap."""
-    if grammar.kind == "regex":
-        if not 1 <= len(grammar.source) <= MAX_REGEX_LENGTH:
-            raise RequestError(f"A regular expression must have 1 to {MAX_REGEX_LENGTH} characters.", "grammar")
-    elif len(grammar.source) > MAX_SCHEMA_BYTES or len(grammar.source.encode(errors="replace")) > MAX_SCHEMA_BYTES:
-        raise RequestError(f"A JSON schema or list of choices must not exceed {MAX_SCHEMA_BYTES} bytes.", "grammar")

@@ -1,37 +1,43 @@
-"""Sequence and Block: the state of one request inside the engine. A leaf: no torch.
+"""Sequence and Block: the state of one request inside the engine. No torch.
 
-The invariant every policy keeps: when no block is open and the prompt is cached, exactly one token, the *seed*, is
-chosen but not yet cached (`num_cached == len(token_ids) - 1`). An open block starts at that seed's position.
+While a sequence of a causal mode has no open block and its prompt is cached, exactly one of its tokens is chosen but
+not yet cached: the *anchor* (`num_cached == len(token_ids) - 1`). Its next block starts at the anchor's position.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import NamedTuple
 
 from engine.events import GenerationStats, TokenLogprob
+from engine.grammar.state import GrammarState
 from engine.request import Request
 
-if TYPE_CHECKING:
-    from engine.decoding.contract import DecodingPolicy
-    from engine.grammar.state import GrammarState
+
+class Candidates(NamedTuple):
+    """The likeliest tokens at every position of a drafted block, best first."""
+
+    token_ids: list[list[int]]
+    logprobs: list[list[float]]
 
 
 @dataclass(slots=True)
 class Block:
-    """The canvas being refined: token ids and an explicit mask. A masked position's id is meaningless.
+    """Consecutive positions that are refined together: token ids and an explicit mask.
 
-    Never infer a mask from `id == mask_token_id`: masks are a fact about the canvas, not about its text.
+    The id at a masked position means nothing. A mask is never inferred from `id == mask_token_id`: a prompt may contain
+    that token's text.
     """
 
     start: int
-    """Absolute position of the canvas's first token."""
+    """Absolute position of the block's first token."""
     token_ids: list[int]
     masked: list[bool]
     num_settled: int = 0
     """Leading tokens already reported as settled: they are in the sequence's `token_ids` too."""
-    awaits_seed: bool = False
-    """A shared pass refines this canvas before its seed is known: position 0 is a mask and takes no part."""
+    awaits_anchor: bool = False
+    """A shared pass refines this block before its anchor is known: position 0 is a mask and takes no part."""
     index: int = 0
     """Number of blocks before this one in the answer."""
     steps: int = 0
@@ -39,22 +45,23 @@ class Block:
     confidences: list[float | None] = field(default_factory=list)
     """Probability of each token when it was chosen; None while masked, or for a token chosen causally."""
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
-    """By position in the canvas, kept from the step that chose the token until it settles."""
-    candidates: tuple[list[list[int]], list[list[float]]] | None = None
-    """Of a fresh draft under a grammar, until it has been fitted to it: by position the likeliest tokens, best first,
-    and their log-probabilities."""
+    """By position in the block, kept from the step that chose the token until it settles."""
+    candidates: Candidates | None = None
+    """Of a fresh draft under a grammar, until the draft has been fitted to it."""
 
     @classmethod
-    def fresh(cls, start: int, length: int, index: int, seed: int | None = None, *, awaits_seed: bool = False) -> Block:
-        """A canvas of masks, its first token the seed if there is one."""
-        block = cls(start, [0] * length, [True] * length, 0, awaits_seed, index, 0, [None] * length)
-        if seed is not None:
-            block.place_seed(seed)
+    def fresh(
+        cls, start: int, length: int, index: int, anchor: int | None = None, *, awaits_anchor: bool = False
+    ) -> Block:
+        """A block of masks; with an anchor, its first token is that one."""
+        block = cls(start, [0] * length, [True] * length, 0, awaits_anchor, index, 0, [None] * length)
+        if anchor is not None:
+            block.place_anchor(anchor)
         return block
 
-    def place_seed(self, token_id: int) -> None:
+    def place_anchor(self, token_id: int) -> None:
         """Puts the causally chosen, already settled token at position 0."""
-        self.token_ids[0], self.masked[0], self.num_settled, self.awaits_seed = token_id, False, 1, False
+        self.token_ids[0], self.masked[0], self.num_settled, self.awaits_anchor = token_id, False, 1, False
 
     def truncate(self, length: int) -> None:
         """Drops everything after the first `length` positions. A draft may be cut anywhere: verification is exact."""
@@ -65,7 +72,7 @@ class Block:
 
     @property
     def end(self) -> int:
-        """Absolute position after the canvas."""
+        """Absolute position after the block."""
         return self.start + len(self.token_ids)
 
     @property
@@ -73,49 +80,87 @@ class Block:
         return sum(self.masked)
 
 
+class Status(StrEnum):
+    """The scheduler's queue that a sequence is in."""
+
+    WAITING = "waiting"
+    """Holds no pages: not admitted yet, or preempted."""
+    PREFILLING = "prefilling"
+    """Holds pages; positions that its policy needs are not cached yet."""
+    DECODING = "decoding"
+    """Holds pages; its policy plans its spans."""
+    FINISHED = "finished"
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One request in the engine: settled tokens, pages, the valid KV prefix, and the open block."""
+    """One request in the engine: settled tokens, pages, the valid KV prefix, and the open block.
+
+    Every field names the part of the engine that writes it after construction.
+    """
 
     request: Request
-    policy: DecodingPolicy
     end_token_ids: frozenset[int]
-    """Tokens that end this answer."""
+    """Tokens that end this answer. Written by the policy's `begin`."""
     arrival: int
-    """Number of requests that came before; ties of priority are broken by it."""
+    """Number of requests that came before; ties of priority are broken by it. Never written."""
     token_ids: list[int] = field(default_factory=list)
-    """The prompt and every settled token."""
-    pages: list[int] = field(default_factory=list)
-    num_cached: int = 0
-    """KV positions [0, num_cached) are valid. Pages beyond are private to this sequence."""
-    page_hashes: list[bytes] = field(default_factory=list)
-    """Prefix-cache hash chain over this sequence's full pages, as far as it has been computed."""
-    num_mapped: int = 0
-    """Leading pages the device's page table already knows."""
-    num_registered: int = 0
-    """Leading pages already offered to the prefix cache."""
-    unverified: bool = False
-    """KV has been written since the last finite logits: nobody knows yet whether it is finite."""
-    block: Block | None = None
-    next_block: Block | None = None
-    """The canvas a shared pass refines beside `block`; it takes its place when the pass commits `block`."""
-    row: int = -1
-    """Row of the device's page table while running, else -1."""
+    """The prompt and every settled token. Written by scheduling.outcome."""
     grammar: GrammarState | None = None
-    """Where the answer stands in the grammar it must follow; None where it may be anything."""
+    """Position of the answer in the grammar it must follow; None for any text. Written by the engine, once."""
     stats: GenerationStats = field(default_factory=GenerationStats)
+    """Written by the scheduler and scheduling.outcome."""
     received_at: float = 0.0
+    """time.monotonic() when the request came. Never written."""
+
+    # Position in the scheduler's queues.
+    status: Status = Status.WAITING
+    """Written by the scheduler."""
     admitted: bool = False
-    """Has been scheduled at least once."""
+    """Has held pages at least once. Written by the scheduler."""
+
+    # KV: pages and what is in them.
+    row: int = -1
+    """Row of the device's page table while the sequence holds pages, else -1. Written by the scheduler."""
+    pages: list[int] = field(default_factory=list)
+    """Written by the scheduler."""
+    num_mapped: int = 0
+    """Leading pages the device's page table already knows. Written by the model runner, reset by the scheduler."""
+    num_cached: int = 0
+    """KV positions [0, num_cached) are valid; pages beyond are private to this sequence. Written by scheduling.outcome
+    and, on admission and release, by the scheduler."""
+    page_hashes: list[bytes] = field(default_factory=list)
+    """Hash chain over this sequence's full pages, as far as it has been computed. Written by the prefix cache."""
+    num_registered: int = 0
+    """Leading pages already offered to other requests. Written by the prefix cache; on admission by the scheduler."""
+    unverified: bool = False
+    """KV has been written since the last finite logits: it may be non-finite. Written by the prefix cache."""
+
+    # What is being decoded.
+    block: Block | None = None
+    """The open block. Written by the policy."""
+    next_block: Block | None = None
+    """The block that a shared pass refines beside `block`; it takes its place once the pass has settled `block`.
+    Written by the policy; the scheduler drops it together with an optional span and on preemption."""
     num_scored: int = 1
-    """Leading prompt tokens whose log-probabilities are known; the first has none."""
+    """Leading prompt tokens whose log-probabilities are known; the first has none. Written by prefill."""
+
+    mode: str = field(init=False)
+    """Name of the policy that decodes the sequence. Never written."""
     plain: bool = field(init=False)
-    """No parameter of the request has a say in which token is chosen."""
+    """No parameter of the request has a say in which token is chosen. Never written."""
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             self.token_ids = list(self.request.prompt_token_ids)
+        self.mode = self.request.decoding.mode
         self.plain = self.request.sampling.plain and self.request.grammar is None
+
+    @classmethod
+    def placeholder(cls, row: int, pages: list[int]) -> Sequence:
+        """A sequence for passes that answer no request (measurements): a page-table row and its pages."""
+        request = Request(request_id=f"row-{row}", prompt_token_ids=[0], max_tokens=1)
+        return cls(request, frozenset(), row, row=row, pages=pages)
 
     @property
     def scores_prompt(self) -> bool:

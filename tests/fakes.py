@@ -15,7 +15,7 @@ from engine.events import (
     GenerationStats,
     StepStats,
     TokenLogprob,
-    TokensCommitted,
+    TokensSettled,
 )
 from engine.messages import EngineUpdate
 from engine.request import Request
@@ -89,7 +89,7 @@ def saying(
             if request.sampling.logprobs is not None:
                 top = [(token + 1, -2.0 - n) for n, token in enumerate(part[:1] * request.sampling.logprobs)]
                 scores = [TokenLogprob(token, -0.5, top) for token in part]
-            yield TokensCommitted(
+            yield TokensSettled(
                 request_id=request.request_id,
                 token_ids=part,
                 stats=stats_of(request, count, passes),
@@ -158,4 +158,4 @@ class FakeEngine(EngineLink):
 
 def hanging(request: Request) -> Iterator[GenerationEvent]:
     """An engine that says one thing and then nothing, for ever."""
-    yield TokensCommitted(request_id=request.request_id, token_ids=encode("Once"), stats=stats_of(request, 1, 1))
+    yield TokensSettled(request_id=request.request_id, token_ids=encode("Once"), stats=stats_of(request, 1, 1))

@@ -1,9 +1,9 @@
 """Block diffusion with confidence-threshold unmasking or an even schedule (Nemotron-Labs-Diffusion, arXiv 2607.05722).
 
-A block starts as [seed, MASK, ...]. Denoising passes see the whole canvas both ways; each unmasks the positions it is
+A block starts as [anchor, MASK, ...]. Denoising passes see the whole block both ways; each unmasks the positions it is
 confident of. A finished block is encoded once more, causally: that commit pass writes its KV, and its last logit is
-the next seed. With `shared_commit` that pass also runs the first denoising step of the next canvas, whose position 0 is
-still a mask and takes no part in the step: the seed that the same pass chooses replaces it.
+the next anchor. With `shared_commit` that pass also runs the first denoising step of the next block, whose position 0
+is still a mask and takes no part in the step: the anchor that the same pass chooses replaces it.
 """
 
 from __future__ import annotations
@@ -13,22 +13,14 @@ from collections.abc import Sequence as Rows
 
 import torch
 
-from engine.batch import Phase, Span, StepGroup
-from engine.decoding.contract import (
-    Choices,
-    DecodingPolicy,
-    HostChoices,
-    StepOutcome,
-    canvas_length,
-    canvas_span,
-    next_token_choices,
-    next_token_outcome,
-    open_block,
-    read_logprob,
-    same_rows,
-    with_logprobs,
-)
+from engine.batch import CAUSAL, Phase, Span, StepGroup
+from engine.decoding.autoregressive import next_token_choices, next_token_outcome
+from engine.decoding.blocks import block_span, open_block, open_next_block, refined_block
+from engine.decoding.contract import DecodingPolicy
+from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
+from engine.decoding.unmask import UnmaskState, count_settled, quota, select_unmask
 from engine.device.transfer import to_device
+from engine.models.spec import BlockStart
 from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
 
@@ -36,29 +28,33 @@ from engine.sequence import Block, Sequence
 class Diffusion(DecodingPolicy):
     """Parallel refinement of one block after the other."""
 
-    name = "diffusion"
+    mode = "diffusion"
 
-    def __init__(self, sampler: Sampler, mask_token_id: int, device: torch.device, shared_commit: bool = False) -> None:
-        super().__init__(sampler, mask_token_id, device)
+    def __init__(
+        self, sampler: Sampler, mask_token_id: int, *, block_start: BlockStart = "anchor", shared_commit: bool = False
+    ) -> None:
+        super().__init__(sampler, mask_token_id)
+        self.block_start = block_start
         self.shared_commit = shared_commit
 
-    def plan(self, seq: Sequence, num_running: int) -> list[Span]:
-        block, seq.next_block = seq.block, None
+    def plan(self, seq: Sequence) -> list[Span]:
+        seq.next_block = None
+        anchored = self.block_start == "anchor"
+        block = seq.block
         if block is None:
-            start = len(seq.token_ids) - 1
-            block = seq.block = Block.fresh(start, canvas_length(seq), seq.stats.blocks, seq.token_ids[-1])
+            length = min(seq.request.decoding.block_length, seq.num_remaining + anchored)
+            block = open_block(seq, length, self.block_start)
         if any(block.masked):
-            return [canvas_span(seq, block, Phase.DENOISE, self.mask_token_id)]
+            return [block_span(seq, block, Phase.DENOISE, self.mask_token_id)]
         commit = Span(
-            seq, Phase.COMMIT, block.start, list(block.token_ids),
-            kv_limit=None, num_logits=1, logit_start=len(block) - 1,
+            seq, Phase.COMMIT, block.start, list(block.token_ids), CAUSAL,
+            num_logits=int(anchored), logit_start=len(block) - 1,
         )  # fmt: skip
-        if not self.shared_commit or seq.num_remaining < 2:
+        if not self.shared_commit or not anchored or seq.num_remaining < 2:
             return [commit]
-        length = min(seq.request.decoding.block_length, seq.num_remaining)
-        seq.next_block = Block.fresh(block.end, length, block.index + 1, awaits_seed=True)
-        denoise = canvas_span(seq, seq.next_block, Phase.DENOISE, self.mask_token_id)
-        denoise.rides = True
+        next_block = open_next_block(seq, block, min(seq.request.decoding.block_length, seq.num_remaining))
+        denoise = block_span(seq, next_block, Phase.DENOISE, self.mask_token_id)
+        denoise.second = True
         return [commit, denoise]
 
     def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
@@ -70,12 +66,12 @@ class Diffusion(DecodingPolicy):
         if span.phase is Phase.DENOISE:
             return denoise_outcome(span, choices, i)
         seq = span.seq
-        outcome = next_token_outcome(span, choices, i)
+        outcome = next_token_outcome(span, choices, i) if span.num_logits else StepOutcome(span, num_cached=span.end)
         if seq.block is not None:
             outcome.closed_block_steps = seq.block.steps
         seq.block, seq.next_block = seq.next_block, None
         if seq.block is not None:
-            seq.block.place_seed(outcome.token_ids[0])
+            seq.block.place_anchor(outcome.token_ids[0])
         return outcome
 
 
@@ -84,70 +80,50 @@ def denoise_choices(
 ) -> Choices:
     """Chooses a token at every masked position and decides which of them settle. logits: [n, r, V]."""
     device = logits.device
-    blocks = [block for span in group.spans if (block := open_block(span)) is not None]
+    blocks = [block for span in group.spans if (block := refined_block(span)) is not None]
     seqs = [span.seq for span in group.spans]
     masked = to_device([block.masked for block in blocks], device)
     unsettled = to_device([_unsettled(block) for block in blocks], device)
-    positions = same_rows(group, device)
-    chosen = sampler.choose(logits, seqs, positions, drafts=unsettled, min_tokens=min_tokens)
+    positions = to_device(group.logit_positions(), device)
+    chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled, min_tokens=min_tokens)
     confidences = chosen.log_probabilities().exp()
-    masked[:, 0] &= ~to_device([block.awaits_seed for block in blocks], device)
+    masked[:, 0] &= ~to_device([block.awaits_anchor for block in blocks], device)
     thresholds = [
         seq.request.decoding.threshold if seq.request.decoding.threshold is not None else math.inf for seq in seqs
     ]
     quotas = [quota(seq, block) for seq, block in zip(seqs, blocks, strict=True)]
-    unmask = select_unmask(
-        confidences,
-        masked,
-        to_device(thresholds, device, confidences.dtype),
-        to_device(quotas, device),
-    )
-    return with_logprobs(Choices(chosen.token_ids, chosen.finite, confidences, unmask), chosen, group)
+    state = UnmaskState(masked, to_device(thresholds, device, confidences.dtype), to_device(quotas, device))
+    unmask, remask = select_unmask(confidences, state)
+    return with_logprobs(Choices(chosen.token_ids, chosen.finite, confidences, unmask, remask), chosen, group)
 
 
 def _unsettled(block: Block) -> list[int]:
-    """Unmasked tokens of the canvas that the sequence's own history does not hold yet, -1 elsewhere."""
+    """Unmasked tokens of the block that the sequence's own history does not hold yet, -1 elsewhere."""
     return [
         -1 if masked or j < block.num_settled else token
         for j, (token, masked) in enumerate(zip(block.token_ids, block.masked, strict=True))
     ]
 
 
-def quota(seq: Sequence, block: Block) -> int:
-    """Fewest positions this step must unmask for the block to finish within its denoising steps: an even schedule."""
-    steps = seq.request.decoding.max_denoising_steps or len(block)
-    return math.ceil((block.num_masked - block.awaits_seed) / max(1, steps - block.steps))
-
-
-def select_unmask(
-    confidences: torch.Tensor, candidates: torch.Tensor, thresholds: torch.Tensor, quotas: torch.Tensor
-) -> torch.Tensor:
-    """Positions that settle: confidence at or above the threshold, and always the `quota` most confident ones.
-
-    confidences: [n, r]; candidates: [n, r] bool; thresholds: [n]; quotas: [n] int. Returns [n, r] bool, a subset of
-    the candidates. Of equal confidences the leftmost wins.
-    """
-    ranked = confidences.masked_fill(~candidates, -1.0)
-    order = ranked.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank.scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
-    return candidates & ((confidences >= thresholds[:, None]) | (rank < quotas[:, None]))
-
-
 def denoise_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
-    """Writes what was unmasked into the block; the tokens left of its first mask have settled."""
-    block = open_block(span)
-    if block is None or not choices["finite"][i]:
-        return StepOutcome(span, finite=choices["finite"][i])
-    tokens, confidences = choices["token_ids"][i], choices["confidences"][i]
-    for j, unmask in enumerate(choices["unmask"][i]):
+    """Writes what was unmasked into the block; the leading tokens that are final by now have settled."""
+    block = refined_block(span)
+    if block is None or not choices.finite[i]:
+        return StepOutcome(span, finite=choices.finite[i])
+    tokens, confidences = choices.token_ids[i], choices.confidences[i]
+    for j, unmask in enumerate(choices.unmask[i]):
         if unmask:
             block.token_ids[j], block.masked[j], block.confidences[j] = tokens[j], False, confidences[j]
             logprob = read_logprob(span.seq, choices, i, j)
             if logprob is not None:
                 block.logprobs[j] = logprob
+    revocable = bool(choices.remask)
+    if revocable:
+        for j, remask in enumerate(choices.remask[i]):
+            if remask:
+                block.masked[j], block.confidences[j] = True, None
     block.steps += 1
-    settled = block.masked.index(True) if True in block.masked else len(block)
+    settled = count_settled(block.masked, revocable=revocable)
     new = range(block.num_settled, settled)
     block.num_settled = max(settled, block.num_settled)
     wants_logprobs = span.seq.request.sampling.logprobs is not None

@@ -1,16 +1,18 @@
 """Infill: the gap between a prompt and a suffix, refined as one bidirectional window with the suffix in sight.
 
 The window (gap and suffix) is encoded again in every pass, so nothing beyond the prompt is ever cached; there is no
-causal seed, and end tokens are banned because the gap's length is given.
+anchor, and end tokens are banned because the gap's length is given.
 """
 
 from __future__ import annotations
 
 import torch
 
-from engine.batch import Phase, Span, StepGroup
-from engine.decoding.contract import Choices, DecodingPolicy, HostChoices, StepOutcome, canvas_span
+from engine.batch import KVLimits, Phase, Span, StepGroup
+from engine.decoding.blocks import block_span
+from engine.decoding.contract import DecodingPolicy
 from engine.decoding.diffusion import denoise_choices, denoise_outcome
+from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
 
@@ -18,25 +20,27 @@ from engine.sequence import Block, Sequence
 class Infill(DecodingPolicy):
     """Diffusion over one window: exactly `max_tokens` masks, then the suffix."""
 
-    name = "infill"
+    mode = "infill"
+    block_start = "mask"
 
-    def __init__(
-        self, sampler: Sampler, mask_token_id: int, device: torch.device, end_token_ids: frozenset[int]
-    ) -> None:
-        super().__init__(sampler, mask_token_id, device)
+    def __init__(self, sampler: Sampler, mask_token_id: int, end_token_ids: frozenset[int]) -> None:
+        super().__init__(sampler, mask_token_id)
         self.end_token_ids = end_token_ids
 
     def begin(self, seq: Sequence) -> None:
         seq.block = Block.fresh(seq.num_prompt, seq.request.max_tokens, 0)
         seq.end_token_ids |= self.end_token_ids
 
-    def plan(self, seq: Sequence, num_running: int) -> list[Span]:
+    def plan(self, seq: Sequence) -> list[Span]:
         if seq.block is None:
             raise RuntimeError("an infill sequence always has its window open")
-        span = canvas_span(seq, seq.block, Phase.DENOISE, self.mask_token_id)
+        span = block_span(seq, seq.block, Phase.DENOISE, self.mask_token_id)
         span.token_ids += seq.request.suffix_token_ids or []
-        span.kv_limit = span.end
+        span.limits = KVLimits.up_to(span.end)
         return [span]
+
+    def positions_wanted(self, seq: Sequence) -> int:
+        return seq.num_prompt + seq.request.max_tokens + len(seq.request.suffix_token_ids or ())
 
     def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
         never_end = [span.seq.request.max_tokens for span in group.spans]

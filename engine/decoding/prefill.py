@@ -1,64 +1,54 @@
-"""Causal prefill: shared by all policies, because committed context is encoded causally whatever the mode."""
+"""Prefill: the phase that encodes a prompt causally, in chunks, before the sequence's policy can plan.
+
+Also after a preemption, of everything that had settled. It is the same in every mode, because settled text is encoded
+causally whatever the mode.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
-from engine.batch import Phase, Span, StepGroup
-from engine.decoding.contract import (
-    Choices,
-    DecodingPolicy,
-    HostChoices,
-    StepOutcome,
-    next_token_choices,
-    next_token_outcome,
-)
+from engine.batch import CAUSAL, Phase, Span, StepGroup
+from engine.decoding.autoregressive import next_token_choices, next_token_outcome
+from engine.decoding.contract import DecodingPolicy, GroupStep
+from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.device.transfer import to_device
 from engine.events import TokenLogprob
-from engine.sampling.sampler import all_finite, log_probabilities, widened
+from engine.sampling.logprobs import all_finite, log_probabilities, top_log_probabilities, widened
+from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
 
 SCORED_CHUNK = 128
 """Most prompt tokens scored in one pass: each needs a row of logits, which no other part of a prompt does."""
 
 
-def prefill_target(seq: Sequence) -> int:
-    """KV positions that must be cached before the sequence's policy can plan.
+class Prefill(GroupStep):
+    """Chunks of context, and the step of a chunk that asks for logits."""
 
-    An open block (also one that outlived a preemption) starts where the cache must end; otherwise the last settled
-    token is the seed and stays out. A fresh sequence has no seed yet: its whole prompt is run, and gives one.
-    """
-    if seq.block is not None:
-        return seq.block.start
-    return len(seq.token_ids) - 1 if seq.num_generated else seq.num_prompt
-
-
-def needs_seed(seq: Sequence) -> bool:
-    """Whether the last prefill chunk's last logit chooses the first token."""
-    return seq.block is None and not seq.num_generated
-
-
-class Prefill(DecodingPolicy):
-    """Chunks of the prompt, or of everything settled so far after a preemption."""
-
-    name = "prefill"
-
-    def plan(self, seq: Sequence, num_running: int) -> list[Span]:
-        return [self.chunk(seq, len(seq.token_ids))]
+    def __init__(self, sampler: Sampler, policies: Mapping[str, DecodingPolicy]) -> None:
+        """policies: by mode; they say how much of a sequence has to be cached, and whether it needs an anchor."""
+        self.sampler = sampler
+        self._policies = policies
 
     def chunk(self, seq: Sequence, max_tokens: int) -> Span:
-        """The next chunk, at most `max_tokens` long. Of a prompt that is scored every token needs a logit; of others
-        only the last chunk's last one, and only if it gives the seed."""
-        target = prefill_target(seq)
+        """The next chunk, at most `max_tokens` long.
+
+        Every token of a prompt that is scored needs a logit; of others only the last chunk's last one, and only if it
+        chooses the anchor.
+        """
+        policy = self._policies[seq.mode]
+        target = policy.cache_target(seq)
         if seq.scores_prompt:
             end = min(target, seq.num_cached + min(max_tokens, SCORED_CHUNK))
             first, num_logits = 0, end - seq.num_cached
         else:
             end = min(target, seq.num_cached + max_tokens)
-            first, num_logits = end - seq.num_cached - 1, int(end == target and needs_seed(seq))
+            first, num_logits = end - seq.num_cached - 1, int(end == target and policy.needs_anchor(seq))
         return Span(
-            seq, Phase.PREFILL, seq.num_cached, seq.token_ids[seq.num_cached : end],
-            kv_limit=None, num_logits=num_logits, logit_start=first,
+            seq, Phase.PREFILL, seq.num_cached, seq.token_ids[seq.num_cached : end], CAUSAL,
+            num_logits=num_logits, logit_start=first,
         )  # fmt: skip
 
     def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
@@ -66,7 +56,7 @@ class Prefill(DecodingPolicy):
             return next_token_choices(self.sampler, group, logits)
         finite = all_finite(logits)
         scores = score_prompts(group, widened(logits))
-        last = StepGroup(group.policy, group.phase, 1, [_last_row(span) for span in group.spans])
+        last = StepGroup(group.mode, group.phase, 1, [_last_row(span) for span in group.spans])
         choices = next_token_choices(self.sampler, last, logits[:, -1:].clone())
         choices.finite = finite
         choices.prompt_logprobs, choices.prompt_top_ids, choices.prompt_top_logprobs = scores
@@ -76,18 +66,19 @@ class Prefill(DecodingPolicy):
         if not span.num_logits:
             return StepOutcome(span, num_cached=span.end)
         scored = read_scores(span, choices, i) if span.seq.scores_prompt else None
-        if span.end == prefill_target(span.seq) and needs_seed(span.seq):
+        policy = self._policies[span.seq.mode]
+        if span.end == policy.cache_target(span.seq) and policy.needs_anchor(span.seq):
             outcome = next_token_outcome(span, choices, i)
         else:
-            outcome = StepOutcome(span, num_cached=span.end, finite=choices["finite"][i])
+            outcome = StepOutcome(span, num_cached=span.end, finite=choices.finite[i])
         outcome.prompt_logprobs = scored
         return outcome
 
 
 def _last_row(span: Span) -> Span:
-    """The span as far as its last logit goes."""
+    """The span with its last logit alone."""
     return Span(
-        span.seq, span.phase, span.start, span.token_ids, kv_limit=None, num_logits=1,
+        span.seq, span.phase, span.start, span.token_ids, span.limits, num_logits=1,
         logit_start=len(span.token_ids) - 1,
     )  # fmt: skip
 
@@ -104,11 +95,8 @@ def score_prompts(
     following = [span.seq.token_ids[span.start + 1 : span.start + 1 + rows] for span in group.spans]
     targets = to_device([ids + [0] * (rows - len(ids)) for ids in following], logits.device)
     logprobs = log_probabilities(logits, targets)
-    most = min(max(span.seq.request.prompt_logprobs or 0 for span in group.spans), logits.shape[-1])
-    if not most:
-        return logprobs, None, None
-    top, ids = logits.topk(most, dim=-1)
-    return logprobs, ids, top - logits.logsumexp(dim=-1, keepdim=True)
+    most = max(span.seq.request.prompt_logprobs or 0 for span in group.spans)
+    return (logprobs, *top_log_probabilities(logits, most)) if most else (logprobs, None, None)
 
 
 def read_scores(span: Span, choices: HostChoices, i: int) -> list[TokenLogprob]:
@@ -120,8 +108,8 @@ def read_scores(span: Span, choices: HostChoices, i: int) -> list[TokenLogprob]:
         row = place - span.start - 1
         top: list[tuple[int, float]] = []
         if count:
-            ids, values = choices["prompt_top_ids"][i][row], choices["prompt_top_logprobs"][i][row]
+            ids, values = choices.prompt_top_ids[i][row], choices.prompt_top_logprobs[i][row]
             top = list(zip(ids[:count], values[:count], strict=True))
-        found.append(TokenLogprob(seq.token_ids[place], choices["prompt_logprobs"][i][row], top))
+        found.append(TokenLogprob(seq.token_ids[place], choices.prompt_logprobs[i][row], top))
     seq.num_scored = max(seq.num_scored, min(span.end + 1, seq.num_prompt))
     return found

@@ -1,4 +1,4 @@
-"""How wide to speculate: from what passes cost on this machine and from how drafts have fared lately.
+"""Widths of speculation, chosen from measured costs of passes and from the recent acceptance of drafts.
 
 Self-speculation is exact whatever is drafted and however much of a draft is verified, so every choice here is a matter
 of speed alone. All of them maximise expected tokens a second.
@@ -37,13 +37,13 @@ class CostTable:
     context: int = 0
     """KV positions that each of those sequences had cached."""
     per_position: float = 0.0
-    """Further seconds for every cached position of a sequence more, and"""
+    """Further seconds for every cached position more of a sequence."""
     per_pair: float = 0.0
-    """for every such position and query token."""
+    """Further seconds for every pair of such a position and a query token."""
 
     @classmethod
     def assumed(cls, max_width: int) -> CostTable:
-        """A stand-in where nothing was measured: a pass costs as much as 64 tokens do, and then by the token."""
+        """A rough table where nothing was measured: a pass costs as much as 64 tokens do, and then by the token."""
         widths = tuple(1 << i for i in range(max_width.bit_length()) if 1 << i <= max_width)
         return cls(widths, (1, 2), tuple((64.0 + width, 64.0 + 2 * width) for width in widths))
 
@@ -126,7 +126,7 @@ class WidthController:
         self._unexplored = 0
 
     def draft_width(self, num_running: int, limit: int, context: int | None = None) -> int:
-        """Tokens of the next canvas, seed included, up to `limit`; 1 is plain AR. A wider round is two passes.
+        """Tokens of the next block, anchor included, up to `limit`; 1 is plain AR. A wider round is two passes.
 
         context: KV positions that the sequence has cached, taken for those of all.
         """
@@ -155,7 +155,7 @@ class WidthController:
         return list(accumulate((p if p is not None else 1.0 for p in block.confidences[1:]), lambda a, b: a * b))
 
     def verify_length(self, seq: Sequence, block: Block, num_running: int) -> int:
-        """How many tokens of a drafted block, seed included, are worth verifying. Nothing after a drafted end is."""
+        """How many tokens of a drafted block, anchor included, are worth verifying. Nothing after a drafted end is."""
         limit = len(block)
         for j in range(1, len(block)):
             if block.token_ids[j] in seq.end_token_ids:

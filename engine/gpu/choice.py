@@ -28,7 +28,7 @@ KEY_SHIFTS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
 
 
 class TritonChoice(TokenPicker):
-    """Does the work of `sample` and `best_tokens` of engine.sampling.sampler in one or two launches a group."""
+    """Does the work of `sample` and `best_tokens` of engine.sampling.filters in one or two launches a group."""
 
     def __init__(self, banned_token_ids: tuple[int, ...], device: torch.device) -> None:
         self._banned = torch.tensor(banned_token_ids, dtype=torch.int64, device=device)

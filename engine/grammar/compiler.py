@@ -1,7 +1,7 @@
-"""From a request's grammar to something a sequence can follow: limits, clear refusals, and a thread beside the passes.
+"""Compiles a request's grammar, within limits, on a thread beside the passes. No torch.
 
-The same code runs in the API process's killable worker, which also probes the grammar, so that what the engine is
-given has been compiled before with a smaller stack and under a time limit. No torch here.
+The same code runs in the API process's worker, which may be killed. The worker also probes the grammar, so every
+grammar that reaches the engine has been compiled before, with a smaller stack and under a time limit.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ LIMITS = LLParserLimits(
 )
 """What one mask, one sequence and one grammar may cost at most. Beyond them the library gives up with an error."""
 STACK_BYTES = 64 * 2**20
-"""The compiler recurses along chains of references; the worker has a quarter of this, so what it bears we bear."""
+"""The compiler recurses along chains of references. The worker has a quarter of this: what fits there fits here."""
 CACHE_SIZE = 64
 """Compiled grammars kept for further requests."""
 PROBE_TOKENS = 48
-PROBE_WALKS = 4
+PROBE_TEXTS = 4
 PROBE_PUNCTUATION = '"{}[],: '
 
 
 def load_vocabulary(
     path: Path, vocab_size: int, end_token_ids: tuple[int, ...], mask_token_id: int
 ) -> GrammarVocabulary:
-    """The vocabulary of a tokenizer.json, for a model with `vocab_size` ids. RequestError if there is none to be had.
+    """The vocabulary of a tokenizer.json, for a model with `vocab_size` ids. RequestError if it cannot be read.
 
     A second of work for a hundred thousand ids. End ids that the tokenizer does not know cannot end a text inside the
     library; where it knows none, the mask id stands in, which is never generated.
@@ -75,14 +75,14 @@ def compile_grammar(vocabulary: GrammarVocabulary, grammar: Grammar) -> Compiled
 
 
 def probe(compiled: CompiledGrammar, grammar: Grammar) -> None:
-    """Walks some way into the grammar, always the same way. RequestError if that alone reaches a limit.
+    """Generates a few random texts of the grammar, always the same ones. RequestError if that alone reaches a limit.
 
-    Half of the steps prefer punctuation, or a random walk would hardly ever leave its first JSON string.
+    Half of the steps prefer punctuation, or a random text would hardly ever leave its first JSON string.
     """
     tokenizer, ends = compiled.vocabulary.tokenizer, compiled.vocabulary.end_token_ids
     punctuation = {token for char in PROBE_PUNCTUATION for token in tokenizer.tokenize_str(char)}
-    for walk in range(PROBE_WALKS):
-        generator = random.Random(walk)
+    for seed in range(PROBE_TEXTS):
+        generator = random.Random(seed)
         matcher = compiled.matcher.deep_copy()
         for _ in range(PROBE_TOKENS):
             bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)

@@ -1,69 +1,75 @@
-"""Sequences whose grammars are being compiled: they wait here, beside the passes, before the scheduler sees them."""
+"""A queue of items that wait for their grammars to be compiled, beside the passes."""
 
 from __future__ import annotations
 
 import logging
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from engine.errors import RequestError
-from engine.events import GenerationEvent
 from engine.grammar.compiler import GrammarCompiler
-from engine.grammar.state import CompiledGrammar, GrammarState
+from engine.grammar.state import CompiledGrammar
 from engine.request import Grammar
-from engine.scheduling.outcome import finish_event
-from engine.sequence import Sequence
 
 log = logging.getLogger("lightcone.engine")
 
 COMPILER_FAILED = "The engine failed to compile this request's grammar."
 POLL_SECONDS = 0.02
-"""While nothing else can be done, a look for compiled grammars waits so long, so that messages are heard meanwhile."""
+"""Longest wait for a first result while there is nothing else to do. Messages are not read meanwhile."""
+
+Item = TypeVar("Item")
 
 
-class GrammarQueue:
-    """By request id, in the order in which they came."""
+@dataclass(frozen=True, slots=True)
+class Compiled(Generic[Item]):
+    """The end of one item's wait: its grammar, or why it has none."""
+
+    item: Item
+    grammar: CompiledGrammar | None = None
+    error: str = ""
+    """One line; empty if there is a grammar."""
+
+
+class GrammarQueue(Generic[Item]):
+    """Items by their key, in the order in which they came."""
 
     def __init__(self, compiler: GrammarCompiler) -> None:
         self._compiler = compiler
-        self._waiting: dict[str, tuple[Sequence, Future[CompiledGrammar]]] = {}
+        self._waiting: dict[str, tuple[Item, Future[CompiledGrammar]]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, seq: Sequence, grammar: Grammar) -> None:
-        """Has the sequence's grammar compiled. Raises RequestError if its request id is in use here."""
-        self.check_id(seq.request.request_id)
-        self._waiting[seq.request.request_id] = (seq, self._compiler.start(grammar))
+    def __contains__(self, key: str) -> bool:
+        return key in self._waiting
 
-    def check_id(self, request_id: str) -> None:
-        """Raises RequestError if a sequence of this id waits here."""
-        if request_id in self._waiting:
-            raise RequestError(f"request id {request_id!r} is in use", "request_id")
+    def add(self, key: str, item: Item, grammar: Grammar) -> None:
+        """Starts to compile the item's grammar. Raises KeyError if the key is in use."""
+        if key in self._waiting:
+            raise KeyError(f"{key!r} is in use")
+        self._waiting[key] = (item, self._compiler.start(grammar))
 
-    def abort(self, request_id: str) -> list[GenerationEvent]:
-        """Drops a sequence. Returns its Finished event, if it was here."""
-        entry = self._waiting.pop(request_id, None)
-        return [] if entry is None else [finish_event(entry[0], "abort")]
+    def remove(self, key: str) -> Item | None:
+        """Drops an item and returns it; None if it is not here."""
+        entry = self._waiting.pop(key, None)
+        return None if entry is None else entry[0]
 
-    def take(self, *, idle: bool) -> tuple[list[Sequence], list[GenerationEvent]]:
-        """Sequences that can follow their grammars now, and the ends of those that never can.
+    def take(self, *, idle: bool) -> list[Compiled[Item]]:
+        """Removes and returns the items whose wait is over.
 
-        idle: there is nothing better to do than to wait a moment for the first one.
+        idle: there is nothing else to do, so wait a moment for the first one.
         """
         if idle and self._waiting:
             wait([future for _, future in self._waiting.values()], POLL_SECONDS, FIRST_COMPLETED)
-        ready: list[Sequence] = []
-        events: list[GenerationEvent] = []
-        for request_id, (seq, future) in list(self._waiting.items()):
-            if not future.done():
-                continue
-            del self._waiting[request_id]
-            try:
-                seq.grammar = GrammarState(future.result())
-                ready.append(seq)
-            except RequestError as error:
-                events.append(finish_event(seq, "error", error=str(error)))
-            except Exception:
-                log.exception("the grammar of request %s could not be compiled", request_id)
-                events.append(finish_event(seq, "error", error=COMPILER_FAILED))
-        return ready, events
+        done = [key for key, (_, future) in self._waiting.items() if future.done()]
+        return [self._result(key, *self._waiting.pop(key)) for key in done]
+
+    def _result(self, key: str, item: Item, future: Future[CompiledGrammar]) -> Compiled[Item]:
+        try:
+            return Compiled(item, future.result())
+        except RequestError as error:
+            return Compiled(item, error=str(error))
+        except Exception:
+            log.exception("the grammar of request %s could not be compiled", key)
+            return Compiled(item, error=COMPILER_FAILED)

@@ -1,8 +1,8 @@
-"""Structured output while it is generated: which tokens a grammar allows next, with drafts and after rejections.
+"""GrammarState: the tokens that a grammar allows next in one answer, also along drafts and after rejections.
 
-A GrammarState follows one sequence. It is advanced lazily from the sequence's settled tokens, so preemption, prefix
-caching and the order of steps cannot break it. Drafts are walked over and rolled back: a row's mask depends on the
-tokens before it alone, so verification chooses what plain decoding would choose.
+A state is advanced lazily from the answer's settled tokens, so preemption, prefix caching and the order of steps cannot
+break it. Draft tokens are consumed and rolled back: a row's mask depends on the tokens before it alone, so verification
+chooses what plain decoding would choose.
 
 No torch here: masks are numpy arrays, one bit a token. The grammar library is llguidance: it parses lazily (no start-up
 cost to speak of), rolls back, and checks and masks along a draft without the interpreter's lock.
@@ -15,22 +15,18 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from engine.sequence import Sequence
-
 MAX_THREADS = 8
-"""Threads that compute masks: a mask takes some ten microseconds, so a few keep up with any batch."""
+"""Threads that compute masks. A mask takes some ten microseconds, so a few threads are enough for any batch."""
 
 INLINE_ROWS = 32
-"""Masks that are computed without waking other threads."""
+"""Most masks that are computed on the calling thread alone."""
 FORCED_CHOICES = 64
-"""So few allowed tokens are taken for spellings of one forced text."""
+"""At most so many allowed tokens are taken for different spellings of one forced text."""
 
 NO_TOKEN_FITS = "No token of this model's vocabulary can continue the answer within the grammar."
 TOO_COMPLEX = "The grammar became too complex for this answer to be continued."
@@ -63,42 +59,48 @@ class CompiledGrammar:
 
 
 class GrammarState:
-    """Where one sequence stands in its grammar."""
+    """The position of one answer in its grammar.
 
-    def __init__(self, compiled: CompiledGrammar) -> None:
+    Its methods take the sequence's token ids: those before `answer_start` (the prompt), then every settled token.
+    """
+
+    def __init__(self, compiled: CompiledGrammar, end_token_ids: frozenset[int], answer_start: int = 0) -> None:
+        """end_token_ids: tokens that end the answer."""
         self._compiled = compiled
         self._matcher = compiled.matcher.deep_copy()
+        self._answer_start = answer_start
         self._consumed = 0
-        self.obstacle = NO_TOKEN_FITS
+        self.end_token_ids = end_token_ids
+        self.failure = NO_TOKEN_FITS
         """Why the answer cannot be continued, once it cannot."""
 
     @property
     def vocabulary(self) -> GrammarVocabulary:
         return self._compiled.vocabulary
 
-    def follow(self, seq: Sequence) -> LLMatcher:
-        """The matcher after all settled tokens of the sequence. A walk that went wrong is forgotten first."""
+    def follow(self, token_ids: list[int]) -> LLMatcher:
+        """The matcher after all settled tokens. One that is in an error state is replaced by a fresh one first."""
         if self._matcher.is_error():
             self._matcher, self._consumed = self._compiled.matcher.deep_copy(), 0
-        new = seq.token_ids[seq.num_prompt + self._consumed :]
+        new = token_ids[self._answer_start + self._consumed :]
         if new:
             self._matcher.consume_tokens(new)
             self._consumed += len(new)
         return self._matcher
 
-    def is_complete(self, seq: Sequence) -> bool:
+    def is_complete(self, token_ids: list[int]) -> bool:
         """Whether what has settled is a whole text of the grammar."""
-        matcher = self.follow(seq)
+        matcher = self.follow(token_ids)
         return not matcher.is_error() and matcher.is_accepting()
 
-    def fit(self, seq: Sequence, drafts: list[int], candidates: list[list[int]]) -> list[int]:
+    def fit(self, token_ids: list[int], drafts: list[int], candidates: list[list[int]]) -> list[int]:
         """The drafts after the settled tokens, each that the grammar refuses replaced by its first allowed candidate.
 
         candidates: for each draft, other tokens in order of preference. The result ends early behind an end token, and
         where no candidate is allowed.
         """
-        matcher = self.follow(seq)
-        ends = seq.end_token_ids | self.vocabulary.end_token_ids
+        matcher = self.follow(token_ids)
+        ends = self.end_token_ids | self.vocabulary.end_token_ids
         fitted: list[int] = []
         consumed = 0
         while len(fitted) < len(drafts):
@@ -108,7 +110,7 @@ class GrammarState:
             consumed += count
             if len(fitted) == len(drafts):
                 break
-            token = self._first_allowed(matcher, [drafts[len(fitted)], *candidates[len(fitted)]], seq.end_token_ids)
+            token = self._first_allowed(matcher, [drafts[len(fitted)], *candidates[len(fitted)]])
             if token is None:
                 break
             fitted.append(token)
@@ -119,10 +121,10 @@ class GrammarState:
             matcher.rollback(consumed)
         return fitted
 
-    def _first_allowed(self, matcher: LLMatcher, tokens: list[int], ends: frozenset[int]) -> int | None:
+    def _first_allowed(self, matcher: LLMatcher, tokens: list[int]) -> int | None:
         """The first token that may stand next. It has been consumed, unless it ends the text."""
         for token in tokens:
-            if token in ends:
+            if token in self.end_token_ids:
                 if matcher.is_accepting():
                     return token
             elif token not in self.vocabulary.end_token_ids and matcher.try_consume_tokens([token]):
@@ -130,10 +132,10 @@ class GrammarState:
         if matcher.is_error():
             return None
         if matcher.is_stopped():
-            return min(ends, default=None)
-        return self._forced(matcher, ends)
+            return min(self.end_token_ids, default=None)
+        return self._forced(matcher)
 
-    def _forced(self, matcher: LLMatcher, ends: frozenset[int]) -> int | None:
+    def _forced(self, matcher: LLMatcher) -> int | None:
         """Where the text is all but forced, the allowed token with most of it; it has been consumed."""
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         if matcher.is_error():
@@ -141,39 +143,35 @@ class GrammarState:
         allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
         if len(allowed) > FORCED_CHOICES:
             return None
-        text = [token for token in allowed.tolist() if token not in ends | self.vocabulary.end_token_ids]
+        text = [token for token in allowed.tolist() if token not in self.end_token_ids | self.vocabulary.end_token_ids]
         token = max(text, key=self.vocabulary.text_length, default=None)
         return token if token is not None and matcher.try_consume_tokens([token]) else None
 
 
-def token_masks(seqs: Rows[Sequence], drafts: Rows[Rows[int]], num_rows: int) -> NDArray[np.uint8]:
-    """The tokens that each of k sequences' grammars allow at `num_rows` consecutive rows.
+def token_masks(
+    states: Rows[GrammarState], token_ids: Rows[list[int]], drafts: Rows[Rows[int]], num_rows: int
+) -> NDArray[np.uint8]:
+    """The tokens that each of k grammars allows at `num_rows` consecutive rows.
 
-    Row 0 follows the sequence's settled tokens, row i also the first i drafts (there are num_rows - 1 of them).
-    Returns [k, num_rows, bytes], bit j % 8 of byte j // 8 for token id j. Rows behind a draft that its grammar refuses
-    hold ones: that draft is never accepted. Zeros stand where the library gave up: nothing may be chosen there.
+    token_ids: of each sequence, as GrammarState takes them. Row 0 follows the settled tokens, row i also the first i
+    drafts (there are num_rows - 1 of them). Returns [k, num_rows, bytes], bit j % 8 of byte j // 8 for token id j. Rows
+    behind a draft that its grammar refuses hold ones: that draft is never accepted. Zeros stand where the library gave
+    up: nothing may be chosen there.
     """
-    states = [_state(seq) for seq in seqs]
-    matchers = [state.follow(seq) for state, seq in zip(states, seqs, strict=True)]
-    masks = np.full((len(seqs), num_rows, states[0].vocabulary.num_words), 0xFFFFFFFF, dtype=np.uint32)
+    matchers = [state.follow(settled) for state, settled in zip(states, token_ids, strict=True)]
+    masks = np.full((len(states), num_rows, states[0].vocabulary.num_words), 0xFFFFFFFF, dtype=np.uint32)
     _fill(matchers, drafts, masks)
-    for state, seq, matcher, mask in zip(states, seqs, matchers, masks, strict=True):
+    for state, settled, matcher, mask in zip(states, token_ids, matchers, masks, strict=True):
         if matcher.is_error():
-            _fill_first(state, seq, mask)
-        _place_end_tokens(mask, state.vocabulary.end_token_ids, seq.end_token_ids)
+            _fill_first(state, settled, mask)
+        _place_end_tokens(mask, state.vocabulary.end_token_ids, state.end_token_ids)
     return masks.view(np.uint8)
-
-
-def _state(seq: Sequence) -> GrammarState:
-    if seq.grammar is None:
-        raise ValueError(f"request {seq.request.request_id} has no grammar")
-    return seq.grammar
 
 
 def _fill(matchers: list[LLMatcher], drafts: Rows[Rows[int]], masks: NDArray[np.uint32]) -> None:
     """Has the library write the masks, in parallel over the matchers; their states do not change."""
     count, num_rows, words = masks.shape
-    if any(len(walk) != num_rows - 1 for walk in drafts):
+    if any(len(tokens) != num_rows - 1 for tokens in drafts):
         raise ValueError(f"{num_rows} rows follow {num_rows - 1} drafts")
     executor, threads = _executor()
     where = (masks.ctypes.data, words * 4, count * num_rows)
@@ -184,22 +182,22 @@ def _fill(matchers: list[LLMatcher], drafts: Rows[Rows[int]], masks: NDArray[np.
         if num_rows == 1:
             executor.unsafe_compute_mask_ptr([(matchers[i], i) for i in some], *where)
         else:
-            walks = [(matchers[i], i * num_rows, list(drafts[i])) for i in some]
-            executor.unsafe_compute_mask_ptr_with_draft_token(walks, *where)
+            jobs = [(matchers[i], i * num_rows, list(drafts[i])) for i in some]
+            executor.unsafe_compute_mask_ptr_with_draft_token(jobs, *where)
 
 
-def _fill_first(state: GrammarState, seq: Sequence, mask: NDArray[np.uint32]) -> None:
-    """After the library gave up somewhere along the drafts: row 0 alone, from a fresh walk. mask: [rows, words].
+def _fill_first(state: GrammarState, token_ids: list[int], mask: NDArray[np.uint32]) -> None:
+    """Fills row 0 alone, after the library gave up somewhere along the drafts. mask: [rows, words].
 
     With zeros in every other row exactly one token settles, and the next pass stands where plain decoding would.
     """
-    matcher = state.follow(seq)
+    matcher = state.follow(token_ids)
     mask[:] = 0
     _fill([matcher], [[]], mask[None, :1])
     if matcher.is_error():
         mask[:] = 0
         if not matcher.get_error().startswith("NoExtension"):
-            state.obstacle = TOO_COMPLEX
+            state.failure = TOO_COMPLEX
 
 
 def _place_end_tokens(mask: NDArray[np.uint32], known: frozenset[int], wanted: frozenset[int]) -> None:

@@ -1,8 +1,8 @@
-"""The process in which a grammar is compiled for the first time, started by the API process.
+"""The worker process in which a grammar is compiled for the first time, started by the API process.
 
 `python -m engine.grammar.worker --tokenizer PATH ...` answers one line of JSON when it is ready, then one for each line
 with a `Grammar`, until the end of stdin: null, or a string that says what is wrong. A grammar can explode in time, in
-memory or in depth of recursion; here that kills nobody but this process. What passes is compiled again by the engine,
+memory or in depth of recursion; here that ends this process alone. What passes is compiled again by the engine,
 with the same limits and four times the stack.
 """
 
@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def judge(vocabulary: GrammarVocabulary, grammar: Grammar) -> str | None:
-    """What is wrong with a grammar, in one line; None if it compiles and can be walked into."""
+    """Why a grammar cannot be used, in one line; None if it compiles and texts of it can be generated."""
     try:
         probe(compile_grammar(vocabulary, grammar), grammar)
     except RequestError as error:

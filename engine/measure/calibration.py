@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 
-from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.batch import CAUSAL, PREFILL, BatchPlan, Phase, Span, StepGroup
 from engine.config import EngineConfig
-from engine.decoding.contract import DecodingPolicy
 from engine.decoding.width import CostTable
-from engine.request import Request
 from engine.runner.model_runner import ModelRunner
 from engine.sequence import Sequence
 
@@ -19,7 +17,7 @@ LONG_CONTEXT, LONG_BATCH, LONG_WIDTH = 1024, 8, 16
 REPEATS = 3
 
 
-def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, max_model_len: int) -> CostTable:
+def measure_costs(runner: ModelRunner, config: EngineConfig, max_model_len: int) -> CostTable:
     """Times verifying passes, narrow and small ones first, for about `config.calibration_seconds`.
 
     Call it before any request is served: it overwrites pages and page-table rows. Combinations for which there is no
@@ -31,20 +29,20 @@ def measure_costs(runner: ModelRunner, config: EngineConfig, policy: DecodingPol
     context = min(CONTEXT, max_model_len - widths[-1])
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     deadline = time.monotonic() + config.calibration_seconds
-    per_position, per_pair = context_costs(runner, config, policy, context, max_model_len, deadline)
+    per_position, per_pair = context_costs(runner, config, context, max_model_len, deadline)
     for batch in batches:
         for width in widths:
             reached = len(seconds[width]) == batches.index(batch)
             fits = batch * width <= config.max_batch_tokens
             if reached and (batch == 1 or (fits and time.monotonic() < deadline)):
-                plan = _verifying_pass(runner, policy, width, batch, context)
+                plan = _verifying_pass(runner, width, batch, context)
                 seconds[width].append(_time_pass(runner, plan))
     measured = tuple(tuple(seconds[width]) for width in widths)
     return CostTable(tuple(widths), tuple(batches), measured, context, per_position, per_pair)
 
 
 def context_costs(
-    runner: ModelRunner, config: EngineConfig, policy: DecodingPolicy, context: int, longest: int, deadline: float
+    runner: ModelRunner, config: EngineConfig, context: int, longest: int, deadline: float
 ) -> tuple[float, float]:
     """The cost of context: seconds a sequence and cached position, and seconds a query token and such position.
 
@@ -59,7 +57,7 @@ def context_costs(
     for width in (1, wide):
         if long < 2 * context or time.monotonic() >= deadline:
             return 0.0, 0.0
-        plans = (_verifying_pass(runner, policy, width, batch, positions) for positions in (context, long))
+        plans = (_verifying_pass(runner, width, batch, positions) for positions in (context, long))
         before, after = (_time_pass(runner, plan) for plan in plans)
         added.append(max(after - before, 0.0) / ((long - context) * batch))
     narrow, broad = added
@@ -67,16 +65,14 @@ def context_costs(
     return max(narrow - per_pair, 0.0), per_pair
 
 
-def _verifying_pass(runner: ModelRunner, policy: DecodingPolicy, width: int, batch: int, context: int) -> BatchPlan:
+def _verifying_pass(runner: ModelRunner, width: int, batch: int, context: int) -> BatchPlan:
     pool = runner.pool
     num_pages = -(-(context + width) // pool.page_size)
     spans = []
     for row in range(batch):
-        request = Request(request_id=f"calibration-{row}", prompt_token_ids=[0], max_tokens=1)
-        seq = Sequence(request, policy, frozenset(), row, row=row)
-        seq.pages = [(row * num_pages + i) % pool.num_pages for i in range(num_pages)]
-        spans.append(Span(seq, Phase.VERIFY, context, [0] * width, kv_limit=None, num_logits=width))
-    return BatchPlan([StepGroup(policy, Phase.VERIFY, width, spans)])
+        seq = Sequence.placeholder(row, [(row * num_pages + i) % pool.num_pages for i in range(num_pages)])
+        spans.append(Span(seq, Phase.VERIFY, context, [0] * width, CAUSAL, num_logits=width))
+    return BatchPlan([StepGroup(PREFILL, Phase.VERIFY, width, spans)])
 
 
 def _time_pass(runner: ModelRunner, plan: BatchPlan) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.batch import BatchPlan
+from engine.batch import BatchPlan, KVLimits
 from engine.models.decoder import Decoder
 from engine.sequence import Sequence
 
@@ -78,7 +78,7 @@ class PassShape:
             for span in group.spans:
                 length, start = len(span.token_ids), span.start
                 tokens += length
-                pairs += visible_pairs(length, start, span.kv_limit)
+                pairs += visible_pairs(length, start, span.limits)
                 # Of a shared pass's two spans the first one writes what the second one sees.
                 first[span.seq] = min(start, first.get(span.seq, start))
             logit_rows += len(group.spans) * group.num_logits
@@ -93,9 +93,18 @@ class PassShape:
         )
 
 
-def visible_pairs(tokens: int, start: int, kv_limit: int | None) -> int:
-    """(query token, KV position) pairs of a span of `tokens` from position `start`; None: causal, p sees [0, p + 1)."""
-    return tokens * start + tokens * (tokens + 1) // 2 if kv_limit is None else tokens * kv_limit
+def visible_pairs(tokens: int, start: int, limits: KVLimits) -> int:
+    """(query token, KV position) pairs of a span of `tokens` from position `start`. O(blocks) if it sees by blocks."""
+    if limits.block_length > 1:
+        pairs, at = 0, start
+        while at < start + tokens:
+            stop = min(limits.block_end(at), start + tokens)
+            pairs += (stop - at) * limits.at(at)
+            at = stop
+        return pairs
+    if limits.end:
+        return tokens * limits.end
+    return tokens * start + tokens * (tokens + 1) // 2
 
 
 class WorkCounter:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ContextAttention = Literal["causal", "block_causal", "bidirectional"]
+BlockStart = Literal["anchor", "mask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +23,8 @@ class ModelSpec:
     """The model's own decoding block length, in tokens."""
     context_attention: ContextAttention = "causal"
     """How committed context is encoded. `causal`: its KV is the same whatever mode produced it."""
-    canvas_start: Literal["seed", "mask"] = "seed"
-    """What stands at position 0 of a fresh canvas: a token chosen by the causal head, or a mask."""
-    logit_shift: bool = False
-    """In a denoising pass position i predicts token i (False) or token i + 1 (True)."""
+    block_start: BlockStart = "anchor"
+    """First position of a fresh block: a token that a causal pass has chosen, or a mask like the others."""
     has_causal_head: bool = True
     """Causal passes predict the next token: decoding `ar` and verification are possible."""
     can_infill: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.attention.packed_pass import MappedPages, PackedPass
-from engine.batch import BatchPlan, Phase
+from engine.batch import BatchPlan, Phase, block_ends
 
 
 class Packer:
@@ -31,13 +31,15 @@ class Packer:
         offsets, kv_ends, rows, lengths = [0], [], [], []
         shifts, limits, logit_shifts, logit_counts, drafting = [], [], [], [], []
         num_rows = 0
+        blockwise = False
         for span in plan.spans:
             at = offsets[-1]
             ids += span.token_ids
             offsets.append(len(ids))
             lengths.append(len(ids) - at)
             shifts.append(span.start - at)
-            limits.append(span.kv_limit or 0)
+            limits.append(span.limits.end)
+            blockwise |= span.limits.block_length > 1
             rows.append(span.seq.row)
             kv_ends.append(span.kv_end)
             drafting.append(span.phase is Phase.DRAFT)
@@ -48,7 +50,9 @@ class Packer:
         packed = np.array((shifts, shifts, limits, rows), dtype=np.int64).repeat(lengths, axis=1)
         packed[0] = ids
         packed[1] += np.arange(len(ids))
-        np.maximum(packed[2], packed[1] + 1, out=packed[2])  # causal spans; no token of any other sees less than itself
+        np.maximum(packed[2], packed[1] + 1, out=packed[2])  # every token sees itself
+        if blockwise:
+            np.maximum(packed[2], block_ends(list(plan.spans), lengths, packed[1]), out=packed[2])
         logit_rows = np.array(logit_shifts, dtype=np.int64).repeat(logit_counts) + np.arange(num_rows)
         page, within = np.divmod(packed[1], self._page_size)
         packed[3] = self._page_table[packed[3], page] * self._page_size + within

@@ -1,16 +1,13 @@
-"""Which tokens each running sequence has seen, as device tensors, for the penalties. Only penalised sequences cost."""
+"""TokenHistory: the tokens that each penalised sequence has seen, as device tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from typing import TYPE_CHECKING
 
 import torch
 
 from engine.device.transfer import to_device
-
-if TYPE_CHECKING:
-    from engine.sequence import Sequence
+from engine.sequence import Sequence
 
 
 class TokenHistory:

@@ -1,4 +1,4 @@
-"""From logits to tokens, vectorised over a step group: bans, bias, penalties, temperature, filters, noise, confidence.
+"""Sampler: from a step group's logits to tokens. Bans, grammars, bias, penalties, temperature, filters and noise.
 
 The order is the same in every decoding mode: banned ids, grammar, logit_bias, min_tokens, penalties, temperature,
 top_k, top_p, min_p, noise. Shapes: n spans of a group, r logit rows each, V vocabulary.
@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from engine.device.transfer import to_device
-from engine.grammar.state import token_masks
-from engine.request import GREEDY_BELOW, SamplingParams
+from engine.grammar.state import GrammarState, token_masks
+from engine.request import GREEDY_BELOW
+from engine.sampling.filters import NEGATIVE_INFINITY, best_tokens, noisy_scores, sample
 from engine.sampling.history import TokenHistory
-from engine.sampling.noise import gumbel_noise
+from engine.sampling.logprobs import all_finite, log_probabilities, widened
 from engine.sampling.picker import TokenPicker
-
-if TYPE_CHECKING:
-    from engine.sequence import Sequence
-
-NEGATIVE_INFINITY = float("-inf")
+from engine.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -37,10 +33,10 @@ class Chosen:
     """[n, r, V]: after bans, grammar, bias and penalties, before temperature: the distribution confidence is taken
     from. Of the model's dtype where nothing but bans changed it."""
     logprobs: torch.Tensor | None = None
-    """[n, r]: natural-log probability of each chosen token; None where nobody has computed it yet."""
+    """[n, r]: natural-log probability of each chosen token; None until it has been computed."""
 
     def log_probabilities(self) -> torch.Tensor:
-        """[n, r]: natural-log probability of each chosen token. Of no meaning where there is none."""
+        """[n, r]: natural-log probability of each chosen token; any number where none was chosen."""
         if self.logprobs is None:
             self.logprobs = log_probabilities(widened(self.logits), self.token_ids.clamp(min=0))
         return self.logprobs
@@ -56,7 +52,7 @@ class Sampler:
         device: torch.device,
         kernel: TokenPicker | None = None,
     ) -> None:
-        """kernel: does the last step, from logits to tokens, with fewer passes over them. None: torch does."""
+        """kernel: does the last step, from edited logits to tokens. None: torch's operations do."""
         self._banned = torch.tensor(banned_token_ids, dtype=torch.int64, device=device)
         self._bits = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
         self._history = history
@@ -69,25 +65,25 @@ class Sampler:
         seqs: Rows[Sequence],
         positions: torch.Tensor | None,
         *,
-        drafts: torch.Tensor | None = None,
+        unsettled: torch.Tensor | None = None,
         cumulative: bool = False,
         min_tokens: Rows[int] | None = None,
-        walks: Rows[Rows[int]] | None = None,
+        draft_tokens: Rows[Rows[int]] | None = None,
     ) -> Chosen:
         """Chooses a token at every row.
 
         logits: [n, r, V] raw; overwritten. positions: [n, r] int64, absolute positions of the tokens being chosen;
         None only if every sequence is plain and nothing overrides `min_tokens`.
-        drafts: [n, r] int64, tokens of the open block that count as history, -1 where none; with `cumulative` row i
-        sees drafts[: i + 1] only (verification), else every row sees all of them (denoising).
+        unsettled: [n, r] int64, tokens of the open block that count as history, -1 where none; with `cumulative` row i
+        sees unsettled[: i + 1] only (verification), else every row sees all of them (denoising).
         min_tokens: overrides the requests' own (a policy that bans end tokens altogether).
-        walks: for each span the r - 1 tokens its rows walk over; row i is bound by the grammar's state after the first
-        i of them. None: grammars do not bind (the result is a draft).
+        draft_tokens: for each span the r - 1 tokens between its rows; row i is bound by the grammar's state after the
+        first i of them. None: grammars do not bind (the result is a draft).
         """
         plain = min_tokens is None and all(seq.plain for seq in seqs)
         if positions is None and not plain:
             raise ValueError("positions are needed: a request's parameters have a say in the choice")
-        bound = [] if plain or walks is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
+        bound = [] if plain or draft_tokens is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
         edited = not plain and (
             bool(bound) or min_tokens is not None or any(seq.request.sampling.edits for seq in seqs)
         )
@@ -97,11 +93,11 @@ class Sampler:
             logits = widened(logits)
             logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
         if edited and positions is not None:
-            if walks is not None and bound:
-                self._apply_grammars(logits, bound, [seqs[i] for i in bound], [walks[i] for i in bound])
+            if draft_tokens is not None and bound:
+                self._apply_grammars(logits, bound, [seqs[i] for i in bound], [draft_tokens[i] for i in bound])
             self._apply_bias(logits, seqs)
             self._apply_min_tokens(logits, seqs, positions, min_tokens)
-            self._apply_penalties(logits, seqs, drafts, cumulative)
+            self._apply_penalties(logits, seqs, unsettled, cumulative)
         chosen = self._pick(logits, finite, seqs, None if plain else positions)
         if bound:
             scores = logits.gather(-1, chosen.token_ids[..., None])[..., 0]
@@ -115,8 +111,11 @@ class Sampler:
         seqs: Rows[Sequence],
         positions: torch.Tensor | None,
     ) -> Chosen:
-        """Temperature, filters, noise and the best token. finite: of the logits before anything changed them; None only
-        if nothing has, not even bans, which the kernel then applies. positions: None only if nothing is sampled."""
+        """Temperature, filters, noise and the best token.
+
+        finite: of the logits before anything changed them; None only if nothing has, not even bans, which the kernel
+        then applies. positions: None only if nothing is sampled.
+        """
         if self._kernel is not None:
             picked = self._kernel.pick(logits, [seq.request.sampling for seq in seqs], positions)
             return Chosen(picked.token_ids, picked.finite if finite is None else finite, logits, picked.logprobs)
@@ -153,10 +152,12 @@ class Sampler:
         return ids, logits.gather(-1, ids) - logits.logsumexp(dim=-1, keepdim=True)
 
     def _apply_grammars(
-        self, logits: torch.Tensor, index: list[int], seqs: Rows[Sequence], walks: Rows[Rows[int]]
+        self, logits: torch.Tensor, index: list[int], seqs: Rows[Sequence], draft_tokens: Rows[Rows[int]]
     ) -> None:
-        """Only the spans at `index` have a grammar; seqs and walks are theirs alone."""
-        packed = to_device(token_masks(seqs, walks, logits.shape[1]), self._device)  # [k, r, bytes]
+        """Only the spans at `index` have a grammar; seqs and draft_tokens are theirs alone."""
+        states = [_grammar_of(seq) for seq in seqs]
+        masks = token_masks(states, [seq.token_ids for seq in seqs], draft_tokens, logits.shape[1])
+        packed = to_device(masks, self._device)  # [k, r, bytes]
         refused = (packed[..., None] & self._bits == 0).flatten(-2)[..., : logits.shape[-1]]
         if len(index) == logits.shape[0]:
             logits.masked_fill_(refused, NEGATIVE_INFINITY)
@@ -190,7 +191,7 @@ class Sampler:
             logits[rows, :, tokens] = logits[rows, :, tokens].masked_fill(banned, NEGATIVE_INFINITY)
 
     def _apply_penalties(
-        self, logits: torch.Tensor, seqs: Rows[Sequence], drafts: torch.Tensor | None, cumulative: bool
+        self, logits: torch.Tensor, seqs: Rows[Sequence], unsettled: torch.Tensor | None, cumulative: bool
     ) -> None:
         penalised = [i for i, seq in enumerate(seqs) if seq.request.sampling.penalises]
         if not penalised:
@@ -199,8 +200,8 @@ class Sampler:
         subset = [seqs[i] for i in penalised]
         generated, prompt = self._history.counts(subset)  # [k, V] each
         counts = generated[:, None, :]
-        if drafts is not None:
-            counts = counts + _draft_counts(drafts[index], logits.shape[-1], cumulative)
+        if unsettled is not None:
+            counts = counts + _unsettled_counts(unsettled[index], logits.shape[-1], cumulative)
         params = to_device(
             [
                 (s.request.sampling.repetition_penalty, s.request.sampling.frequency_penalty,
@@ -217,77 +218,17 @@ class Sampler:
         logits[index] = rows
 
 
-def widened(logits: torch.Tensor) -> torch.Tensor:
-    """The logits as float32 where they are of a half type, else themselves."""
-    return logits.float() if logits.dtype.itemsize < 4 else logits
+def _grammar_of(seq: Sequence) -> GrammarState:
+    if seq.grammar is None:
+        raise ValueError(f"request {seq.request.request_id} has no grammar")
+    return seq.grammar
 
 
-def all_finite(logits: torch.Tensor) -> torch.Tensor:
-    """[n] bool: no NaN and no infinity among [n, r, V] logits."""
-    # In float32 at least: a sum over a vocabulary leaves float16's range.
-    total = logits.sum(dim=(1, 2), dtype=torch.promote_types(logits.dtype, torch.float32))
-    return total - total == 0
-
-
-def best_tokens(scores: torch.Tensor) -> torch.Tensor:
-    """The highest of [..., V] scores, of equals the first: [...] int64."""
-    if scores.device.type != "cpu":
-        return scores.argmax(dim=-1)
-    return torch.from_numpy(scores.numpy().argmax(axis=-1))  # vectorised, unlike torch's: 15 times as fast
-
-
-def sample(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor) -> torch.Tensor:
-    """Seeded sampling: the argmax of `noisy_scores`. Returns [n, r] int64."""
-    return best_tokens(noisy_scores(logits, params, positions))
-
-
-def noisy_scores(logits: torch.Tensor, params: Rows[SamplingParams], positions: torch.Tensor) -> torch.Tensor:
-    """Filtered `logits / temperature` plus positional Gumbel noise.
-
-    logits: [n, r, V]; params: n, all with temperature above zero; positions: [n, r]. Returns [n, r, V].
-    """
-    device = logits.device
-    table = to_device([(p.temperature, p.top_p, p.min_p) for p in params], device, logits.dtype)
-    temperature, top_p, min_p = (column[:, None, None] for column in table.unbind(dim=1))
-    scores = logits / temperature
-    if any(p.top_k > 0 or p.top_p < 1 for p in params):
-        top_k = to_device([p.top_k if p.top_k > 0 else logits.shape[-1] for p in params], device)
-        scores = filter_top(scores, top_k[:, None, None], top_p)
-    if any(p.min_p > 0 for p in params):
-        floor = scores.amax(dim=-1, keepdim=True) + torch.log(min_p)
-        scores = scores.masked_fill(scores < floor, NEGATIVE_INFINITY)
-    seeds = to_device([p.seed for p in params], device)
-    return scores.add_(gumbel_noise(seeds, positions, logits.shape[-1]))
-
-
-def filter_top(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Keeps the `top_k` best and, of their renormalised distribution, the smallest set of mass `top_p`.
-
-    scores: [n, r, V]; top_k (int), top_p: [n, 1, 1]. Filtered scores are -inf. The best token always stays. Equal
-    scores are kept or dropped by token id, lower first, so that the result does not depend on the batch.
-    """
-    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(scores.shape[-1], device=scores.device)
-    ordered = ordered.masked_fill(rank >= top_k, NEGATIVE_INFINITY)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    # top_p = 1 must keep everything: rounding lets `before` reach 1 early.
-    dropped = (before >= top_p) & (top_p < 1) & (rank > 0)
-    ordered = ordered.masked_fill(dropped, NEGATIVE_INFINITY)
-    return torch.empty_like(scores).scatter_(-1, order, ordered)
-
-
-def log_probabilities(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Natural-log softmax probability of the given tokens. logits: [n, r, V]; token_ids: [n, r]. Returns [n, r]."""
-    chosen = logits.gather(-1, token_ids[..., None])[..., 0]
-    return chosen - logits.logsumexp(dim=-1)
-
-
-def _draft_counts(drafts: torch.Tensor, vocab_size: int, cumulative: bool) -> torch.Tensor:
-    """How often each token occurs among the visible drafts. drafts: [k, r], -1 for none. Returns [k, r or 1, V] int."""
-    k, r = drafts.shape
-    one_hot = torch.zeros(k, r, vocab_size, dtype=torch.int32, device=drafts.device)
-    one_hot.scatter_(-1, drafts.clamp(min=0)[..., None], (drafts >= 0).to(torch.int32)[..., None])
+def _unsettled_counts(tokens: torch.Tensor, vocab_size: int, cumulative: bool) -> torch.Tensor:
+    """How often each token occurs among the visible ones. tokens: [k, r], -1 for none. Returns [k, r or 1, V] int."""
+    k, r = tokens.shape
+    one_hot = torch.zeros(k, r, vocab_size, dtype=torch.int32, device=tokens.device)
+    one_hot.scatter_(-1, tokens.clamp(min=0)[..., None], (tokens >= 0).to(torch.int32)[..., None])
     return (
         one_hot.cumsum(dim=1, dtype=torch.int32) if cumulative else one_hot.sum(dim=1, keepdim=True, dtype=torch.int32)
     )

@@ -1,11 +1,11 @@
-"""What a step's outcome means for its request: settled tokens, the end of the answer, and the events that say so."""
+"""Applies the outcome of a step to its sequence: settled tokens, the end of the answer, events and counts."""
 
 from __future__ import annotations
 
 import copy
 
 from engine.batch import BatchPlan, Phase
-from engine.decoding.contract import StepOutcome
+from engine.decoding.results import StepOutcome
 from engine.events import (
     DraftUpdated,
     Finished,
@@ -13,7 +13,7 @@ from engine.events import (
     GenerationEvent,
     PromptScored,
     StepStats,
-    TokensCommitted,
+    TokensSettled,
 )
 from engine.sequence import Sequence
 
@@ -39,10 +39,12 @@ def apply_outcome(outcome: StepOutcome, events: list[GenerationEvent], stats: St
     if visible:
         logprobs = outcome.logprobs[: len(visible)] if outcome.logprobs is not None else None
         events.append(
-            TokensCommitted(
+            TokensSettled(
                 request_id=seq.request.request_id, token_ids=visible, stats=copy.copy(seq.stats), logprobs=logprobs
             )
         )
+    if outcome.exhausted:
+        reason = "stop"
     if reason is not None:
         events.append(finish_event(seq, reason, stop_token_id=stop_token))
         return True
@@ -79,7 +81,7 @@ def _cut(seq: Sequence, tokens: list[int]) -> tuple[list[int], FinishReason | No
 def _count(outcome: StepOutcome, stats: StepStats) -> None:
     totals, phase = outcome.span.seq.stats, outcome.span.phase
     if phase is not Phase.PREFILL:
-        totals.passes += not outcome.span.rides
+        totals.passes += not outcome.span.second
         totals.denoising_steps += phase in (Phase.DENOISE, Phase.DRAFT)
     if outcome.accepted is not None:
         totals.draft_tokens += outcome.drafted

@@ -1,4 +1,4 @@
-"""Continuous batching at every denoising step: which sequences take part in the next pass, and what a pass changed.
+"""Scheduler: continuous batching at every denoising step. Queues, token budget, pages and preemption.
 
 Between any two passes requests may join, finish or be preempted. A pass packs the decoding sequences' spans first and
 prefill chunks into what is left of the token budget, of which a share is kept for prefill, so that neither starves the
@@ -8,51 +8,55 @@ up all of its own and is recomputed later. The cost of a step is linear in the s
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.batch import BatchPlan, Phase, Span
 from engine.config import EngineConfig
-from engine.decoding.contract import StepOutcome
-from engine.decoding.prefill import Prefill, needs_seed, prefill_target
-from engine.errors import OutOfPages
+from engine.decoding.contract import DecodingPolicy
+from engine.decoding.prefill import Prefill
+from engine.decoding.results import StepOutcome
+from engine.errors import IntegrityError, OutOfPages
 from engine.events import GenerationEvent, StepStats
 from engine.kv_cache.pages import PageAllocator
+from engine.scheduling.grouping import count_tokens, group_spans, without_optional
 from engine.scheduling.outcome import apply_outcome, count_plan, finish_event
-from engine.sequence import Sequence
+from engine.scheduling.prefix_cache import PrefixCache
+from engine.scheduling.waiting import WaitingQueue
+from engine.sequence import Sequence, Status
 
 PREFILL_SHARE = 4
-"""While prompts wait, one token in so many of the budget is theirs, however many sequences decode."""
-
-# Within a pass the causal spans come first: a shared pass's second span depends on what the first one settles.
-_PHASE_ORDER = {phase: i for i, phase in enumerate(
-    (Phase.PREFILL, Phase.DECODE, Phase.COMMIT, Phase.VERIFY, Phase.DENOISE, Phase.DRAFT)
-)}  # fmt: skip
+"""While prompts wait, 1/PREFILL_SHARE of the token budget is theirs, however many sequences decode."""
 
 
 class Scheduler:
     """Owns every sequence from `add` to its Finished event, and all bookkeeping of pages and page-table rows."""
 
-    def __init__(self, config: EngineConfig, allocator: PageAllocator, prefill: Prefill) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        allocator: PageAllocator,
+        policies: Mapping[str, DecodingPolicy],
+        prefill: Prefill,
+        clear_pages: Callable[[list[int]], None],
+    ) -> None:
+        """policies: by mode. clear_pages: zeroes pages on the device before the next pass; called for those that may
+        hold non-finite values when their sequence leaves them."""
         self.config = config
         self.allocator = allocator
+        self.policies = policies
         self.prefill = prefill
+        self._prefix_cache = PrefixCache(allocator, clear_pages, enabled=config.prefix_caching)
         self._sequences: dict[str, Sequence] = {}
-        self._waiting: list[
-            tuple[tuple[int, int], Sequence]
-        ] = []  # heap; finished entries are skipped when they surface
-        self._num_waiting = 0
+        self._waiting = WaitingQueue()
         self._prefilling: OrderedDict[Sequence, None] = OrderedDict()
         # Served sequences go to the back, so whoever did not fit into a pass is first in the next one.
         self._decoding: OrderedDict[Sequence, None] = OrderedDict()
         self._free_rows = list(range(config.max_running - 1, -1, -1))
         self._blocked: tuple[Sequence, int] | None = None
-        """The waiting sequence that did not fit, and the spare pages there were: no use trying again with no more."""
+        """The waiting sequence that did not fit, and the spare pages there were. It is not tried again with no more."""
         self._preemptions = 0
-        self.poisoned_pages: list[int] = []
-        """Pages that may hold non-finite values: to be zeroed before the next pass, whoever owns them by then."""
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -61,19 +65,19 @@ class Scheduler:
         if seq.request.request_id in self._sequences:
             raise KeyError(f"request id {seq.request.request_id!r} is in use")
         self._sequences[seq.request.request_id] = seq
-        self._enqueue(seq)
+        self._waiting.push(seq)
 
     def abort(self, request_id: str) -> list[GenerationEvent]:
         """Drops a request between two passes and frees its pages. Unknown ids are ignored: the request may be done."""
         seq = self._sequences.get(request_id)
         if seq is None:
             return []
-        self._distrust(seq)
         self._finish(seq)
         return [finish_event(seq, "abort")]
 
     @property
     def has_work(self) -> bool:
+        """Whether any sequence waits or runs."""
         return bool(self._sequences)
 
     @property
@@ -88,7 +92,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return self._num_waiting
+        return len(self._waiting)
 
     # --- planning -----------------------------------------------------------------------------------------------
 
@@ -98,35 +102,30 @@ class Scheduler:
         planned: dict[Sequence, list[Span]] = {}
         budget = self.config.max_batch_tokens
         reserve = budget // PREFILL_SHARE if self._prefilling else 0
+        for policy in self.policies.values():
+            policy.begin_pass(self.num_running)
         used = self._plan_decoding(planned, budget - reserve)
         self._plan_prefilling(planned, budget - used)
-        return self._group(planned)
+        return group_spans(planned.values())
 
     def _admit(self) -> None:
         """Moves waiting sequences, best first, to prefill while rows and pages for all they hold so far are free."""
-        while self._waiting and self._free_rows:
-            seq = self._waiting[0][1]
-            if self._sequences.get(seq.request.request_id) is not seq:
-                heapq.heappop(self._waiting)  # aborted while it waited
-                continue
+        while self._free_rows and (seq := self._waiting.first()) is not None:
             if not self._admit_one(seq):
                 return
-            heapq.heappop(self._waiting)
-            self._num_waiting -= 1
+            self._waiting.pop()
 
     def _admit_one(self, seq: Sequence) -> bool:
         # Running sequences need about a page each before long: admitting into those would only preempt at once.
         spare = self.allocator.num_free - self.num_running
         if self._blocked is not None and self._blocked[0] is seq and spare <= self._blocked[1]:
             return False
-        target = prefill_target(seq)
+        policy = self.policies[seq.mode]
+        target = policy.cache_target(seq)
         # At least one prompt token has to be run for its logit, and no shared page may ever be written.
-        limit = (target - needs_seed(seq)) // self.config.page_size
-        pages: list[int] = []
-        if self.config.prefix_caching and not seq.scores_prompt:
-            self.allocator.extend_hashes(seq.page_hashes, seq.token_ids, seq.request.cache_salt, limit)
-            pages = self.allocator.match(seq.page_hashes, limit)
-        missing = self._pages_for(target) - len(pages)
+        pages = self._prefix_cache.match(seq, (target - policy.needs_anchor(seq)) // self.config.page_size)
+        # A policy that needs nothing cached starts with its first span: pages for that.
+        missing = self._pages_for(target or policy.positions_wanted(seq)) - len(pages)
         if self.allocator.num_free - self.num_running < missing:
             self.allocator.release(pages)
             self._blocked = (seq, spare)
@@ -139,20 +138,25 @@ class Scheduler:
             seq.admitted = True
             seq.stats.cached_tokens = seq.num_cached
             seq.stats.queue_seconds = time.monotonic() - seq.received_at
-        (self._prefilling if seq.num_cached < target else self._decoding)[seq] = None
+        if seq.num_cached < target:
+            seq.status = Status.PREFILLING
+            self._prefilling[seq] = None
+        else:
+            seq.status = Status.DECODING
+            self._decoding[seq] = None
         return True
 
     def _plan_decoding(self, planned: dict[Sequence, list[Span]], budget: int) -> int:
-        """Plans decoding sequences in turn. Returns the tokens used."""
+        """Plans decoding sequences in turn, up to the first that does not fit. Returns the tokens used."""
         used = 0
         for seq in list(self._decoding):
-            if seq not in self._decoding:
+            if seq.status is not Status.DECODING:
                 continue  # preempted for the sake of an earlier one
-            spans = seq.policy.plan(seq, self.num_running)
-            needed = _num_tokens(spans)
+            spans = self.policies[seq.mode].plan(seq)
+            needed = count_tokens(spans)
             if needed > budget - used:
-                spans = _without_optional(seq, spans)
-                needed = _num_tokens(spans)
+                spans = without_optional(spans)
+                needed = count_tokens(spans)
                 if needed > budget - used:
                     break
             if not self._reserve(seq, spans, planned):
@@ -179,18 +183,6 @@ class Scheduler:
             planned[seq] = [span]
             budget -= len(span.token_ids)
 
-    def _group(self, planned: dict[Sequence, list[Span]]) -> BatchPlan:
-        """Step groups: spans of the same policy, phase and count of logit rows, contiguous, causal phases first."""
-        groups: dict[tuple[int, Phase, int], StepGroup] = {}
-        for seq, spans in planned.items():
-            for span in spans:
-                policy = self.prefill if span.phase is Phase.PREFILL else seq.policy
-                key = (id(policy), span.phase, span.num_logits)
-                if key not in groups:
-                    groups[key] = StepGroup(policy, span.phase, span.num_logits)
-                groups[key].spans.append(span)
-        return BatchPlan(sorted(groups.values(), key=lambda group: _PHASE_ORDER[group.phase]))
-
     def _reserve(self, seq: Sequence, spans: list[Span], planned: dict[Sequence, list[Span]]) -> bool:
         """Makes sure the sequence has pages for its spans, preempting the youngest if need be.
 
@@ -204,7 +196,7 @@ class Scheduler:
                 return True
             except OutOfPages:
                 if spans[-1].optional:
-                    spans[:] = _without_optional(seq, spans)
+                    spans[:] = without_optional(spans)
                     missing = self._pages_for(spans[0].kv_end) - len(seq.pages)
                     continue
                 victim = max(self.running, key=lambda other: other.order)
@@ -216,34 +208,30 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         """Takes all pages away. What has settled, and the open block, stay: the answer does not change."""
-        self._distrust(seq)
         self._release(seq)
-        seq.next_block = None
+        seq.status, seq.next_block = Status.WAITING, None
         seq.stats.preemptions += 1
         self._preemptions += 1
-        self._enqueue(seq)
+        self._waiting.push(seq)
 
     # --- what a pass changed ------------------------------------------------------------------------------------
 
-    def commit(self, plan: BatchPlan, outcomes: list[StepOutcome]) -> tuple[list[GenerationEvent], StepStats]:
+    def apply(self, plan: BatchPlan, outcomes: list[StepOutcome]) -> tuple[list[GenerationEvent], StepStats]:
         """Applies the outcomes of a pass, in the order of its spans; frees what finished; says what happened."""
         events: list[GenerationEvent] = []
         stats = StepStats(running=0, waiting=0, free_pages=0, num_pages=self.allocator.num_pages)
         count_plan(plan, stats)
         for outcome in outcomes:
             seq = outcome.span.seq
-            if self._sequences.get(seq.request.request_id) is not seq:
+            if seq.status is Status.FINISHED:
                 continue  # an earlier span of this pass finished it
             finished = apply_outcome(outcome, events, stats)
+            verified = outcome.finite and outcome.error is None and outcome.span.num_logits > 0
+            self._prefix_cache.record(seq, verified=verified)
             if finished:
-                seq.unverified = not outcome.finite or outcome.error is not None
-                if not seq.unverified:
-                    self._register(outcome)
-                self._distrust(seq)
                 self._finish(seq)
-                continue
-            seq.unverified = not outcome.span.num_logits
-            self._after_step(outcome)
+            else:
+                self._after_step(outcome)
         stats.running, stats.waiting = self.num_running, self.num_waiting
         stats.free_pages, stats.cached_pages = self.allocator.num_free, self.allocator.num_cached
         stats.preemptions, self._preemptions = self._preemptions, 0
@@ -251,34 +239,16 @@ class Scheduler:
 
     def _after_step(self, outcome: StepOutcome) -> None:
         seq = outcome.span.seq
-        if outcome.span.phase is Phase.PREFILL and seq.num_cached >= prefill_target(seq):
+        policy = self.policies[seq.mode]
+        if outcome.span.phase is Phase.PREFILL and seq.num_cached >= policy.cache_target(seq):
             del self._prefilling[seq]
+            seq.status = Status.DECODING
             self._decoding[seq] = None
-        self._register(outcome)
         if outcome.accepted is not None and seq.block is None:
-            self._crop(seq)
+            self._give_back(seq, self._pages_for(policy.positions_wanted(seq)))
 
-    def _register(self, outcome: StepOutcome) -> None:
-        """Offers newly full pages to the prefix cache. Only after finite logits: a poisoned page is never shared."""
-        seq = outcome.span.seq
-        # A verification may have cached tokens beyond the end token that the answer was cut at.
-        full = min(seq.num_cached, len(seq.token_ids)) // self.config.page_size
-        if not outcome.span.num_logits or full <= seq.num_registered or not self.config.prefix_caching:
-            return
-        self.allocator.extend_hashes(seq.page_hashes, seq.token_ids, seq.request.cache_salt, full)
-        for i in range(seq.num_registered, full):
-            self.allocator.register(seq.pages[i], seq.page_hashes[i])
-        seq.num_registered = full
-
-    def _distrust(self, seq: Sequence) -> None:
-        """Marks the private pages of a sequence that leaves before finite logits have vouched for them."""
-        if seq.unverified:
-            self.poisoned_pages += seq.pages[seq.num_registered :]
-
-    def _crop(self, seq: Sequence) -> None:
-        """After a rejection: gives back pages that the next canvas cannot reach."""
-        reach = seq.num_cached + min(seq.request.decoding.block_length, seq.num_remaining + 1)
-        keep = self._pages_for(reach)
+    def _give_back(self, seq: Sequence, keep: int) -> None:
+        """After a rejection: gives back pages that the next block cannot reach."""
         if keep < len(seq.pages):
             self.allocator.release(seq.pages[keep:])
             del seq.pages[keep:]
@@ -286,24 +256,21 @@ class Scheduler:
 
     def _finish(self, seq: Sequence) -> None:
         del self._sequences[seq.request.request_id]
-        if seq.row >= 0:
-            self._release(seq)
+        if seq.status is Status.WAITING:
+            self._waiting.forget()
         else:
-            self._num_waiting -= 1
+            self._release(seq)
+        seq.status = Status.FINISHED
 
     # --- common -------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, seq: Sequence) -> None:
-        heapq.heappush(self._waiting, (seq.order, seq))
-        self._num_waiting += 1
-
     def _release(self, seq: Sequence) -> None:
         """Takes a running sequence off its queue and gives back its pages and row."""
-        del (self._prefilling if seq in self._prefilling else self._decoding)[seq]
+        del (self._prefilling if seq.status is Status.PREFILLING else self._decoding)[seq]
+        self._prefix_cache.leave(seq)
         self.allocator.release(seq.pages)
         self._free_rows.append(seq.row)
-        seq.pages, seq.row, seq.num_cached, seq.num_mapped, seq.num_registered = [], -1, 0, 0, 0
-        seq.unverified = False
+        seq.pages, seq.row, seq.num_cached, seq.num_mapped = [], -1, 0, 0
 
     def _pages_for(self, positions: int) -> int:
         return -(-positions // self.config.page_size)
@@ -313,18 +280,6 @@ class Scheduler:
         self.allocator.check_integrity([seq.pages for seq in self.running])
         rows = [seq.row for seq in self.running] + self._free_rows
         if sorted(rows) != list(range(self.config.max_running)):
-            raise AssertionError(f"page-table rows are lost or shared: {sorted(rows)}")
+            raise IntegrityError(f"page-table rows are lost or shared: {sorted(rows)}")
         if self.num_running + self.num_waiting != len(self._sequences):
-            raise AssertionError("a sequence is in no queue, or in two")
-
-
-def _num_tokens(spans: list[Span]) -> int:
-    return len(spans[0].token_ids) if len(spans) == 1 else sum(len(span.token_ids) for span in spans)
-
-
-def _without_optional(seq: Sequence, spans: list[Span]) -> list[Span]:
-    """Drops the optional half of a shared pass, and the canvas it would have refined."""
-    if spans[-1].optional:
-        seq.next_block = None
-        return spans[:-1]
-    return spans
+            raise IntegrityError("a sequence is in no queue, or in two")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from engine.request import Decoding
+from engine.request import Decoding, Mode
 from server.api.fields import check_modes
 from server.api.requests import GenerationRequest
 from server.api.structured_outputs import check_grammar_mode, requested_grammar
@@ -21,6 +21,9 @@ class Call(Generic[Fields]):
 
     fields: Fields
     decoding: Decoding
+    """The mode by the name that the client knows."""
+    mode: Mode
+    """The mode that the engine runs it in."""
     grammar: RequestedGrammar | None
 
 
@@ -31,4 +34,5 @@ def validate(fields: Fields, model: ServedModel) -> Call[Fields]:
     grammar = requested_grammar(fields.response_format, fields.structured_outputs)
     if grammar is not None:
         check_grammar_mode(grammar.param, decoding, model.info.decodings, infill=fields.infills)
-    return Call(fields, decoding, grammar)
+    mode: Mode = "infill" if fields.infills and decoding in ("auto", "diffusion") else decoding
+    return Call(fields, decoding, mode, grammar)

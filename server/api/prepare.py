@@ -12,7 +12,8 @@ import time
 import msgspec
 
 from engine.errors import RequestError
-from engine.request import MAX_SEED, DecodingParams, Request, SamplingParams, check_request
+from engine.request import MAX_SEED, DecodingParams, Request, SamplingParams
+from engine.validate import check_request
 from server.api.call import Call, Fields
 from server.api.requests import GenerationRequest
 from server.generation.job import Choice, Echo, Job, StreamForm
@@ -59,12 +60,12 @@ def request_template(
     """The engine's request of a call, without a prompt. Its id is the answer's, its seed that of the first choice."""
     fields = call.fields
     sampling = SamplingParams(
-        seed=fields.seed if fields.seed is not None else secrets.randbelow(MAX_SEED),
+        seed=fields.seed if fields.seed is not None else secrets.randbelow(MAX_SEED + 1),
         logprobs=fields.wanted_logprobs,
         **{name: getattr(fields, name) for name in _SAMPLING},
     )
     decoding = DecodingParams(
-        decoding=call.decoding,
+        mode=call.mode,
         block_length=model.info.block_length if fields.block_length is None else fields.block_length,
         threshold=fields.threshold if "threshold" in fields.model_fields_set else DecodingParams().threshold,
         max_denoising_steps=fields.max_denoising_steps,
@@ -89,7 +90,6 @@ def request_template(
 def with_prompt(template: Request, prompt: list[int], call: Call[Fields], model: ServedModel) -> Request:
     """The template with a prompt, checked as the engine checks it. Raises BadRequest."""
     request = msgspec.structs.replace(template, prompt_token_ids=prompt)
-    _check_steps(request)
     try:
         check_request(request, model.info)
     except RequestError as exc:
@@ -97,17 +97,6 @@ def with_prompt(template: Request, prompt: list[int], call: Call[Fields], model:
             raise BadRequest(str(exc), call.grammar.param, exc.code) from None
         raise from_request_error(exc) from None
     return request
-
-
-def _check_steps(request: Request) -> None:
-    steps = request.decoding.max_denoising_steps
-    length = request.max_tokens if request.suffix_token_ids is not None else request.decoding.block_length
-    if steps is not None and steps > length:
-        raise BadRequest(
-            f"max_denoising_steps ({steps}) must not be greater than the block's length ({length}): "
-            "every step settles at least one token.",
-            "max_denoising_steps",
-        )
 
 
 def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request, Echo]]) -> Job:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import ErrorDetails
 
+from engine.request import MAX_SEED
 from server.api.fields import FieldFacts, Strict, invalid, take_known, unknown_parameter
 from server.api.structured_outputs import ResponseFormat, StructuredOutputs
 from server.generation.job import Endpoint
@@ -22,8 +23,6 @@ MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKENS = 128
 MAX_COUNT = 2**31
 """Bound of numbers that count tokens or candidates; each has a tighter limit of its own elsewhere."""
-MAX_SEED = 2**53 - 1
-"""The largest seed: JSON numbers carry integers up to it exactly."""
 
 SPECULATES = FieldFacts(modes=("auto", "speculative", "diffusion"))
 DENOISES = FieldFacts(modes=("diffusion",))

@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from engine.errors import RequestError
 from engine.request import Grammar
+from engine.validate import check_grammar_mode as check_mode
 from server.api.fields import Strict, invalid
 from server.generation.job import RequestedGrammar
-from server.http.errors import BadRequest
+from server.http.errors import BadRequest, from_request_error
 
 
 class JsonSchemaFormat(Strict):
@@ -96,9 +98,7 @@ def requested_grammar(
 
 def check_grammar_mode(field: str, decoding: str, decodings: tuple[str, ...], *, infill: bool) -> None:
     """Raises BadRequest where the answer would be denoised, which no grammar can bind. field: what asks for a form."""
-    if not infill and decoding != "diffusion":
-        return
-    exact = [name for name in decodings if name != "diffusion"]
-    hint = f"use one of: {', '.join(exact)}" if exact else "this model has no other mode"
-    what = "with a 'suffix', which is filled in by diffusion" if infill else f"with decoding 'diffusion': {hint}"
-    raise BadRequest(f"'{field}' cannot be used {what}.", field, "unsupported_parameter")
+    try:
+        check_mode("infill" if infill else decoding, decodings, field)
+    except RequestError as error:
+        raise from_request_error(error) from None

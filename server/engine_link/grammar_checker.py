@@ -18,7 +18,8 @@ import msgspec
 
 from engine.config import EngineInfo
 from engine.errors import RequestError
-from engine.request import Grammar, check_grammar_size
+from engine.request import Grammar
+from engine.validate import check_grammar_size
 from server.engine_link.child import package_environment
 from server.http.errors import BadRequest, Overloaded, Unavailable
 

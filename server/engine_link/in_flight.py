@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from engine.events import Finished, GenerationEvent, TokensCommitted
+from engine.events import Finished, GenerationEvent, TokensSettled
 from engine.request import Request
 from server.http.errors import INTERNAL_ERROR, ApiError, EngineFailure
 
@@ -81,7 +81,7 @@ class InFlight:
             sink = self._sinks.get(event.request_id)
             if sink is None:
                 continue
-            if isinstance(event, TokensCommitted | Finished):
+            if isinstance(event, TokensSettled | Finished):
                 self._waiting.pop(event.request_id, None)
             if isinstance(event, Finished):
                 del self._sinks[event.request_id]

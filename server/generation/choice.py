@@ -15,7 +15,7 @@ from engine.events import (
     GenerationStats,
     PromptScored,
     TokenLogprob,
-    TokensCommitted,
+    TokensSettled,
 )
 from server.generation.job import Job
 from server.generation.parts import OutputParser, Part, PlainText, text_of
@@ -116,7 +116,7 @@ class ChoiceState:
         self.stats = event.stats
         self._draft_is_new = self._draft_is_new or self._draft is not None
         self._draft = None  # it showed tokens that have settled now
-        if isinstance(event, TokensCommitted):
+        if isinstance(event, TokensSettled):
             self._feed_tokens(event)
         elif isinstance(event, Finished):
             self._finish(event)
@@ -153,7 +153,7 @@ class ChoiceState:
         offsets, self._prompt_offsets = self._prompt_offsets[: len(scores)], self._prompt_offsets[len(scores) :]
         self._prompt += [ScoredToken(score, at, of_prompt=True) for score, at in zip(scores, offsets, strict=False)]
 
-    def _feed_tokens(self, event: TokensCommitted) -> None:
+    def _feed_tokens(self, event: TokensSettled) -> None:
         scores: Sequence[TokenLogprob | None] = event.logprobs or [None] * len(event.token_ids)
         for token_id, score in zip(event.token_ids, scores, strict=True):
             if score is not None:

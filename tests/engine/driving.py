@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from engine.engine import Engine
-from engine.events import DraftUpdated, Finished, GenerationEvent, StepStats, TokensCommitted
+from engine.events import DraftUpdated, Finished, GenerationEvent, StepStats, TokensSettled
 from engine.request import DecodingParams, Request, SamplingParams
 
 MAX_STEPS = 5000
@@ -33,7 +33,7 @@ class Answer:
 
     @property
     def tokens(self) -> list[int]:
-        return [token for event in self.events if isinstance(event, TokensCommitted) for token in event.token_ids]
+        return [token for event in self.events if isinstance(event, TokensSettled) for token in event.token_ids]
 
     @property
     def drafts(self) -> list[DraftUpdated]:
@@ -53,9 +53,9 @@ class Answer:
         return self.tokens, self.finished.reason, self.finished.stop_token_id, self.finished.error
 
 
-def ask(request_id: str, prompt: list[int], decoding: str = "ar", **fields: Any) -> Request:
+def ask(request_id: str, prompt: list[int], mode: str = "ar", **fields: Any) -> Request:
     """A request; fields of SamplingParams, DecodingParams and Request may be mixed. Greedy, 16 tokens, blocks of 8."""
-    values: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "block_length": 8, "decoding": decoding} | fields
+    values: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, "block_length": 8, "mode": mode} | fields
 
     def take(struct: type[msgspec.Struct]) -> dict[str, Any]:
         return {name: values.pop(name) for name in struct.__struct_fields__ if name in values}

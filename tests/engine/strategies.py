@@ -54,11 +54,11 @@ def requests(draw: st.DrawFn, request_id: str) -> Request:
     fields["include_drafts"] = draw(st.booleans())
     if draw(st.booleans()):
         fields["threshold"] = draw(st.sampled_from((None, 0.3, 0.6)))
-        fields["max_denoising_steps"] = draw(st.sampled_from((None, 1, 3)))
+        fields["max_denoising_steps"] = draw(st.sampled_from((None, 1, min(3, fields["block_length"]))))
     if mode == "infill":
         fields["max_tokens"] = min(fields["max_tokens"], 16)
         fields["suffix_token_ids"] = prompt_of(9, 0, draw(st.integers(1, 8)))
-    return ask(request_id, prompt, "diffusion" if mode == "infill" else mode, **fields)
+    return ask(request_id, prompt, mode, **fields)
 
 
 @st.composite

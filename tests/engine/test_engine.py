@@ -10,7 +10,7 @@ import pytest
 from engine.batch import BatchPlan, Phase
 from engine.engine import Engine
 from engine.errors import RequestError
-from engine.events import DraftUpdated, Finished, StepStats, TokensCommitted
+from engine.events import DraftUpdated, Finished, StepStats, TokensSettled
 from engine.request import Request
 from tests.conftest import MakeEngine
 from tests.engine.driving import Answer, ask, assert_idle, collect, drive, step
@@ -21,10 +21,9 @@ PROMPT = prompt_of(0, 0, 20)
 
 
 def ask_in(mode: str, request_id: str = "r", prompt: list[int] = PROMPT, **fields: Any) -> Request:
-    """`infill` is a mode here too."""
-    if mode != "infill":
-        return ask(request_id, prompt, mode, **fields)
-    return ask(request_id, prompt, "diffusion", **({"suffix_token_ids": [50, 51, 52]} | fields))
+    """A request of any mode; one of infill has a suffix."""
+    suffix = {"suffix_token_ids": [50, 51, 52]} if mode == "infill" else {}
+    return ask(request_id, prompt, mode, **(suffix | fields))
 
 
 def watch(engine: Engine, requests: list[Request]) -> tuple[dict[str, Answer], list[StepStats], list[BatchPlan]]:
@@ -60,7 +59,7 @@ def test_totals_agree_with_the_passes_there_were(tiny_engine: MakeEngine, mode: 
     passes: Counter[str] = Counter()
     for plan in plans:
         passes.update(
-            span.seq.request.request_id for span in plan.spans if span.phase is not Phase.PREFILL and not span.rides
+            span.seq.request.request_id for span in plan.spans if span.phase is not Phase.PREFILL and not span.second
         )
     totals = [answer.finished.stats for answer in answers.values()]
     for request in requests:
@@ -76,9 +75,9 @@ def test_totals_agree_with_the_passes_there_were(tiny_engine: MakeEngine, mode: 
     assert sum(stats.blocks for stats in totals) == len(closed)
     refining = Counter(span.phase for plan in plans for span in plan.spans)
     denoising = sum(stats.denoising_steps for stats in totals)
-    riding = sum(span.rides for plan in plans for span in plan.spans)
+    second = sum(span.second for plan in plans for span in plan.spans)
     every = refining[Phase.DENOISE] + refining[Phase.DRAFT]
-    assert every - riding <= denoising <= every  # what rides is not done if the first half ended the request
+    assert every - second <= denoising <= every  # a second span counts for nothing if the first one ended the request
     assert [stats.tokens for stats in steps] == [plan.num_tokens for plan in plans]
     for figures in steps:
         assert sum(figures.phases.values()) == figures.sequences + figures.shared
@@ -91,7 +90,7 @@ def test_running_totals_grow_with_what_is_committed(tiny_engine: MakeEngine, mod
     answer = drive(tiny_engine(), [ask_in(mode, logit_bias=NARROW)])["r"]
     sent = 0
     for event in answer.events:
-        if isinstance(event, TokensCommitted):
+        if isinstance(event, TokensSettled):
             assert event.token_ids
             sent += len(event.token_ids)
             assert event.stats.completion_tokens == sent
@@ -133,7 +132,7 @@ def test_an_unmasked_token_is_final(tiny_engine: MakeEngine, mode: str, shared_c
     answer = drive(tiny_engine(shared_commit=shared_commit), [request])["r"]
     sent, shown, steps = 0, 0, []
     for event in answer.events:
-        if isinstance(event, TokensCommitted):
+        if isinstance(event, TokensSettled):
             sent += len(event.token_ids)
         if isinstance(event, DraftUpdated):
             steps.append((event.block, event.step))
@@ -154,7 +153,7 @@ def test_a_speculative_draft_is_replaced_by_what_is_verified(tiny_engine: MakeEn
     for draft, after in zip(answer.events, answer.events[1:], strict=False):
         if isinstance(draft, DraftUpdated):
             assert None not in draft.token_ids
-            assert isinstance(after, TokensCommitted | Finished)
+            assert isinstance(after, TokensSettled | Finished)
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
@@ -186,7 +185,7 @@ def test_a_request_may_fill_the_context_to_its_last_token(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_one_token_more_than_the_context_is_refused_at_the_door(tiny_engine: MakeEngine, mode: str) -> None:
+def test_one_token_more_than_the_context_is_refused_at_once(tiny_engine: MakeEngine, mode: str) -> None:
     """It would be admitted, and wait for ever for pages that do not exist."""
     engine = tiny_engine(max_model_len=48, kv_cache_tokens=48)
     with pytest.raises(RequestError) as refused:

@@ -25,7 +25,7 @@ POISON = 3
 
 def ask_in(mode: str, request_id: str, prompt: list[int], **fields: Any) -> Request:
     if mode == "infill":
-        fields, mode = {"suffix_token_ids": [50, 51]} | fields, "diffusion"
+        fields = {"suffix_token_ids": [50, 51]} | fields
     return ask(request_id, prompt, mode, logit_bias={POISON: -100.0}, **fields)
 
 

@@ -20,7 +20,7 @@ import pytest
 import zmq
 
 from engine.config import EngineConfig
-from engine.events import Finished, StepStats, TokensCommitted
+from engine.events import Finished, StepStats, TokensSettled
 from engine.messages import (
     AbortRequests,
     AddRequests,
@@ -147,7 +147,7 @@ def test_tokens_are_sent_pass_by_pass(child: Child) -> None:
     """Nothing would be streamed: the answer would come as one lump at its end."""
     child.send(AddRequests([ask("r", [7, 8, 9], max_tokens=12)]))
     events = child.until_finished("r")[0]["r"].events
-    assert [len(event.token_ids) for event in events if isinstance(event, TokensCommitted)] == [1] * 12
+    assert [len(event.token_ids) for event in events if isinstance(event, TokensSettled)] == [1] * 12
 
 
 def test_an_abort_ends_a_request_and_frees_its_pages(child: Child) -> None:

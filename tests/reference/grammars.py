@@ -6,16 +6,15 @@ import json
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.grammar.compiler import compile_grammar, load_vocabulary
-from engine.grammar.state import CompiledGrammar, GrammarState, GrammarVocabulary
+from engine.grammar.state import CompiledGrammar, GrammarState, GrammarVocabulary, token_masks
 from engine.request import Grammar
-from engine.sequence import Sequence
-from tests.engine.driving import ask
 from tests.reference.checkpoints import EOS, MASK, write_checkpoint
 
 SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|end|>", "<|mask|>")
@@ -81,14 +80,30 @@ def compiled(directory: Path, grammar: Grammar) -> CompiledGrammar:
     return compile_grammar(vocabulary(directory), grammar)
 
 
-def follower(compiled_grammar: CompiledGrammar, tokens: list[int], **fields: Any) -> Sequence:
-    """A sequence that has generated `tokens` under a grammar. Its policy is never asked."""
-    request = ask("r", [7, 8], max_tokens=200, **fields)
-    ends = frozenset(request.stop_token_ids) | (frozenset() if request.ignore_eos else {EOS})
-    seq = Sequence(request, None, ends, 0)  # type: ignore[arg-type]
-    seq.token_ids += tokens
-    seq.grammar = GrammarState(compiled_grammar)
-    return seq
+@dataclass
+class Follower:
+    """An answer under a grammar: its state, and a prompt of two tokens followed by what has settled."""
+
+    state: GrammarState
+    token_ids: list[int]
+
+
+def follower(
+    compiled_grammar: CompiledGrammar,
+    tokens: list[int],
+    *,
+    stop_token_ids: tuple[int, ...] = (),
+    ignore_eos: bool = False,
+) -> Follower:
+    """An answer that has generated `tokens` under a grammar."""
+    ends = frozenset(stop_token_ids) | (frozenset() if ignore_eos else {EOS})
+    return Follower(GrammarState(compiled_grammar, ends, answer_start=2), [7, 8, *tokens])
+
+
+def masks_of(followers: list[Follower], drafts: list[list[int]], num_rows: int) -> np.ndarray:
+    """`token_masks` of several answers."""
+    states, token_ids = [each.state for each in followers], [each.token_ids for each in followers]
+    return token_masks(states, token_ids, drafts, num_rows)
 
 
 def allowed(mask: np.ndarray) -> set[int]:

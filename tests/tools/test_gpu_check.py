@@ -122,7 +122,7 @@ def test_forced_acceptance_gives_so_many_tokens_a_round(builtin_engine: MakeEngi
         Request(
             request_id=str(i), prompt_token_ids=[8, 9, 10 + i], max_tokens=60, ignore_eos=True,
             sampling=SamplingParams(temperature=0.0),
-            decoding=DecodingParams(decoding="speculative", block_length=block),
+            decoding=DecodingParams(mode="speculative", block_length=block),
         )
         for i in range(4)
     ]  # fmt: skip

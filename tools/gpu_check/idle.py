@@ -37,7 +37,7 @@ def idle(engine: Engine, batches: list[int], steps: int, bar: float) -> Part:
             engine.add(
                 Request(
                     request_id=f"idle-{i}", prompt_token_ids=[low + i % 7] * 16, max_tokens=steps + 8, ignore_eos=True,
-                    sampling=SamplingParams(temperature=0.0), decoding=DecodingParams(decoding="ar"),
+                    sampling=SamplingParams(temperature=0.0), decoding=DecodingParams(mode="ar"),
                 )
             )  # fmt: skip
         for _ in range(4):  # prompts, and whatever is slow the first time

@@ -15,7 +15,8 @@ from engine.measure.device_speed import fastest
 from engine.models.elementwise import Elementwise
 from engine.models.rope import QueryScaling, RopeConfig, RotaryTable, Rotation
 from engine.request import SamplingParams
-from engine.sampling.sampler import best_tokens, log_probabilities, sample, widened
+from engine.sampling.filters import best_tokens, sample
+from engine.sampling.logprobs import log_probabilities, widened
 from tools.gpu_check.parity import TOLERANCE, Case, Heads, Spans
 from tools.gpu_check.report import Bar, Part, Row
 

@@ -16,12 +16,12 @@ from bench.passes import pass_figures
 from bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.batch import Phase, Span
 from engine.config import EngineConfig
-from engine.decoding.contract import HostChoices, StepOutcome
-from engine.decoding.self_speculation import SelfSpeculation
+from engine.decoding.results import HostChoices, StepOutcome
+from engine.decoding.speculation import SelfSpeculation
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
 from engine.device.devices import synchronise
 from engine.engine import Engine
-from engine.events import Finished, TokensCommitted
+from engine.events import Finished, TokensSettled
 from engine.measure.roofline import DeviceSpeed
 from engine.models.files import model_directory
 from engine.request import Decoding, DecodingParams, Request, SamplingParams
@@ -51,7 +51,7 @@ def run(engine: Engine, requests: list[Request], in_flight: int) -> tuple[dict[s
             engine.add(queue.popleft())
             running += 1
         for event in engine.step()[0]:
-            if isinstance(event, TokensCommitted):
+            if isinstance(event, TokensSettled):
                 answers[event.request_id] += event.token_ids
             elif isinstance(event, Finished):
                 running -= 1
@@ -109,7 +109,7 @@ def _requests(engine: Engine, count: int, decoding: Decoding, batch: int) -> lis
         Request(
             request_id=str(i), prompt_token_ids=prompts[i % len(prompts)], max_tokens=96,
             sampling=SamplingParams(temperature=0.0 if i < count // 2 else 0.8, seed=i),
-            decoding=DecodingParams(decoding=decoding), cache_salt=f"{decoding} {batch}",
+            decoding=DecodingParams(mode=decoding), cache_salt=f"{decoding} {batch}",
         )
         for i in range(count)
     ]  # fmt: skip
@@ -178,7 +178,7 @@ class ForcedAcceptance(SelfSpeculation):
         if span.phase is Phase.VERIFY:
             wanted = int((self.rounds + 1) * self.tokens_a_round) - int(self.rounds * self.tokens_a_round)
             self.rounds += 1
-            choices["accepted"][i] = max(0, min(wanted, len(span.token_ids)) - 1)
+            choices.accepted[i] = max(0, min(wanted, len(span.token_ids)) - 1)
         return super().conclude(span, choices, i)
 
 
@@ -186,20 +186,20 @@ def force(engine: Engine, tokens_a_round: float) -> None:
     """Makes the engine's self-speculation accept so many tokens a round from now on."""
     controller = WholeBlocks(CostTable.assumed(2), AcceptanceEstimate(engine.config.max_block_length))
     old = engine.policies["speculative"]
-    policy = ForcedAcceptance(old.sampler, old.mask_token_id, old.device, controller)
+    policy = ForcedAcceptance(old.sampler, old.mask_token_id, controller)
     policy.tokens_a_round = tokens_a_round
     engine.policies["speculative"] = policy
 
 
 def ways(block_lengths: list[int]) -> Iterator[tuple[DecodingParams, float]]:
     """(decoding, forced tokens a round): AR, diffusion by an even schedule, and self-speculation."""
-    yield DecodingParams(decoding="ar"), 0.0
+    yield DecodingParams(mode="ar"), 0.0
     for length in block_lengths:
         steps = DENOISING_STEPS[length]
         yield DecodingParams(
-            decoding="diffusion", block_length=length, threshold=None, max_denoising_steps=steps
+            mode="diffusion", block_length=length, threshold=None, max_denoising_steps=steps
         ), 0.0  # fmt: skip
-        yield DecodingParams(decoding="speculative", block_length=length), TOKENS_A_ROUND[length]
+        yield DecodingParams(mode="speculative", block_length=length), TOKENS_A_ROUND[length]
 
 
 def throughput(
@@ -231,8 +231,8 @@ def throughput(
                 best[count] = max(best[count], rate)
             part.rows.append(
                 {
-                    "decoding": decoding.decoding,
-                    "block": None if decoding.decoding == "ar" else decoding.block_length,
+                    "decoding": decoding.mode,
+                    "block": None if decoding.mode == "ar" else decoding.block_length,
                     "in flight": count, "tok/s": rate, "tokens a round": forced or None,
                 }
             )  # fmt: skip
@@ -247,5 +247,5 @@ def _decode(engine: Engine) -> tuple[float, int]:
         events, stats = engine.step()
         if "prefill" not in stats.phases:
             seconds += stats.duration
-            tokens += sum(len(event.token_ids) for event in events if isinstance(event, TokensCommitted))
+            tokens += sum(len(event.token_ids) for event in events if isinstance(event, TokensSettled))
     return seconds, tokens

@@ -29,13 +29,13 @@ class Margins:
 
         def recording(
             logits: torch.Tensor, seqs: list[Sequence], positions: torch.Tensor | None, *,
-            drafts: torch.Tensor | None = None, cumulative: bool = False, **options: Any,
+            unsettled: torch.Tensor | None = None, cumulative: bool = False, **options: Any,
         ) -> Chosen:  # fmt: skip
-            chosen = choose(logits, seqs, positions, drafts=drafts, cumulative=cumulative, **options)
+            chosen = choose(logits, seqs, positions, unsettled=unsettled, cumulative=cumulative, **options)
             if positions is None:  # plain sequences, each of which chooses its next token
                 positions = torch.tensor([[len(seq.token_ids)] for seq in seqs])
-            denoising = drafts is not None and not cumulative
-            drafting = drafts is None and positions.shape[1] > 1
+            denoising = unsettled is not None and not cumulative
+            drafting = unsettled is None and positions.shape[1] > 1
             for i, seq in enumerate(seqs):
                 if denoising:
                     self._record_denoising(seq, chosen, i, positions)
@@ -62,7 +62,7 @@ class Margins:
         block = next(b for b in (seq.block, seq.next_block) if b is not None and b.start == start)
         log_probabilities = chosen.logits[i].log_softmax(dim=-1)
         confidences = log_probabilities.gather(-1, chosen.token_ids[i][:, None])[:, 0].exp()
-        candidates = [j for j, masked in enumerate(block.masked) if masked and not (j == 0 and block.awaits_seed)]
+        candidates = [j for j, masked in enumerate(block.masked) if masked and not (j == 0 and block.awaits_anchor)]
         token_margins = _token_margins(seq, chosen, i, positions)
         ranked = sorted(((float(confidences[j]), j) for j in candidates), reverse=True)
         threshold = seq.request.decoding.threshold

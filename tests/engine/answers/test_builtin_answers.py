@@ -51,8 +51,7 @@ def mixed_requests() -> list[Request]:
         }
         if mode == "infill":
             fields |= {"suffix_token_ids": PROMPTS[i % 50][-6:], "max_tokens": 8 + i % 9}
-        decoding = "diffusion" if mode == "infill" else mode
-        requests.append(ask(f"{mode}-{i}", PROMPTS[i % 50], decoding, **fields))
+        requests.append(ask(f"{mode}-{i}", PROMPTS[i % 50], mode, **fields))
     return requests
 
 

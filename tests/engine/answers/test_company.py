@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from engine.request import Request
-from engine.sampling import sampler as sampling
+from engine.sampling import filters
 from engine.sampling.noise import gumbel_noise
 from tests.conftest import MakeEngine
 from tests.engine.driving import Answer, Visit, ask, drive
@@ -99,7 +99,7 @@ def crowd() -> list[Visit]:
             "suffix_token_ids": [50, 51, 52] if mode == "infill" else None,
             "include_drafts": i % 5 == 0,
         }
-        request = ask(f"r{i}", prompt_of(0, 24, 3 + i), "diffusion" if mode == "infill" else mode, **fields)
+        request = ask(f"r{i}", prompt_of(0, 24, 3 + i), mode, **fields)
         visits.append(Visit(request, 10 * (i // 6), 9 if i in (3, 7) else None))
     return visits
 
@@ -127,7 +127,7 @@ def test_the_check_bites(solo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def by_row(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
         return gumbel_noise(seeds + torch.arange(len(seeds)), positions, vocab_size)
 
-    monkeypatch.setattr(sampling, "gumbel_noise", by_row)
+    monkeypatch.setattr(filters, "gumbel_noise", by_row)
     with pytest.raises(AssertionError, match=r"Request\(request_id="):
         solo(False).check(crowd(), kv_cache_tokens=1024, max_batch_tokens=256, max_running=12)
 

@@ -76,9 +76,7 @@ def test_company_and_preemption_change_no_score(tiny_engine: MakeEngine, expecte
     [({"max_tokens": 0}, "max_tokens"), ({"max_tokens": -1, "prompt_logprobs": 0}, "max_tokens"),
      ({"prompt_logprobs": -1}, "prompt_logprobs")],
 )  # fmt: skip
-def test_what_cannot_be_served_is_refused_at_the_door(
-    tiny_engine: MakeEngine, fields: dict[str, int], param: str
-) -> None:
+def test_what_cannot_be_served_is_refused_at_once(tiny_engine: MakeEngine, fields: dict[str, int], param: str) -> None:
     with pytest.raises(RequestError) as refused:
         tiny_engine().add(ask("a", PROMPT[:4], **fields))
     assert refused.value.param == param

@@ -11,8 +11,8 @@ import pytest
 
 from engine.batch import Phase
 from engine.engine import Engine
-from engine.events import TokenLogprob, TokensCommitted
-from engine.request import Decoding, DecodingParams, Request, SamplingParams
+from engine.events import TokenLogprob, TokensSettled
+from engine.request import DecodingParams, Mode, Request, SamplingParams
 from tests.engine.driving import Answer, Visit, drive
 from tests.reference.loops import Run, Task
 from tests.reference.prompts import prompt_ids
@@ -39,11 +39,11 @@ QUESTIONS = prompt_ids(12)
 """Prompts for the built-in model."""
 
 
-def request_for(task: Task, decoding: Decoding, request_id: str = "r", **overrides: Any) -> Request:
+def request_for(task: Task, mode: Mode, request_id: str = "r", **overrides: Any) -> Request:
     """The engine's request for a reference task."""
     sampling = {name: getattr(task.sampling, name) for name in task.sampling.__dataclass_fields__}
     schedule = DecodingParams(
-        decoding=decoding,
+        mode=mode,
         block_length=task.block_length,
         threshold=task.threshold,
         max_denoising_steps=task.max_denoising_steps,
@@ -61,9 +61,9 @@ def request_for(task: Task, decoding: Decoding, request_id: str = "r", **overrid
     return Request(**(fields | overrides))
 
 
-def answer_to(engine: Engine, task: Task, decoding: Decoding, **overrides: Any) -> Answer:
+def answer_to(engine: Engine, task: Task, mode: Mode, **overrides: Any) -> Answer:
     """One request alone."""
-    return drive(engine, [request_for(task, decoding, **overrides)])["r"]
+    return drive(engine, [request_for(task, mode, **overrides)])["r"]
 
 
 def answers_together(engine: Engine, requests: Iterable[Request], stagger: int = 1) -> dict[str, Answer]:
@@ -73,7 +73,7 @@ def answers_together(engine: Engine, requests: Iterable[Request], stagger: int =
 
 def logprobs_of(answer: Answer) -> list[TokenLogprob]:
     """What was said about each shown token."""
-    return [entry for event in answer.events if isinstance(event, TokensCommitted) for entry in event.logprobs or []]
+    return [entry for event in answer.events if isinstance(event, TokensSettled) for entry in event.logprobs or []]
 
 
 def spy_on_widths(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> set[int]:
@@ -106,9 +106,9 @@ def agrees(answer: Answer, run: Run) -> bool:
     return False
 
 
-def assert_matches(engine: Engine, model: ReferenceModel, tasks: list[Task], decoding: Decoding, loop: Loop) -> None:
+def assert_matches(engine: Engine, model: ReferenceModel, tasks: list[Task], mode: Mode, loop: Loop) -> None:
     """Every answer equals the reference's, but for at most one in ten that a recorded near tie explains."""
-    near_ties = sum(not agrees(answer_to(engine, task, decoding), loop(model, task)) for task in tasks)
+    near_ties = sum(not agrees(answer_to(engine, task, mode), loop(model, task)) for task in tasks)
     assert near_ties <= len(tasks) // 10, f"{near_ties} near ties in {len(tasks)} answers"
 
 

@@ -3,13 +3,11 @@ other positions are unmasked, or in another order, or with another context."""
 
 from __future__ import annotations
 
-import math
-import random
+from typing import Any
 
 import pytest
-import torch
 
-from engine.decoding.diffusion import select_unmask
+from engine.batch import Phase
 from engine.engine import Engine
 from tests.engine.decoding.conftest import Pair
 from tests.engine.decoding.harness import QUESTIONS, SAMPLINGS, agrees, answer_to, assert_matches, random_prompt
@@ -20,7 +18,7 @@ from tests.reference.sampling import Sampling
 PROMPT = random_prompt(13)
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=1.0, seed=8)
 # Of one block's schedule: a threshold alone, a threshold that nothing or everything meets, with a cap on steps, and an
-# even schedule of fewer, as many and more steps than the block has tokens.
+# even schedule of fewer steps than the block has tokens and of as many, which are more than the last block has.
 SCHEDULES: dict[str, dict[str, float | int | None]] = {
     "threshold": {"threshold": 0.3},
     "high_threshold": {"threshold": 1.0},
@@ -30,7 +28,7 @@ SCHEDULES: dict[str, dict[str, float | int | None]] = {
     "even_3": {"threshold": None, "max_denoising_steps": 3},
     "even_5": {"threshold": None, "max_denoising_steps": 5},
     "even_7": {"threshold": None, "max_denoising_steps": 7},
-    "even_20": {"threshold": None, "max_denoising_steps": 20},
+    "even_8": {"threshold": None, "max_denoising_steps": 8},
     "even": {"threshold": None},
 }
 
@@ -94,22 +92,6 @@ def test_the_shared_commit_is_the_schedule_it_says_it_is(
     assert_matches(engine, pair.reference, tasks, "diffusion", diffusion_shared_commit)
 
 
-def test_the_most_confident_positions_are_unmasked_and_of_equals_the_leftmost() -> None:
-    """Against a naive loop: thresholds, quotas, positions that take no part, ties."""
-    rng = random.Random(0)
-    for _ in range(200):
-        length = rng.randint(1, 9)
-        confidences = [rng.choice((0.1, 0.5, 0.9, 1.0, rng.random())) for _ in range(length)]
-        candidates = [rng.random() < 0.7 for _ in range(length)]
-        threshold, quota = rng.choice((0.5, 0.9, 1.0, math.inf)), rng.randint(0, 4)
-        taken = sorted((j for j in range(length) if candidates[j]), key=lambda j: -confidences[j])[:quota]
-        wanted = [candidates[j] and (confidences[j] >= threshold or j in taken) for j in range(length)]
-        given = select_unmask(
-            torch.tensor([confidences]), torch.tensor([candidates]), torch.tensor([threshold]), torch.tensor([quota])
-        )
-        assert given[0].tolist() == wanted
-
-
 def test_the_shared_commit_saves_a_pass_a_block(pairs: dict[str, Pair], shared_engines: dict[str, Engine]) -> None:
     task = Task(prompt=PROMPT, max_tokens=40, block_length=8, threshold=1e-6, ignore_eos=True)
     alone = answer_to(pairs["clear"].engine, task, "diffusion").finished.stats
@@ -162,3 +144,25 @@ def test_the_built_in_model_with_shared_commits_writes_what_the_reference_writes
     engine = builtin.make(kv_cache_tokens=512, shared_commit=True)
     tasks = [Task(prompt=prompt, max_tokens=24, block_length=8) for prompt in QUESTIONS]
     assert_matches(engine, builtin.reference, tasks, "diffusion", diffusion_shared_commit)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8, 21])
+def test_blocks_may_start_with_a_mask_instead_of_an_anchor(pairs: dict[str, Pair], max_tokens: int) -> None:
+    """Models without a causal head have no token to start with: prefill asks for no logit, a commit gives no token."""
+    engine = pairs["clear"].make(kv_cache_tokens=512)
+    policy = engine.policies["diffusion"]
+    policy.block_start = "mask"
+    starts: set[int] = set()
+    forward = engine.runner.forward
+
+    def watching(plan: Any) -> Any:
+        starts.update(span.start for span in plan.spans if span.phase is Phase.DENOISE)
+        assert all(span.num_logits == 0 for span in plan.spans if span.phase in (Phase.PREFILL, Phase.COMMIT))
+        return forward(plan)
+
+    engine.runner.forward = watching  # type: ignore[method-assign]
+    task = Task(prompt=PROMPT, max_tokens=max_tokens, block_length=8, ignore_eos=True)
+    answer = answer_to(engine, task, "diffusion")
+    assert (len(answer.tokens), answer.finished.reason) == (max_tokens, "length")
+    assert starts == set(range(len(PROMPT), len(PROMPT) + max_tokens, 8))
+    assert not set(answer.tokens) & pairs["clear"].reference.banned_ids

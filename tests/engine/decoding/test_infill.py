@@ -21,10 +21,10 @@ def test_writes_what_the_reference_writes(pair: Pair, sampling: Sampling) -> Non
         Task(prompt=random_prompt(length, length), max_tokens=gap, sampling=sampling, threshold=0.25, suffix=SUFFIX)
         for length, gap in ((1, 6), (16, 13))
     ]
-    assert_matches(pair.engine, pair.reference, tasks, "diffusion", infill)
+    assert_matches(pair.engine, pair.reference, tasks, "infill", infill)
 
 
-@pytest.mark.parametrize(("threshold", "steps"), [(0.9, None), (0.3, 4), (None, None), (None, 4), (None, 50)])
+@pytest.mark.parametrize(("threshold", "steps"), [(0.9, None), (0.3, 4), (None, None), (None, 4), (None, 14)])
 def test_unmasks_on_the_schedule_that_was_asked_for(
     pairs: dict[str, Pair], threshold: float | None, steps: int | None
 ) -> None:
@@ -34,8 +34,8 @@ def test_unmasks_on_the_schedule_that_was_asked_for(
             prompt=PROMPT, max_tokens=14, sampling=sampling, threshold=threshold, max_denoising_steps=steps,
             suffix=SUFFIX,
         )  # fmt: skip
-        assert_matches(pair.engine, pair.reference, [task], "diffusion", infill)
-        assert answer_to(pair.engine, task, "diffusion").finished.stats.passes == infill(pair.reference, task).passes
+        assert_matches(pair.engine, pair.reference, [task], "infill", infill)
+        assert answer_to(pair.engine, task, "infill").finished.stats.passes == infill(pair.reference, task).passes
 
 
 def test_fills_the_gap_exactly_and_never_ends_it(pairs: dict[str, Pair]) -> None:
@@ -46,16 +46,16 @@ def test_fills_the_gap_exactly_and_never_ends_it(pairs: dict[str, Pair]) -> None
         task = Task(
             prompt=PROMPT, max_tokens=20, sampling=sampling, suffix=SUFFIX, stop_token_ids=(33,), ignore_eos=ignore_eos
         )
-        answer = answer_to(pair.engine, task, "diffusion")
+        answer = answer_to(pair.engine, task, "infill")
         assert (len(answer.tokens), answer.finished.reason, answer.finished.stop_token_id) == (20, "length", None)
         assert not {EOS, 33} & set(answer.tokens)
-        assert_matches(pair.engine, pair.reference, [task], "diffusion", infill)
+        assert_matches(pair.engine, pair.reference, [task], "infill", infill)
 
 
 def test_the_gap_is_filled_with_the_suffix_in_sight(pairs: dict[str, Pair]) -> None:
     pair = pairs["clear"]
     answers = {
-        tuple(answer_to(pair.engine, Task(prompt=PROMPT, max_tokens=12, suffix=suffix), "diffusion").tokens)
+        tuple(answer_to(pair.engine, Task(prompt=PROMPT, max_tokens=12, suffix=suffix), "infill").tokens)
         for suffix in (SUFFIX, SUFFIX[::-1], [])
     }
     assert len(answers) == 3
@@ -68,15 +68,9 @@ def test_an_empty_suffix_and_a_gap_of_one_token(pairs: dict[str, Pair]) -> None:
         Task(prompt=PROMPT, max_tokens=1, suffix=SUFFIX),
         Task(prompt=[9], max_tokens=1, suffix=[]),
     ]
-    assert_matches(pair.engine, pair.reference, tasks, "diffusion", infill)
-
-
-def test_auto_fills_in_by_the_same_rules(pairs: dict[str, Pair]) -> None:
-    pair = pairs["clear"]
-    task = Task(prompt=PROMPT, max_tokens=12, sampling=SAMPLED, suffix=SUFFIX)
-    assert answer_to(pair.engine, task, "auto").outcome == answer_to(pair.engine, task, "diffusion").outcome
+    assert_matches(pair.engine, pair.reference, tasks, "infill", infill)
 
 
 def test_the_built_in_model_fills_in_what_the_reference_does(builtin: Pair) -> None:
     tasks = [Task(prompt=prompt[:-1], max_tokens=16, suffix=prompt[-4:]) for prompt in QUESTIONS]
-    assert_matches(builtin.engine, builtin.reference, tasks, "diffusion", infill)
+    assert_matches(builtin.engine, builtin.reference, tasks, "infill", infill)

@@ -110,7 +110,7 @@ def test_a_prompt_of_one_token_and_blocks_longer_than_the_answer(
 def test_an_answer_may_fill_the_context_to_the_last_position(
     pairs: dict[str, Pair], mode: tuple[Decoding, Loop]
 ) -> None:
-    """Prompt plus answer of exactly the model's length, with a canvas that would reach past it."""
+    """Prompt plus answer of exactly the model's length, with a block that would reach past it."""
     pair, (decoding, loop) = pairs["clear"], mode
     total = pair.engine.info.max_model_len
     task = Task(prompt=random_prompt(total - 11), max_tokens=11, block_length=64, ignore_eos=True)
@@ -120,7 +120,7 @@ def test_an_answer_may_fill_the_context_to_the_last_position(
 
 
 def test_banned_ids_never_appear_however_likely(pairs: dict[str, Pair], mode: tuple[Decoding, Loop]) -> None:
-    """A mask or padding token in the text would be nonsense, and in a canvas a hole."""
+    """A mask or padding token in the text would be nonsense, and in a block a hole."""
     pair, (decoding, loop) = pairs["clear"], mode
     banned = pair.engine.info.banned_token_ids
     assert set(banned) == pair.reference.banned_ids

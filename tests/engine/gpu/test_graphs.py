@@ -10,9 +10,9 @@ import torch
 pytest.importorskip("tests.engine.gpu.interpreted", exc_type=ImportError)
 
 from engine.assembly import make_pool, parts_around
-from engine.batch import BatchPlan, Phase, Span, StepGroup
+from engine.batch import CAUSAL, BatchPlan, Phase, Span, StepGroup
 from engine.engine import Engine
-from engine.events import TokensCommitted
+from engine.events import TokensSettled
 from engine.gpu import attention as triton_paged
 from engine.gpu import graphs
 from engine.gpu.attention import TritonAttention
@@ -87,7 +87,7 @@ def requests() -> list[Request]:
         Request(
             request_id=str(i), prompt_token_ids=[1, *range(20, 20 + length)], max_tokens=6, ignore_eos=True,
             sampling=SamplingParams(temperature=temperature, seed=i),
-            decoding=DecodingParams(decoding=decoding, block_length=block),
+            decoding=DecodingParams(mode=decoding, block_length=block),
         )
         for i, ((decoding, block, temperature), length) in enumerate(zip(modes, (3, 9, 17, 1), strict=True))
     ]  # fmt: skip
@@ -100,7 +100,7 @@ def answers(engine: Engine) -> dict[str, list[int]]:
         if waiting:  # one joins with each pass, so that prompts, drafts and decodes share passes
             engine.add(waiting.pop(0))
         for event in engine.step()[0]:
-            if isinstance(event, TokensCommitted):
+            if isinstance(event, TokensSettled):
                 found.setdefault(event.request_id, []).extend(event.token_ids)
     return found
 
@@ -129,12 +129,8 @@ def test_a_pass_that_fits_no_capture_runs_eagerly(captured: Captured) -> None:
 
 def span_of(engine: Engine, tokens: list[int]) -> BatchPlan:
     """One causal pass over a fresh sequence, whose page is the first one."""
-    request = Request(request_id="one", prompt_token_ids=[0], max_tokens=1)
-    policy = engine.scheduler.prefill
-    seq = Sequence(request, policy, frozenset(), 0, row=0)
-    seq.pages = [0]
-    span = Span(seq, Phase.VERIFY, 0, tokens, kv_limit=None, num_logits=len(tokens))
-    return BatchPlan([StepGroup(policy, Phase.VERIFY, len(tokens), [span])])
+    span = Span(Sequence.placeholder(0, [0]), Phase.VERIFY, 0, tokens, CAUSAL, num_logits=len(tokens))
+    return BatchPlan([StepGroup("ar", Phase.VERIFY, len(tokens), [span])])
 
 
 def test_padding_writes_to_the_page_that_is_nobodys(captured: Captured) -> None:

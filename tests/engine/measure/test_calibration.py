@@ -21,7 +21,7 @@ def by_arithmetic(runner: ModelRunner, plan: BatchPlan) -> float:
 def test_the_table_gives_back_what_was_measured(builtin_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = builtin_engine(max_running=8, kv_cache_tokens=16384, calibration_seconds=60.0)
     monkeypatch.setattr(calibration, "_time_pass", by_arithmetic)
-    table = measure_costs(engine.runner, engine.config, engine.scheduler.prefill, engine.info.max_model_len)
+    table = measure_costs(engine.runner, engine.config, engine.info.max_model_len)
     assert table.context == CONTEXT
     assert table.per_position == pytest.approx(0.01)
     assert table.per_pair == pytest.approx(0.001)
@@ -35,7 +35,7 @@ def test_small_engines_are_measured_too_and_serve_afterwards(
     builtin_engine: MakeEngine, fields: dict[str, int]
 ) -> None:
     engine = builtin_engine(**({"max_running": 4} | fields))
-    table = measure_costs(engine.runner, engine.config, engine.scheduler.prefill, engine.info.max_model_len)
+    table = measure_costs(engine.runner, engine.config, engine.info.max_model_len)
     assert table.per_position >= 0
     assert table.per_pair >= 0
     assert all(table.lookup(width, 3, 20) > 0 for width in table.widths)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
-from engine.batch import BatchPlan, Phase, Span, StepGroup
-from engine.decoding.contract import DecodingPolicy
+from engine.batch import CAUSAL, BatchPlan, KVLimits, Phase, Span, StepGroup
 from engine.measure.roofline import DeviceSpeed, PassShape, Work, WorkCounter, visible_pairs
 from engine.models.adapter import DraftAdapter
 from engine.models.decoder import Decoder
@@ -28,8 +27,6 @@ HEAD = 96 * 32
 KV = 2 * 2 * 2 * 16  # K and V, layers, heads, head size
 PAIR = 2 * 4 * 4 * 16  # layers, heads, and 4 operations an element: a multiply-add for the score, one for the sum
 
-NOBODY = cast(DecodingPolicy, None)
-
 
 def counter(
     dtype: torch.dtype = torch.float32, rank: int = 0, kv_itemsize: int | None = None, **overrides: Any
@@ -42,7 +39,7 @@ def counter(
 
 
 def sequence(name: str) -> Sequence:
-    return Sequence(Request(request_id=name, prompt_token_ids=[7], max_tokens=1), NOBODY, frozenset(), 0)
+    return Sequence(Request(request_id=name, prompt_token_ids=[7], max_tokens=1), frozenset(), 0)
 
 
 def test_weights_and_kv() -> None:
@@ -100,10 +97,20 @@ def test_a_pass_without_logits_does_not_read_the_head_and_an_empty_one_reads_not
 
 
 @pytest.mark.parametrize(
-    ("tokens", "start", "kv_limit", "pairs"), [(1, 9, None, 10), (3, 2, None, 3 + 4 + 5), (4, 6, 10, 40), (2, 0, 2, 4)]
+    ("tokens", "start", "limits", "pairs"),
+    [
+        (1, 9, CAUSAL, 10),
+        (3, 2, CAUSAL, 3 + 4 + 5),
+        (4, 6, KVLimits.up_to(10), 40),
+        (2, 0, KVLimits.up_to(2), 4),
+        (8, 0, KVLimits.block_ends(4), 4 * 4 + 4 * 8),
+        (7, 3, KVLimits.block_ends(4), 1 * 4 + 4 * 8 + 2 * 12),
+        (6, 5, KVLimits.block_ends(4, origin=3), 2 * 7 + 4 * 11),
+    ],
 )
-def test_visible_pairs(tokens: int, start: int, kv_limit: int | None, pairs: int) -> None:
-    assert visible_pairs(tokens, start, kv_limit) == pairs
+def test_visible_pairs(tokens: int, start: int, limits: KVLimits, pairs: int) -> None:
+    """By formula, and token by token."""
+    assert visible_pairs(tokens, start, limits) == pairs == sum(limits.at(start + i) for i in range(tokens))
 
 
 def test_the_shape_of_a_mixed_plan() -> None:
@@ -111,10 +118,10 @@ def test_the_shape_of_a_mixed_plan() -> None:
     a, b, c = sequence("a"), sequence("b"), sequence("c")
     plan = BatchPlan(
         [
-            StepGroup(NOBODY, Phase.PREFILL, 0, [Span(b, Phase.PREFILL, 16, [1] * 8, None, 0)]),
-            StepGroup(NOBODY, Phase.DECODE, 1, [Span(a, Phase.DECODE, 5, [1], None, 1)]),
-            StepGroup(NOBODY, Phase.VERIFY, 4, [Span(c, Phase.VERIFY, 20, [1] * 4, None, 4)]),
-            StepGroup(NOBODY, Phase.DRAFT, 4, [Span(c, Phase.DRAFT, 24, [1] * 4, 28, 4, rides=True)]),
+            StepGroup("prefill", Phase.PREFILL, 0, [Span(b, Phase.PREFILL, 16, [1] * 8, CAUSAL, 0)]),
+            StepGroup("ar", Phase.DECODE, 1, [Span(a, Phase.DECODE, 5, [1], CAUSAL, 1)]),
+            StepGroup("ar", Phase.VERIFY, 4, [Span(c, Phase.VERIFY, 20, [1] * 4, CAUSAL, 4)]),
+            StepGroup("ar", Phase.DRAFT, 4, [Span(c, Phase.DRAFT, 24, [1] * 4, KVLimits.up_to(28), 4, second=True)]),
         ]
     )
     assert PassShape.of(plan) == PassShape(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from engine.decoding.autoregressive import Autoregressive
 from engine.request import Request
 from engine.sampling.history import TokenHistory
-from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
 
 VOCAB = 12
@@ -16,9 +14,8 @@ CPU = torch.device("cpu")
 
 def running(prompt: list[int], row: int, answer: tuple[int, ...] = ()) -> Sequence:
     """A sequence in a page-table row, part of its answer settled."""
-    policy = Autoregressive(Sampler((), TokenHistory(1, VOCAB, CPU), CPU), 0, CPU)
     request = Request(request_id=f"{prompt}", prompt_token_ids=prompt, max_tokens=50)
-    return Sequence(request, policy, frozenset(), 0, token_ids=[*prompt, *answer], row=row)
+    return Sequence(request, frozenset(), 0, token_ids=[*prompt, *answer], row=row)
 
 
 def check(history: TokenHistory, seqs: list[Sequence]) -> None:

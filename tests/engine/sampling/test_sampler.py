@@ -3,7 +3,6 @@ its documentation says, or does it to somebody else's request."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.decoding.autoregressive import Autoregressive
 from engine.request import Request, SamplingParams
 from engine.sampling.history import TokenHistory
-from engine.sampling.sampler import Chosen, Sampler, all_finite, best_tokens, filter_top, log_probabilities
+from engine.sampling.sampler import Chosen, Sampler
 from engine.sequence import Sequence
 from tests.reference import sampling as reference
 from tests.reference.sampling import Sampling
@@ -46,18 +44,7 @@ def sequence(sampling: Sampling, row: int, answer: tuple[int, ...] = ()) -> Sequ
     params = SamplingParams(**{name: getattr(sampling, name) for name in sampling.__dataclass_fields__})
     prompt = [(7 * row + i * i) % V for i in range(1 + row)]
     request = Request(request_id=str(row), prompt_token_ids=prompt, max_tokens=50, sampling=params)
-    sampler = Sampler((), TokenHistory(1, V, CPU), CPU)
-    return Sequence(
-        request, Autoregressive(sampler, 3, CPU), frozenset({END}), row, token_ids=[*prompt, *answer], row=row
-    )
-
-
-def test_logits_of_a_half_type_may_add_up_beyond_its_range() -> None:
-    """65504 for float16: every pass of a model with a large vocabulary would be called broken."""
-    assert all_finite(torch.full((1, 1, 131072), -1.0, dtype=torch.float16)).tolist() == [True]
-    assert all_finite(torch.tensor([[[1.0, torch.inf]], [[torch.nan, 0.0]]], dtype=torch.float16)).tolist() == [
-        False, False,
-    ]  # fmt: skip
+    return Sequence(request, frozenset({END}), row, token_ids=[*prompt, *answer], row=row)
 
 
 def group(samplings: list[Sampling], answers: tuple[int, ...] = (9, 9, 10)) -> list[Sequence]:
@@ -92,7 +79,7 @@ def naive_choice(row: torch.Tensor, seq: Sequence, j: int, drafts: list[int]) ->
 
 
 def check_against_naive(logits: torch.Tensor, seqs: list[Sequence], drafts: list[list[int]], cumulative: bool) -> None:
-    chosen = engine_choice(logits, seqs, drafts=torch.tensor(drafts), cumulative=cumulative)
+    chosen = engine_choice(logits, seqs, unsettled=torch.tensor(drafts), cumulative=cumulative)
     for i, seq in enumerate(seqs):
         for j in range(logits.shape[1]):
             visible = drafts[i][: j + 1] if cumulative else drafts[i]
@@ -170,57 +157,6 @@ def test_sampled_tokens_have_the_probabilities_of_the_filtered_distribution() ->
     assert statistic < 20
 
 
-def filtered(scores: list[float], top_k: int = 99, top_p: float = 1.0) -> list[int]:
-    """The tokens that `filter_top` keeps."""
-    row = torch.tensor(scores, dtype=torch.float64)[None, None]
-    kept = filter_top(row, torch.tensor([[[top_k]]]), torch.tensor([[[top_p]]], dtype=torch.float64))[0, 0]
-    assert torch.equal(kept[kept > -INFINITY], row[0, 0][kept > -INFINITY]), "a kept score was changed"
-    return torch.nonzero(kept > -INFINITY).ravel().tolist()
-
-
-def test_equal_scores_are_kept_by_token_id() -> None:
-    """So that the result does not depend on how a device sorts."""
-    assert filtered([1.0, 2.0, 2.0, 2.0, 0.0], top_k=2) == [1, 2]
-    assert filtered([0.0] * 10, top_k=3) == [0, 1, 2]
-    assert filtered([0.0] * 10, top_p=0.25) == [0, 1, 2]
-
-
-def test_top_p_keeps_the_smallest_set_of_that_mass() -> None:
-    scores = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
-    assert filtered(scores, top_p=0.39) == [1]
-    assert filtered(scores, top_p=0.41) == [1, 3]
-    assert filtered(scores, top_p=0.71) == [1, 2, 3]
-    assert filtered(scores, top_p=0.95) == [0, 1, 2, 3]
-
-
-def test_top_p_counts_the_mass_that_top_k_left() -> None:
-    """0.4 and 0.3 are 57 and 43 percent of what top_k=2 leaves."""
-    scores = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
-    assert filtered(scores, top_k=2, top_p=0.5) == [1]
-    assert filtered(scores, top_k=2, top_p=0.6) == [1, 3]
-
-
-def test_top_p_of_one_keeps_tokens_beyond_rounding() -> None:
-    """A cumulated mass that rounds to 1 early must not cut off the tail."""
-    assert filtered([0.0, -50.0, -60.0, -700.0], top_p=1.0) == [0, 1, 2, 3]
-
-
-def test_banned_tokens_stay_out_and_do_not_count() -> None:
-    assert filtered([0.0, -INFINITY, 0.0, -INFINITY], top_p=0.9) == [0, 2]
-    assert filtered([-INFINITY, 1.0, -INFINITY], top_k=2, top_p=0.5) == [1]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_filters_equal_a_naive_loop(dtype: torch.dtype) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        scores = torch.tensor(rng.normal(0, 2, V)).to(dtype)
-        top_k, top_p = int(rng.integers(1, V + 5)), float(rng.uniform(0.05, 1))
-        ours = filter_top(scores[None, None], torch.tensor([[[top_k]]]), torch.tensor([[[top_p]]], dtype=dtype))[0, 0]
-        naive = reference.keep(scores.double().numpy(), top_k, top_p, 0.0)
-        assert ((ours > -INFINITY).numpy() == (naive > -INFINITY)).all()
-
-
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, seed=1)])
 def test_min_tokens_bans_end_tokens_by_position(sampling: Sampling) -> None:
     """Row by row of a block: the end is banned in front of the limit, allowed from it on."""
@@ -263,17 +199,10 @@ def test_a_repetition_penalty_never_favours_what_was_said() -> None:
 
 
 def test_non_finite_logits_are_reported_for_their_request_alone() -> None:
-    """One poisoned request must not end the others."""
+    """One request's NaN must not end the others."""
     logits = random_logits(4, 3)
     logits[1, 2, 7], logits[3, 0, 0] = float("nan"), INFINITY
     assert engine_choice(logits, group(MIXED[:4])).finite.tolist() == [True, False, True, False]
-
-
-def test_log_probabilities_are_log_softmax() -> None:
-    logits = random_logits(2, 3)
-    tokens = torch.tensor([[0, 1, 2], [5, 6, 39]])
-    wanted = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-    torch.testing.assert_close(log_probabilities(logits, tokens), wanted)
 
 
 def test_choosing_does_not_remember_drafts() -> None:
@@ -281,16 +210,8 @@ def test_choosing_does_not_remember_drafts() -> None:
     sampler = Sampler(BANNED, TokenHistory(16, V, CPU), CPU)
     seqs, logits = group([Sampling(frequency_penalty=2.0)] * 2), random_logits(2, 4)
     before = sampler.choose(logits.clone(), seqs, places(seqs, 4)).logits
-    sampler.choose(logits.clone(), seqs, places(seqs, 4), drafts=torch.full((2, 4), 9), cumulative=True)
+    sampler.choose(logits.clone(), seqs, places(seqs, 4), unsettled=torch.full((2, 4), 9), cumulative=True)
     assert torch.equal(sampler.choose(logits.clone(), seqs, places(seqs, 4)).logits, before)
-
-
-def test_of_equal_scores_the_first_is_best() -> None:
-    """On every device: a tie that each breaks its own way would make answers depend on the machine."""
-    scores = torch.zeros(2, 1, V)
-    scores[1, 0, [4, 7]] = 1.0
-    assert best_tokens(scores).tolist() == [[0], [4]]
-    assert best_tokens(scores).dtype == torch.int64
 
 
 @pytest.mark.parametrize("sampling", [s for s in MIXED if s is not GREEDY])

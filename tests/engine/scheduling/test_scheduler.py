@@ -8,35 +8,28 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.batch import BatchPlan, Phase
+from engine.batch import Phase
 from engine.events import Finished
 from engine.request import DecodingParams
 from engine.scheduling.scheduler import Scheduler
 from engine.sequence import Sequence
-from tests.engine.scheduling.fakes import Arrivals, Drafting, Plain, Refining, make_scheduler, run_step
-
-PROMPT = list(range(100, 140))
+from tests.engine.scheduling.fakes import (
+    Arrivals,
+    Drafting,
+    Plain,
+    Refining,
+    Window,
+    make_scheduler,
+    outcomes_of,
+    run_step,
+    run_until_idle,
+    spans_of,
+)
 
 
 @pytest.fixture
 def arrivals() -> Arrivals:
     return Arrivals()
-
-
-def spans_of(plan: BatchPlan) -> list[tuple[str, str, int]]:
-    """(request id, phase, tokens) of each span, in batch order."""
-    return [(span.seq.request.request_id, span.phase.value, len(span.token_ids)) for span in plan.spans]
-
-
-def run_until_idle(scheduler: Scheduler) -> list[Finished]:
-    finished: list[Finished] = []
-    for _ in range(1000):
-        if not scheduler.has_work:
-            break
-        finished += [event for event in run_step(scheduler)[1] if isinstance(event, Finished)]
-    assert not scheduler.has_work
-    assert scheduler.allocator.num_free == scheduler.allocator.num_pages, "pages are lost"
-    return finished
 
 
 # --- admission and preemption -----------------------------------------------------------------------------------------
@@ -79,6 +72,20 @@ def test_a_preempted_request_counts_its_cached_prompt_and_its_queueing_once(arri
     run_until_idle(scheduler)
     assert seqs[1].stats.preemptions > 0
     assert seqs[1].stats.cached_tokens == 0
+
+
+def test_a_policy_that_needs_nothing_cached_starts_at_once_with_the_pages_it_wants(arrivals: Arrivals) -> None:
+    """It would be admitted without a page, however many wait, and thrown back at its first span."""
+    scheduler = make_scheduler(kv_cache_tokens=64)
+    first, second = (arrivals.make(name, 8, Window(), 32) for name in "ab")
+    scheduler.add(first)
+    scheduler.add(second)
+    plan = scheduler.schedule()
+    assert spans_of(plan) == [("a", "denoise", 40)]
+    assert (len(first.pages), first.num_cached, second.row) == (10, 0, -1)
+    scheduler.apply(plan, outcomes_of(plan))
+    assert len(run_until_idle(scheduler)) == 1
+    assert second.stats.preemptions == 0
 
 
 # --- leaving ----------------------------------------------------------------------------------------------------------
@@ -165,7 +172,7 @@ def test_an_id_in_use_is_refused(arrivals: Arrivals) -> None:
     assert len(run_until_idle(scheduler)) == 1
 
 
-# --- prefill and its cache --------------------------------------------------------------------------------------------
+# --- prefill ------------------------------------------------------------------------------------------------------
 
 
 def test_a_long_prompt_is_run_in_chunks_beside_decoding(arrivals: Arrivals) -> None:
@@ -209,63 +216,20 @@ def test_only_the_last_chunk_asks_for_a_logit(arrivals: Arrivals) -> None:
     assert logits == [0, 0, 1]
 
 
-@pytest.mark.parametrize(("length", "hit"), [(7, 4), (8, 4), (9, 8), (16, 12), (17, 16), (40, 36)])
-def test_a_repeated_prompt_is_reused_up_to_the_token_before_its_last(length: int, hit: int, arrivals: Arrivals) -> None:
-    """The same prompt would be computed again, or its last token's logit be missing, or a shared page be written."""
-    scheduler = make_scheduler(kv_cache_tokens=256)
-    for name in ("first", "second"):
-        scheduler.add(arrivals.make(name, PROMPT[:length], Plain(), 2))
-        plan, _, _ = run_step(scheduler)
-        run_until_idle(scheduler)
-    assert spans_of(plan) == [("second", "prefill", length - hit)]
-
-
-def cached_tokens(scheduler: Scheduler, seq: Sequence) -> int:
-    scheduler.add(seq)
-    run_until_idle(scheduler)
-    return seq.stats.cached_tokens
-
-
-def test_prefix_hits_are_counted_by_whole_pages_and_only_for_equal_salts(arrivals: Arrivals) -> None:
-    """usage.prompt_tokens_details would be wrong, or one tenant could tell what another one asked."""
-    scheduler = make_scheduler(kv_cache_tokens=256)
-    assert cached_tokens(scheduler, arrivals.make("a", PROMPT[:20], Plain(), 2)) == 0
-    assert cached_tokens(scheduler, arrivals.make("b", [*PROMPT[:14], 7, 7, 7, 7], Plain(), 2)) == 12
-    assert cached_tokens(scheduler, arrivals.make("c", PROMPT[:20], Plain(), 2, cache_salt="tenant")) == 0
-    assert cached_tokens(scheduler, arrivals.make("d", PROMPT[:20], Plain(), 2, cache_salt="tenant")) == 16
-    assert cached_tokens(scheduler, arrivals.make("e", [7, *PROMPT[1:20]], Plain(), 2)) == 0
-
-
-def test_an_answer_becomes_part_of_the_cached_prefix(arrivals: Arrivals) -> None:
-    """A chat's next turn would compute the last answer again."""
-    scheduler = make_scheduler(kv_cache_tokens=256)
-    first = arrivals.make("a", PROMPT[:10], Drafting(6), 20)
-    scheduler.add(first)
-    run_until_idle(scheduler)
-    assert cached_tokens(scheduler, arrivals.make("b", [*first.token_ids, 7], Plain(), 2)) >= 20
-
-
-def test_without_prefix_caching_nothing_is_kept(arrivals: Arrivals) -> None:
-    """`prefix_caching = false` would be ignored."""
-    scheduler = make_scheduler(kv_cache_tokens=256, prefix_caching=False)
-    assert [cached_tokens(scheduler, arrivals.make(name, PROMPT, Plain(), 2)) for name in "ab"] == [0, 0]
-    assert scheduler.allocator.num_cached == 0
-
-
 # --- pages of drafts --------------------------------------------------------------------------------------------------
 
 
 def test_pages_a_rejection_put_out_of_reach_are_given_back(arrivals: Arrivals) -> None:
     """Rejected drafts would hold pages that other requests wait for."""
     scheduler = make_scheduler(kv_cache_tokens=256)
-    policy = Drafting(16, rides=True, accepts=0)
+    policy = Drafting(16, second=True, accepts=0)
     seq = arrivals.make("a", 8, policy, 60, decoding=DecodingParams(block_length=4))
     scheduler.add(seq)
     run_step(scheduler)
     plan, _, _ = run_step(scheduler)
     assert max(span.kv_end for span in plan.spans) == 8 + 32
     assert seq.num_cached == 9
-    assert len(seq.pages) == 4  # the next canvas of 4 reaches position 13
+    assert len(seq.pages) == 4  # the next block of 4 reaches position 13
     run_until_idle(scheduler)
 
 
@@ -273,7 +237,7 @@ def test_an_optional_draft_is_dropped_when_the_budget_is_short(arrivals: Arrival
     """A draft nobody needs would hold up a request that has nothing else to do in this pass."""
     scheduler = make_scheduler(kv_cache_tokens=256, max_batch_tokens=20)
     for name in "ab":
-        scheduler.add(arrivals.make(name, 4, Drafting(6, rides=True), 30))
+        scheduler.add(arrivals.make(name, 4, Drafting(6, second=True), 30))
     run_step(scheduler)
     assert spans_of(run_step(scheduler)[0]) == [("a", "verify", 6), ("b", "verify", 6), ("a", "draft", 6)]
 
@@ -281,7 +245,7 @@ def test_an_optional_draft_is_dropped_when_the_budget_is_short(arrivals: Arrival
 def test_an_optional_draft_is_dropped_before_anybody_is_preempted(arrivals: Arrivals) -> None:
     """A running request would be thrown back for the sake of a draft nobody needs."""
     scheduler = make_scheduler(kv_cache_tokens=20, prefix_caching=False)
-    first, second = (arrivals.make(name, 4, Drafting(4, rides=True, accepts=0), 8) for name in "ab")
+    first, second = (arrivals.make(name, 4, Drafting(4, second=True, accepts=0), 8) for name in "ab")
     scheduler.add(first)
     scheduler.add(second)
     run_step(scheduler)
@@ -292,10 +256,10 @@ def test_an_optional_draft_is_dropped_before_anybody_is_preempted(arrivals: Arri
 
 
 def test_phases_are_named_in_the_order_a_shared_pass_needs(arrivals: Arrivals) -> None:
-    """A draft would be placed in a canvas before the verification that decides whether the canvas stands."""
+    """A draft would be placed in a block before the verification that decides whether the block stands."""
     scheduler = make_scheduler(kv_cache_tokens=512, max_batch_tokens=200)
     scheduler.add(arrivals.make("refiner", 4, Refining(4, 2), 30))
-    scheduler.add(arrivals.make("drafter", 4, Drafting(4, rides=True), 30))
+    scheduler.add(arrivals.make("drafter", 4, Drafting(4, second=True), 30))
     scheduler.add(arrivals.make("plain", 4, Plain(), 30))
     run_step(scheduler)
     scheduler.add(arrivals.make("new", 4, Plain(), 30))

@@ -40,7 +40,7 @@ def opcodes(action: Callable[[], object]) -> int:
 def step_costs(scheduler: Scheduler, steps: int) -> list[int]:
     def one() -> None:
         plan = scheduler.schedule()
-        scheduler.commit(plan, outcomes_of(plan))
+        scheduler.apply(plan, outcomes_of(plan))
 
     return [opcodes(one) for _ in range(steps)]
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batch import BatchPlan, Phase
-from engine.decoding.prefill import prefill_target
-from engine.events import Finished, TokensCommitted
+from engine.events import Finished, TokensSettled
 from engine.scheduling.scheduler import PREFILL_SHARE, Scheduler
 from engine.sequence import Sequence
 from tests.engine.scheduling.fakes import (
@@ -29,7 +28,7 @@ MODEL_LEN, WIDEST = 90, 8
 MOST_STEPS = 2000
 POLICIES = st.one_of(
     st.just(Plain),
-    st.builds(lambda width, rides: lambda: Drafting(width, rides=rides), st.integers(2, WIDEST), st.booleans()),
+    st.builds(lambda width, second: lambda: Drafting(width, second=second), st.integers(2, WIDEST), st.booleans()),
     st.builds(lambda width, steps: lambda: Refining(width, steps), st.integers(2, WIDEST), st.integers(1, 6)),
 )
 
@@ -68,13 +67,13 @@ class Watch:
         self.check_victims(before - running, running)
         self.check_plan(plan, running)
         self.check_service(plan)
-        events, stats = scheduler.commit(plan, outcomes_of(plan))
+        events, stats = scheduler.apply(plan, outcomes_of(plan))
         scheduler.check_integrity()
         assert stats.tokens == plan.num_tokens
         assert (stats.running, stats.waiting) == (scheduler.num_running, scheduler.num_waiting)
         for event in events:
             assert event.request_id not in self.reasons, "an event after the last one"
-            if isinstance(event, TokensCommitted):
+            if isinstance(event, TokensSettled):
                 self.tokens.setdefault(event.request_id, []).extend(event.token_ids)
             elif isinstance(event, Finished):
                 self.reasons[event.request_id] = event.reason
@@ -108,7 +107,7 @@ class Watch:
         scheduler = self.scheduler
         served = {span.seq for span in plan.spans}
         prefilling, decoding = list(scheduler._prefilling), list(scheduler._decoding)
-        to_do = sum(prefill_target(seq) - seq.num_cached for seq in prefilling)
+        to_do = sum(scheduler.policies[seq.mode].cache_target(seq) - seq.num_cached for seq in prefilling)
         prefilled = sum(len(span.token_ids) for span in plan.spans if span.phase is Phase.PREFILL)
         assert prefilled >= min(to_do, scheduler.config.max_batch_tokens // PREFILL_SHARE), "prefill starves"
         assert not decoding or served & set(decoding), "decoding starves"
@@ -175,7 +174,7 @@ def test_everybody_is_served_and_nothing_is_lost(
         assert tokens == (expected if watch.reasons[f"g{i}"] == "length" else expected[: len(tokens)])
 
 
-@pytest.mark.parametrize("policy", [Plain(), Drafting(WIDEST, rides=True), Refining(WIDEST, 3)])
+@pytest.mark.parametrize("policy", [Plain(), Drafting(WIDEST, second=True), Refining(WIDEST, 3)])
 @pytest.mark.parametrize("page_size", [1, 4])
 @pytest.mark.parametrize("budget", [22, 100])
 def test_a_crowd_that_is_known_to_be_short_of_pages(policy: FakePolicy, page_size: int, budget: int) -> None:
@@ -188,6 +187,6 @@ def test_a_crowd_that_is_known_to_be_short_of_pages(policy: FakePolicy, page_siz
         watch.step()
         steps += 1
     assert watch.victims > 3
-    assert watch.longest_unserved > 0 or budget > 22 or policy.name == "plain"
+    assert watch.longest_unserved > 0 or budget > 22 or policy.mode == "plain"
     for i in range(0, 20, 2):
         assert watch.tokens[f"g{i}"] == [token_at(f"g{i}", 4 + i + p) for p in range(40)]

@@ -58,7 +58,8 @@ async def test_every_field_reaches_the_engine(api: Api) -> None:
     for name in ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty",
                  "repetition_penalty", "min_tokens", "logprobs"):  # fmt: skip
         assert getattr(sampling, name) == body[name], name
-    for name in ("decoding", "block_length", "threshold", "max_denoising_steps"):
+    assert decoding.mode == body["decoding"]
+    for name in ("block_length", "threshold", "max_denoising_steps"):
         assert getattr(decoding, name) == body[name], name
     assert sampling.logit_bias == {17: 5.0, 9: -100.0}
     assert request.stop_token_ids == (33,)
@@ -147,6 +148,14 @@ async def test_suffix_reaches_the_engine_as_tokens_without_bos(api: Api) -> None
     assert answer["usage"]["prompt_tokens"] == len(request.prompt_token_ids) + len(encode("return x"))
 
 
+@pytest.mark.parametrize("decoding", [None, "auto", "diffusion"])
+async def test_a_suffix_is_filled_in_by_the_same_mode_whatever_was_asked_for(api: Api, decoding: str | None) -> None:
+    """Clients that leave out `decoding` would get another answer than those that name it."""
+    answer = (await api.complete(suffix="return x", max_tokens=8, decoding=decoding)).json()
+    assert api.engine.requests[0].decoding.mode == "infill"
+    assert answer["usage"]["diffusion"]["decoding"] == "diffusion"
+
+
 async def test_a_suffix_may_be_tuned_as_diffusion_is(api: Api) -> None:
     response = await api.complete(suffix="x", max_tokens=8, threshold=0.5, max_denoising_steps=8)
     assert response.status_code == 200
@@ -164,7 +173,7 @@ async def test_a_suffix_may_be_tuned_as_diffusion_is(api: Api) -> None:
 async def test_an_alias_chooses_the_mode(api: Api, alias: str | None, decoding: str | None, expected: str) -> None:
     """For clients that can set nothing but the model."""
     answer = (await api.complete(model=alias, decoding=decoding)).json()
-    assert answer["usage"]["diffusion"]["decoding"] == api.engine.requests[0].decoding.decoding == expected
+    assert answer["usage"]["diffusion"]["decoding"] == api.engine.requests[0].decoding.mode == expected
     assert answer["model"] == (alias or "builtin")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
-from engine.events import Finished, GenerationEvent, GenerationStats, TokensCommitted
+from engine.events import Finished, GenerationEvent, GenerationStats, TokensSettled
 from engine.request import Request
 from server.engine_link.child import EngineChildError
 from server.engine_link.client import EngineClient
@@ -52,7 +52,7 @@ class Collector:
 
     @property
     def text(self) -> str:
-        ids = [token for event in self.events if isinstance(event, TokensCommitted) for token in event.token_ids]
+        ids = [token for event in self.events if isinstance(event, TokensSettled) for token in event.token_ids]
         return builtin_tokenizer().decode(ids)
 
 

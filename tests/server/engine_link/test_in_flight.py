@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.events import Finished, GenerationEvent, GenerationStats, TokensCommitted
+from engine.events import Finished, GenerationEvent, GenerationStats, TokensSettled
 from engine.request import Request
 from server.engine_link.in_flight import InFlight
 from server.http.errors import ApiError, EngineFailure
@@ -31,8 +31,8 @@ def request(request_id: str) -> Request:
     return Request(request_id=request_id, prompt_token_ids=[9, 10], max_tokens=5)
 
 
-def tokens(request_id: str) -> TokensCommitted:
-    return TokensCommitted(request_id=request_id, token_ids=[7], stats=GenerationStats())
+def tokens(request_id: str) -> TokensSettled:
+    return TokensSettled(request_id=request_id, token_ids=[7], stats=GenerationStats())
 
 
 def finished(request_id: str) -> Finished:

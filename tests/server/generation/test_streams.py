@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.events import DraftUpdated, Finished, GenerationEvent, TokensCommitted
+from engine.events import DraftUpdated, Finished, GenerationEvent, TokensSettled
 from engine.request import Request
 from tests.fakes import TEXT, FakeEngine, encode, hanging, saying, stats_of
 from tests.server.conftest import Api, ApiFactory, events_of, text_of
@@ -101,12 +101,12 @@ def drafting(request: Request) -> Iterator[GenerationEvent]:
     yield DraftUpdated(
         request_id=request.request_id, block=0, step=1, token_ids=draft, confidences=confidences, length=len(ids)
     )
-    yield TokensCommitted(request_id=request.request_id, token_ids=ids[:2], stats=stats_of(request, 2, 2))
+    yield TokensSettled(request_id=request.request_id, token_ids=ids[:2], stats=stats_of(request, 2, 2))
     yield DraftUpdated(
         request_id=request.request_id, block=0, step=2, token_ids=[None, *ids[3:]],
         confidences=[None, *[0.9] * len(ids[3:])], length=len(ids),
     )  # fmt: skip
-    yield TokensCommitted(request_id=request.request_id, token_ids=ids[2:], stats=stats_of(request, len(ids), 3))
+    yield TokensSettled(request_id=request.request_id, token_ids=ids[2:], stats=stats_of(request, len(ids), 3))
     yield Finished(request_id=request.request_id, reason="stop", stats=stats_of(request, len(ids), 3))
 
 
@@ -175,7 +175,7 @@ async def test_an_error_after_the_first_byte_ends_the_stream_without_done(serve:
     """A client must be able to tell a broken answer from a complete one."""
 
     def failing(request: Request) -> Iterator[GenerationEvent | None]:
-        yield TokensCommitted(request_id=request.request_id, token_ids=encode("Once"), stats=stats_of(request, 1, 1))
+        yield TokensSettled(request_id=request.request_id, token_ids=encode("Once"), stats=stats_of(request, 1, 1))
         yield from [None] * 20
         yield Finished(request_id=request.request_id, reason="error", stats=stats_of(request, 1, 1), error="NaN.")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import engine.sampling.sampler
+import engine.sampling.filters
 from engine.engine import Engine
 from engine.request import Request
 from engine.sampling.noise import gumbel_noise
@@ -100,7 +100,7 @@ def test_modes_disagree_when_noise_is_keyed_by_batch_row(
     def noise_by_row(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
         return gumbel_noise(torch.arange(len(seeds)), positions, vocab_size)
 
-    monkeypatch.setattr(engine.sampling.sampler, "gumbel_noise", noise_by_row)
+    monkeypatch.setattr(engine.sampling.filters, "gumbel_noise", noise_by_row)
     loaded = pairs["clear"].make(max_running=32)
     assert unlike_plain_decoding(answers_together(loaded, requests_of_every_width(0.0))) == [], "greedy knows no noise"
     requests = requests_of_every_width(1.0)

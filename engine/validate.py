@@ -1,0 +1,191 @@
+"""The rules that every request must meet. The API process and the engine check the same ones. No torch.
+
+Each function checks one group of rules and raises RequestError, which names the field at fault. A rule is cheap: it
+allocates nothing that grows with the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from engine.config import EngineInfo
+from engine.errors import RequestError
+from engine.request import (
+    MAX_REGEX_LENGTH,
+    MAX_SCHEMA_BYTES,
+    MAX_SEED,
+    DecodingParams,
+    Grammar,
+    Request,
+    SamplingParams,
+)
+
+DENOISED = ("diffusion", "infill")
+"""Modes that choose tokens with others still masked before them: no grammar can bind those."""
+
+
+def check_request(request: Request, info: EngineInfo) -> None:
+    """Raises RequestError for a request that could never be served."""
+    # Where a request breaks several rules, clients are told of the first: the order of these lines is part of the API.
+    _check_stop_tokens(request.stop_token_ids, info.vocab_size)
+    _check_denoising_steps(request)
+    _check_prompt(request.prompt_token_ids, info)
+    _check_max_tokens(request)
+    _check_length(request, info)
+    _check_decoding(request.decoding, info)
+    _check_sampling(request, info)
+    _check_infill(request, info)
+    if request.grammar is not None:
+        check_grammar_mode(request.decoding.mode, info.decodings)
+        check_grammar_size(request.grammar)
+
+
+def _check_stop_tokens(token_ids: Iterable[int], vocab_size: int) -> None:
+    """Stop tokens are ids of the vocabulary."""
+    for token in token_ids:
+        if not 0 <= token < vocab_size:
+            raise RequestError(f"stop_token_ids names token id {token}, outside the vocabulary.", "stop_token_ids")
+
+
+def _check_denoising_steps(request: Request) -> None:
+    """A block, or the gap of an infill, has at least as many tokens as it may take denoising steps."""
+    steps = request.decoding.max_denoising_steps
+    length = request.max_tokens if request.suffix_token_ids is not None else request.decoding.block_length
+    if steps is not None and steps > length:
+        raise RequestError(
+            f"max_denoising_steps ({steps}) must not be greater than the block's length ({length}): "
+            "every step settles at least one token.",
+            "max_denoising_steps",
+        )
+
+
+def check_grammar_mode(mode: str, decodings: Iterable[str], field: str = "grammar") -> None:
+    """A grammar binds only answers whose tokens are chosen in order.
+
+    decodings: the modes that a client can name. field: the name of the request's field that asks for the grammar.
+    """
+    if mode not in DENOISED:
+        return
+    exact = [name for name in decodings if name not in DENOISED]
+    hint = f"use one of: {', '.join(exact)}" if exact else "this model has no other mode"
+    infill = "with a 'suffix', which is filled in by diffusion"
+    what = infill if mode == "infill" else f"with decoding 'diffusion': {hint}"
+    raise RequestError(f"'{field}' cannot be used {what}.", field, "unsupported_parameter")
+
+
+def check_grammar_size(grammar: Grammar) -> None:
+    """A grammar is short enough to be compiled. Whether it means anything is found out by compiling it."""
+    if grammar.kind == "regex":
+        if not 1 <= len(grammar.source) <= MAX_REGEX_LENGTH:
+            raise RequestError(f"A regular expression must have 1 to {MAX_REGEX_LENGTH} characters.", "grammar")
+    elif len(grammar.source) > MAX_SCHEMA_BYTES or len(grammar.source.encode(errors="replace")) > MAX_SCHEMA_BYTES:
+        raise RequestError(f"A JSON schema or list of choices must not exceed {MAX_SCHEMA_BYTES} bytes.", "grammar")
+
+
+def _check_prompt(prompt: list[int], info: EngineInfo) -> None:
+    if not prompt:
+        raise RequestError("The prompt is empty: it must have at least one token.", "prompt")
+    _check_ids(prompt, "prompt", info)
+
+
+def _check_ids(token_ids: list[int], param: str, info: EngineInfo) -> None:
+    """Token ids are of the vocabulary, and none is reserved."""
+    if min(token_ids) < 0 or max(token_ids) >= info.vocab_size:
+        bad = next(token for token in token_ids if not 0 <= token < info.vocab_size)
+        raise RequestError(
+            f"Token id {bad} in {param} is outside the vocabulary [0, {info.vocab_size}).", param, "invalid_token_id"
+        )
+    for banned in info.banned_token_ids:
+        if banned in token_ids:
+            raise RequestError(
+                f"Token id {banned} in {param} is reserved (mask or padding) and cannot be sent.",
+                param,
+                "invalid_token_id",
+            )
+
+
+def _check_max_tokens(request: Request) -> None:
+    """An answer has at least one token, unless the prompt's scores are all that is wanted."""
+    least = 1 if request.prompt_logprobs is None else 0
+    if request.max_tokens < least:
+        raise RequestError(f"max_tokens must be at least {least}, not {request.max_tokens}.", "max_tokens")
+    if request.prompt_logprobs is not None and request.prompt_logprobs < 0:
+        raise RequestError(f"prompt_logprobs must be at least 0, not {request.prompt_logprobs}.", "prompt_logprobs")
+
+
+def _check_length(request: Request, info: EngineInfo) -> None:
+    """Prompt, suffix and answer together fit into the model's context."""
+    prompt = len(request.prompt_token_ids)
+    given = prompt + len(request.suffix_token_ids or ())
+    total = given + request.max_tokens
+    if total > info.max_model_len:
+        raise RequestError(
+            f"This model's maximum context length is {info.max_model_len} tokens. However, you requested "
+            f"{total} tokens ({given} in the prompt, {request.max_tokens} in the completion). "
+            "Please reduce the prompt or max_tokens.",
+            "max_tokens" if prompt < info.max_model_len else "prompt",
+            "context_length_exceeded",
+        )
+
+
+def _check_decoding(decoding: DecodingParams, info: EngineInfo) -> None:
+    """The model supports the mode; blocks, threshold and steps are within their ranges."""
+    if decoding.mode != "infill" and decoding.mode not in info.decodings:
+        raise RequestError(
+            f"The model family {info.family} does not support decoding '{decoding.mode}'. "
+            f"Valid values: {', '.join(info.decodings)}.",
+            "decoding",
+            "unsupported_parameter",
+        )
+    if not 2 <= decoding.block_length <= info.max_block_length:
+        raise RequestError(
+            f"block_length must be between 2 and {info.max_block_length}, not {decoding.block_length}.", "block_length"
+        )
+    if decoding.threshold is not None and not 0.0 < decoding.threshold <= 1.0:
+        raise RequestError(f"threshold must be greater than 0 and at most 1, not {decoding.threshold}.", "threshold")
+    if decoding.max_denoising_steps is not None and decoding.max_denoising_steps < 1:
+        raise RequestError(
+            f"max_denoising_steps must be at least 1, not {decoding.max_denoising_steps}.", "max_denoising_steps"
+        )
+
+
+def _check_sampling(request: Request, info: EngineInfo) -> None:
+    """Seed, minimum length, log-probabilities and biases are within their ranges."""
+    sampling: SamplingParams = request.sampling
+    if not 0 <= sampling.seed <= MAX_SEED:
+        raise RequestError(f"seed must be in [0, 2**53), not {sampling.seed}.", "seed")
+    if sampling.min_tokens > request.max_tokens:
+        raise RequestError(
+            f"min_tokens ({sampling.min_tokens}) must not be greater than max_tokens ({request.max_tokens}).",
+            "min_tokens",
+        )
+    if sampling.logprobs is not None and sampling.logprobs < 0:
+        raise RequestError(f"logprobs must be at least 0, not {sampling.logprobs}.", "logprobs")
+    for token in sampling.logit_bias:
+        if not 0 <= token < info.vocab_size:
+            raise RequestError(f"logit_bias names token id {token}, outside the vocabulary.", "logit_bias")
+
+
+def _check_infill(request: Request, info: EngineInfo) -> None:
+    """A suffix comes with mode `infill` and with no other; gap and suffix fit into the window."""
+    suffix, mode = request.suffix_token_ids, request.decoding.mode
+    if suffix is None:
+        if mode == "infill":
+            raise RequestError("Mode 'infill' needs a suffix: it fills the gap before one.", "suffix")
+        return
+    if info.max_infill_window == 0:
+        raise RequestError(f"The model family {info.family} cannot fill in before a suffix.", "suffix")
+    if mode in ("auto", "diffusion"):
+        raise RequestError(f"A request with a suffix has mode 'infill', not '{mode}'.", "suffix")
+    if mode != "infill":
+        raise RequestError(
+            f"suffix is filled in by diffusion: decoding must be unset, 'auto' or 'diffusion', not '{mode}'.", "suffix"
+        )
+    if suffix:
+        _check_ids(suffix, "suffix", info)
+    window = request.max_tokens + len(suffix)
+    if window > info.max_infill_window:
+        raise RequestError(
+            f"max_tokens plus suffix is {window} tokens; the server's limit for infill is {info.max_infill_window}.",
+            "suffix",
+        )
