@@ -1,8 +1,7 @@
 """Who may import whom, read from the source.
 
 The rules keep the server free of torch (it starts at once, and no forward delays a health probe), the engine free of
-HTTP, and each part of the engine replaceable without reading the others. No checkpoint's code is ever run and nothing
-is ever unpickled: a model directory from the internet could otherwise take the machine.
+HTTP, and each room replaceable without reading the others.
 """
 
 from __future__ import annotations
@@ -10,123 +9,88 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.source_tree import PACKAGES, ROOT, imports_of, modules, of, tree_of, within
 
 SERVER_MAY_USE = {
-    "engine", "engine.builtin", "engine.config", "engine.errors", "engine.events", "engine.messages", "engine.models",
-    "engine.models.files", "engine.models.spec", "engine.request", "engine.validate",
+    "engine.config", "engine.errors", "engine.events", "engine.messages", "engine.models.files", "engine.models.spec",
+    "engine.request", "engine.validate",
 }  # fmt: skip
-"""Types and files of the engine: whatever crosses the process boundary."""
+"""The engine's types and files: whatever crosses the process boundary."""
 
-LEAVES = {
-    "engine.errors": set(),
-    "engine.config": {"engine.errors"},
-    "engine.events": set(),
-    "engine.models.spec": set(),
-    "engine.request": set(),
-    "engine.validate": {"engine.config", "engine.errors", "engine.request"},
-    "engine.grammar.state": set(),
-    "engine.sequence": {"engine.events", "engine.grammar.state", "engine.request"},
-    "engine.batch": {"engine.device.transfer", "engine.sequence"},
-    "engine.messages": {"engine.config", "engine.events", "engine.request"},
-    "engine.sampling.noise": set(),
-    "engine.device.transfer": set(),
-    "engine.device.devices": {"engine.errors"},
-    "engine.kv_cache.pages": {"engine.errors"},
+WIRE = {"config", "errors", "events", "messages", "request", "validate"}
+NOUNS = {"config", "errors", "events", "request", "sequence", "batch"}
+"""Files at the top of `engine` that rooms may import."""
+
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "engine": {
+        "errors": set(), "events": set(), "request": set(), "config": {"errors"},
+        "messages": {"config", "events", "request"}, "validate": {"config", "errors", "request"},
+        "sequence": {"events", "request", "grammar"}, "batch": {"sequence"},
+        "device": {"errors"},
+        "grammar": {"errors", "request"},
+        "sampling": {"request", "sequence", "device", "grammar"},
+        "decoding": NOUNS | {"device", "sampling", "models"},
+        "kv_cache": {"errors", "device"},
+        "scheduling": NOUNS | {"decoding", "kv_cache"},
+        "attention": {"device", "kv_cache"},
+        "models": {"errors", "attention", "builtin"},
+        "gpu": {"request", "device", "sampling", "kv_cache", "attention", "models"},
+        "runner": NOUNS | {"device", "sampling", "kv_cache", "attention", "models", "gpu"},
+        "measure": NOUNS | {"device", "decoding", "models", "runner"},
+        "assembly": NOUNS | {
+            "device", "sampling", "decoding", "scheduling", "kv_cache", "attention", "models", "gpu", "runner",
+            "measure",
+        },
+        "engine": NOUNS | {"validate", "grammar", "decoding", "scheduling", "models", "measure", "assembly"},
+        "process": WIRE | {"engine"},
+        "builtin": set(),
+    },
+    "server": {
+        "http": set(),
+        "text": {"http"},
+        "engine_link": {"http"},
+        "operation": {"http", "text", "engine_link"},
+        "generation": {"http", "text", "engine_link", "operation"},
+        "api": {"http", "text", "operation", "generation"},
+        "app": {"http", "engine_link", "operation", "api"},
+        "serve": {"http", "operation", "app"},
+        "__main__": {"operation", "serve"},
+        "child_server": {"__main__", "serve"},
+        "terminal": {"child_server"},
+    },
+}  # fmt: skip
+"""By package: its rooms, and the files at its top, each with those that it may import. A room is a folder."""
+
+LOWER_PARTS = {
+    "engine.decoding": {"engine.models": {"engine.models.spec"}},
+    "engine.scheduling": {
+        "engine.decoding": {"engine.decoding.contract", "engine.decoding.prefill", "engine.decoding.results"},
+        "engine.kv_cache": {"engine.kv_cache.pages"},
+    },
+    "engine.runner.pack": {"engine.attention": {"engine.attention.packed_pass"}},
+    "engine.gpu": {"engine.sampling": {"engine.sampling.picker"}},
+    "engine.runner": {"engine.sampling": {"engine.sampling.picker"}},
+    "engine.measure": {"engine.decoding": {"engine.decoding.width"}},
+    "engine.sampling": {"engine.grammar": {"engine.grammar.state"}},
+    "engine.sequence": {"engine.grammar": {"engine.grammar.state"}},
 }
-"""Modules that anybody may import, and all of the engine that they import themselves."""
-
-TYPES = set(LEAVES) - {"engine.kv_cache.pages", "engine.sampling.noise", "engine.messages", "engine.validate"}
-
-MAY_IMPORT = {
-    "engine.scheduling": TYPES | {
-        "engine.scheduling", "engine.kv_cache.pages", "engine.decoding.contract", "engine.decoding.prefill",
-        "engine.decoding.results",
-    },
-    "engine.scheduling.outcome": TYPES | {"engine.decoding.results"},
-    "engine.sampling": TYPES | {"engine.sampling"},
-    "engine.grammar": {"engine.errors", "engine.grammar", "engine.request"},
-    "engine.runner.kernels": TYPES | {
-        "engine.models.decoder", "engine.models.elementwise", "engine.gpu.elementwise", "engine.attention",
-        "engine.kv_cache.pool", "engine.gpu.choice",
-    },
-    "engine.gpu.choice": TYPES | {"engine.gpu.choice_kernels", "engine.sampling.sampler"},
-    "engine.runner.model_runner": TYPES | {
-        "engine.models", "engine.runner.kernels", "engine.gpu.graphs", "engine.kv_cache.pool",
-    },
-    "engine.runner.pack": TYPES | {"engine.attention.packed_pass"},
-    "engine.measure": TYPES | {
-        "engine.measure", "engine.runner", "engine.models", "engine.decoding.contract", "engine.decoding.width",
-        "engine.device.devices",
-    },
-    "engine.decoding": TYPES | {"engine.decoding", "engine.sampling"},
-    "engine.attention": TYPES | {"engine.attention", "engine.kv_cache.pool"},
-    "engine.models": TYPES | {"engine.models", "engine.attention", "engine.builtin"},
-    "engine.kv_cache.pool": TYPES,
-    "engine.process": TYPES | {"engine.engine", "engine.messages"},
-}  # fmt: skip
-"""By module or package: the modules and packages of the engine that it may import."""
+"""Where only some modules of a room may be imported: from -> room -> those modules."""
 
 NO_TORCH = {
-    *(set(LEAVES) - {"engine.batch", "engine.sampling.noise", "engine.device.transfer"}),
-    "engine.models.files", "engine.builtin",
+    *(f"engine.{name}" for name in WIRE | {"sequence", "batch"}),
+    "engine.models.files", "engine.models.spec", "engine.builtin", "engine.grammar", "engine.kv_cache.pages",
 }  # fmt: skip
 
-
-@cache
-def modules() -> dict[str, Path]:
-    """Every module of the product, by dotted name."""
-    found = {}
-    for package in ("bench", "engine", "server", "loadtest"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-@cache
-def tree_of(module: str) -> ast.Module:
-    return ast.parse(modules()[module].read_text(encoding="utf-8"))
-
-
-def imports_of(module: str, *, for_types: bool = False) -> set[str]:
-    """Modules it imports anywhere, functions included; by default without those only a type checker reads."""
-    found: set[str] = set()
-    pending: list[ast.AST] = [tree_of(module)]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.If) and _is_type_checking(node.test) and not for_types:
-            pending += node.orelse
-            continue
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} has a relative import: absolute ones can be searched for"
-            name = node.module or ""
-            submodules = {f"{name}.{alias.name}" for alias in node.names} & set(modules())
-            found |= submodules
-            if len(submodules) < len(node.names):
-                found.add(name)
-        pending += ast.iter_child_nodes(node)
-    return found
-
-
-def _is_type_checking(test: ast.expr) -> bool:
-    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
-
-
-def within(module: str, packages: set[str]) -> bool:
-    """Whether the module is one of `packages` or lies in one."""
-    return any(module == package or module.startswith(package + ".") for package in packages)
-
-
-def of(package: str) -> list[str]:
-    return [module for module in modules() if within(module, {package})]
+MAX_FILES, MAX_LINES, MAX_FUNCTION_LINES = 12, 300, 50
+"""Of a folder, of a file, and of a function: beyond them a reader loses the thread."""
+KERNELS = {
+    "engine.gpu.attention_kernels", "engine.gpu.choice_kernels", "engine.gpu.elementwise_kernels",
+}  # fmt: skip
+"""Their functions are compiled as one piece."""
 
 
 @pytest.mark.parametrize("module", of("server"))
@@ -155,25 +119,95 @@ def test_the_engine_knows_nothing_of_http(module: str) -> None:
     assert not {name for name in imported if within(name, web | {"server", "bench", "loadtest", "tests", "tools"})}
 
 
-@pytest.mark.parametrize("module", sorted(LEAVES))
-def test_leaves_stay_leaves(module: str) -> None:
-    """Types that everybody imports would pull in half of the engine, and cycles with it."""
-    assert {name for name in imports_of(module) if within(name, {"engine"})} <= LEAVES[module]
-
-
-@pytest.mark.parametrize("module", sorted(NO_TORCH))
+@pytest.mark.parametrize("module", [module for name in sorted(NO_TORCH) for module in of(name)])
 def test_what_crosses_the_process_boundary_needs_no_torch(module: str) -> None:
-    assert not {name for name in imports_of(module) if within(name, {"torch"})}
+    assert not {name for name in imports_of(module, for_types=True) if within(name, {"torch"})}
 
 
-@pytest.mark.parametrize("module", [module for module in of("engine") if within(module, set(MAY_IMPORT))])
-def test_each_part_of_the_engine_knows_only_its_neighbours(module: str) -> None:
-    """Algorithms would grow into the scheduler, or forward loops into the algorithms."""
-    if module in LEAVES:
+def room_of(module: str) -> str:
+    """`package.room` for a module in a folder, the module itself at the top of its package."""
+    return ".".join(module.split(".")[:2])
+
+
+@pytest.mark.parametrize("module", [*of("engine"), *of("server")])
+def test_a_room_knows_only_the_rooms_below_it(module: str) -> None:
+    """Algorithms would grow into the scheduler, HTTP into the text, and nobody could change one room alone."""
+    package, _, room = room_of(module).partition(".")
+    if not room:
         return
-    allowed = next(MAY_IMPORT[part] for part in sorted(MAY_IMPORT, key=len, reverse=True) if within(module, {part}))
-    imported = {name for name in imports_of(module) if within(name, {"engine"})}
-    assert {name for name in imported if not within(name, allowed)} == set()
+    allowed = {f"{package}.{name}" for name in ROOMS[package][room] | {room}}
+    imported = {name for name in imports_of(module, for_types=True) if within(name, {package}) and name != package}
+    assert {name for name in imported if room_of(name) not in allowed} == set()
+    for place in (module, room_of(module)):
+        for lower, parts in LOWER_PARTS.get(place, {}).items():
+            assert {name for name in imported if within(name, {lower})} <= parts
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_two_rooms_import_each_other(package: str) -> None:
+    """Whoever changes one of them would have to read both. (The table above could allow it by mistake.)"""
+    rooms = ROOMS[package]
+    for room, below in rooms.items():
+        assert not {other for other in below if room in rooms[other]}, room
+
+
+def circles() -> list[set[str]]:
+    """Groups of modules that import each other in a circle, imports for types included (Tarjan 1972)."""
+    graph = {module: imports_of(module, for_types=True) & set(modules()) for module in modules()}
+    found: list[set[str]] = []
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in graph[module]:
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            at = stack.index(module)
+            group = set(stack[at:])
+            del stack[at:]
+            if len(group) > 1:
+                found.append(group)
+
+    for module in graph:
+        if module not in index:
+            visit(module)
+    return found
+
+
+def test_no_circle_of_files() -> None:
+    """None of the files of a circle can be understood, tested or moved without all the others."""
+    assert circles() == []
+
+
+def folders() -> list[Path]:
+    return sorted({path.parent for top in (*PACKAGES, "tests") for path in (ROOT / top).rglob("*.py")})
+
+
+@pytest.mark.parametrize("folder", [str(folder.relative_to(ROOT)) for folder in folders()])
+def test_a_folder_can_be_taken_in_at_a_glance(folder: str) -> None:
+    files = [path for path in (ROOT / folder).iterdir() if path.is_file() and path.suffix in (".py", ".mjs")]
+    assert len(files) <= MAX_FILES
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests"])
+def test_a_file_can_be_read_at_one_sitting(folder: str) -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*.py")}
+    assert not {str(path.relative_to(ROOT)): lines for path, lines in lengths.items() if lines > MAX_LINES}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_function_can_be_read_without_scrolling(module: str) -> None:
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and module not in KERNELS:
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
 
 
 def test_what_a_step_sends_to_the_device_it_sends_without_waiting() -> None:
@@ -189,52 +223,19 @@ def test_what_a_step_sends_to_the_device_it_sends_without_waiting() -> None:
                 assert function.name == "__init__" or not (direct or moved), f"{module}: {made}"
 
 
-ROOMS = {"engine.grammar": 0, "engine.sampling": 1, "engine.decoding": 2, "engine.scheduling": 3}
-"""The rooms that turn logits into answers, from the lowest."""
-ABOVE = {"engine.engine", "engine.process", "engine.runner", "engine.measure"}
-"""Parts of the engine that none of those rooms may know."""
-
-
-@pytest.mark.parametrize("module", [module for module in of("engine") if within(module, set(ROOMS))])
-def test_types_point_the_same_way_as_calls(module: str) -> None:
-    """A circle of imports that only a type checker follows is a circle all the same to whoever reads the code."""
-    floor = next(floor for room, floor in ROOMS.items() if within(module, {room}))
-    higher = {room for room, other in ROOMS.items() if other > floor}
-    imported = imports_of(module, for_types=True)
-    assert not {name for name in imported if within(name, higher | ABOVE)}
-
-
-@pytest.mark.parametrize("module", sorted(LEAVES))
-def test_leaves_stay_leaves_to_a_type_checker(module: str) -> None:
-    assert {name for name in imports_of(module, for_types=True) if within(name, {"engine"})} <= LEAVES[module]
-
-
 def test_every_rule_is_about_something_that_exists() -> None:
     """A renamed module would leave its rule behind, and be free of it."""
-    named = SERVER_MAY_USE | NO_TORCH | set(LEAVES) | set(MAY_IMPORT)
-    for allowed in (*LEAVES.values(), *MAY_IMPORT.values()):
-        named |= allowed
+    named = SERVER_MAY_USE | NO_TORCH | KERNELS | set(LOWER_PARTS)
+    for package, rooms in ROOMS.items():
+        named |= {f"{package}.{name}" for name in (*rooms, *(name for below in rooms.values() for name in below))}
+    for parts in LOWER_PARTS.values():
+        named |= {name for modules_of_room in parts.values() for name in modules_of_room} | set(parts)
     assert named <= set(modules())
 
 
-FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
-
-
-@pytest.mark.parametrize("module", modules())
-def test_nothing_is_unpickled_and_no_foreign_code_is_run(module: str) -> None:
-    """Whoever can name a model directory or reach a socket could run code on the machine."""
-    assert not {name for name in imports_of(module, for_types=True) if within(name, FORBIDDEN_MODULES)}
-    for node in ast.walk(tree_of(module)):
-        where = f"{module}, line {getattr(node, 'lineno', '?')}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in FORBIDDEN_CALLS, where
-        if isinstance(node, ast.Attribute):
-            assert not (node.attr == "load" and isinstance(node.value, ast.Name) and node.value.id == "torch"), where
-            assert node.attr not in ("recv_pyobj", "send_pyobj"), where
-        if isinstance(node, ast.keyword):
-            assert node.arg != "trust_remote_code", where
-            assert not (node.arg == "shell" and getattr(node.value, "value", None) is not False), where
+def test_every_room_has_a_rule() -> None:
+    for package, rooms in ROOMS.items():
+        assert {room_of(module) for module in of(package)} - {package} == {f"{package}.{room}" for room in rooms}
 
 
 def test_importing_the_server_leaves_torch_out() -> None:

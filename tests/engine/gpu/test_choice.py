@@ -71,7 +71,7 @@ def test_every_parameter_of_a_request_chooses_alike(dtype: torch.dtype) -> None:
 def test_drafts_count_as_history_and_end_tokens_stay_banned() -> None:
     logits = 2 * torch.randn(len(MIXED), 3, V)
     drafts = torch.randint(5, V, (len(MIXED), 3))
-    check(logits, drafts=drafts, cumulative=True, min_tokens=[9] * len(MIXED))
+    check(logits, unsettled=drafts, cumulative=True, min_tokens=[9] * len(MIXED))
 
 
 def test_requests_without_edits_take_no_other_pass_over_the_logits() -> None:

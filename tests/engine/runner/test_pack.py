@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from engine.attention.packed_pass import MappedPages
-from engine.batch import BatchPlan, Phase, Span, StepGroup
-from engine.decoding.contract import DecodingPolicy
+from engine.batch import CAUSAL, PREFILL, BatchPlan, KVLimits, Phase, Span, StepGroup
 from engine.engine import Engine
 from engine.runner.pack import Packer
 from engine.sequence import Sequence
 from tests.conftest import MakeEngine
-from tests.engine.driving import ask
 
 PAGE_SIZE = 4
 
@@ -23,31 +21,25 @@ def engine(tiny_engine: MakeEngine) -> Engine:
     return tiny_engine()
 
 
-@pytest.fixture
-def policy(engine: Engine) -> DecodingPolicy:
-    return engine.scheduler.prefill
-
-
 def packer(has_adapter: bool = True) -> Packer:
     return Packer(PAGE_SIZE, (4, 8), has_adapter)
 
 
-def sequence(policy: DecodingPolicy, row: int, pages: list[int]) -> Sequence:
-    return Sequence(ask(f"r{row}", [7]), policy, frozenset(), row, row=row, pages=pages)
+def sequence(row: int, pages: list[int]) -> Sequence:
+    return Sequence.placeholder(row, pages)
 
 
-def plan_of(policy: DecodingPolicy, *spans: Span) -> BatchPlan:
-    return BatchPlan([StepGroup(policy, span.phase, span.num_logits, [span]) for span in spans])
+def plan_of(*spans: Span) -> BatchPlan:
+    return BatchPlan([StepGroup(PREFILL, span.phase, span.num_logits, [span]) for span in spans])
 
 
-def test_tokens_positions_limits_slots_and_logit_rows(policy: DecodingPolicy) -> None:
+def test_tokens_positions_limits_slots_and_logit_rows() -> None:
     """A causal span across a page's end with its last logit, and a block of a later row that sees itself whole."""
-    first, second = sequence(policy, 1, [5, 3]), sequence(policy, 3, [6, 2])
+    first, second = sequence(1, [5, 3]), sequence(3, [6, 2])
     packed = packer().pack(
         plan_of(
-            policy,
-            Span(first, Phase.PREFILL, 2, [11, 12, 13], kv_limit=None, num_logits=1, logit_start=2),
-            Span(second, Phase.DRAFT, 5, [21, 22], kv_limit=7, num_logits=2),
+            Span(first, Phase.PREFILL, 2, [11, 12, 13], limits=CAUSAL, num_logits=1, logit_start=2),
+            Span(second, Phase.DRAFT, 5, [21, 22], limits=KVLimits.up_to(7), num_logits=2),
         )
     )
     ids, positions, limits, slots = packed.inputs.tolist()
@@ -61,45 +53,45 @@ def test_tokens_positions_limits_slots_and_logit_rows(policy: DecodingPolicy) ->
     assert packed.drafting.tolist() == [False] * 3 + [True] * 2
 
 
-def test_only_drafts_of_a_model_with_an_adapter_are_marked(policy: DecodingPolicy) -> None:
+def test_only_drafts_of_a_model_with_an_adapter_are_marked() -> None:
     """Every pass would pay for a second transfer."""
-    draft = Span(sequence(policy, 0, [0]), Phase.DRAFT, 0, [1], kv_limit=1, num_logits=1)
-    decode = Span(sequence(policy, 0, [0]), Phase.DECODE, 0, [1], kv_limit=None, num_logits=1)
-    assert packer(has_adapter=False).pack(plan_of(policy, draft)).drafting is None
-    assert packer().pack(plan_of(policy, decode)).drafting is None
+    draft = Span(sequence(0, [0]), Phase.DRAFT, 0, [1], limits=KVLimits.up_to(1), num_logits=1)
+    decode = Span(sequence(0, [0]), Phase.DECODE, 0, [1], limits=CAUSAL, num_logits=1)
+    assert packer(has_adapter=False).pack(plan_of(draft)).drafting is None
+    assert packer().pack(plan_of(decode)).drafting is None
 
 
-def test_each_page_is_mapped_once_and_cleared_pages_go_with_the_next_pass(policy: DecodingPolicy) -> None:
-    made, seq = packer(), sequence(policy, 2, [4, 1])
-    span = Span(seq, Phase.DECODE, 3, [9], kv_limit=None, num_logits=1)
+def test_each_page_is_mapped_once_and_cleared_pages_go_with_the_next_pass() -> None:
+    made, seq = packer(), sequence(2, [4, 1])
+    span = Span(seq, Phase.DECODE, 3, [9], limits=CAUSAL, num_logits=1)
     made.clear([7])
     made.clear([0, 3])
-    packed = made.pack(plan_of(policy, span))
+    packed = made.pack(plan_of(span))
     assert packed.mapped_pages == [MappedPages(2, 0, [4, 1])]
     assert packed.cleared_pages == [7, 0, 3]
     seq.pages.append(6)
-    packed = made.pack(plan_of(policy, span))
+    packed = made.pack(plan_of(span))
     assert (packed.mapped_pages, packed.cleared_pages) == ([MappedPages(2, 2, [6])], [])
-    packed = made.pack(plan_of(policy, span))
+    packed = made.pack(plan_of(span))
     assert (packed.mapped_pages, packed.cleared_pages) == ([], [])
 
 
-def test_what_a_plan_that_cannot_be_packed_has_changed_goes_with_the_next_one(policy: DecodingPolicy) -> None:
+def test_what_a_plan_that_cannot_be_packed_has_changed_goes_with_the_next_one() -> None:
     """Its sequences are run again alone: on the device their pages would be somebody else's."""
-    made, seq = packer(), sequence(policy, 2, [4])
+    made, seq = packer(), sequence(2, [4])
     made.clear([5])
-    bad = Span(seq, Phase.DECODE, 0, ["no token"], kv_limit=None, num_logits=1)  # type: ignore[list-item]
+    bad = Span(seq, Phase.DECODE, 0, ["no token"], limits=CAUSAL, num_logits=1)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="no token"):
-        made.pack(plan_of(policy, bad))
-    packed = made.pack(plan_of(policy, Span(seq, Phase.DECODE, 0, [1], kv_limit=None, num_logits=1)))
+        made.pack(plan_of(bad))
+    packed = made.pack(plan_of(Span(seq, Phase.DECODE, 0, [1], limits=CAUSAL, num_logits=1)))
     assert packed.mapped_pages == [MappedPages(2, 0, [4])]
     assert packed.cleared_pages == [5]
 
 
-def test_everything_packed_is_plain_data(policy: DecodingPolicy) -> None:
+def test_everything_packed_is_plain_data() -> None:
     """A rank in another process gets it by a message: no tensor, no sequence."""
-    seq = sequence(policy, 0, [0])
-    packed = packer().pack(plan_of(policy, Span(seq, Phase.DRAFT, 0, [1], kv_limit=1, num_logits=1)))
+    seq = sequence(0, [0])
+    packed = packer().pack(plan_of(Span(seq, Phase.DRAFT, 0, [1], limits=KVLimits.up_to(1), num_logits=1)))
     for name in packed.__slots__:
         value = getattr(packed, name)
         assert isinstance(value, np.ndarray | list), name
