@@ -49,6 +49,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens that may wait in requests the engine has not begun; more are answered 429."""
     max_choices: int = 128
     """Most choices of one request: prompts times `n`."""
+    clip_max_tokens: bool = True
+    """`max_tokens` beyond what the context leaves becomes what it leaves; false: it is answered 400."""
     max_body_bytes: int = 4 * 1024 * 1024
     """A longer request body is answered 413."""
     max_connections: int = 4096
