@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -21,12 +21,36 @@ from server.http.errors import BadRequest
 
 
 class Strict(BaseModel):
-    """A JSON object of exactly the declared fields and types. The string below a field describes it to clients."""
+    """A JSON object of exactly the declared fields and types. The string below a field describes it to clients.
+
+    A null is a field that was not sent, and a whole number may be written as 1.0: languages differ in that.
+    """
 
     model_config = ConfigDict(
         strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, frozen=True,
         use_attribute_docstrings=True,
     )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalise(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        return {
+            name: int(value) if type(value) is float and value.is_integer() and _is_integer(fields.get(name)) else value
+            for name, value in data.items()
+            if value is not None or name not in fields or FieldFacts.of(fields[name]).null_has_meaning
+        }
+
+
+def _is_integer(field: FieldInfo | None) -> bool:
+    """The field's type is a whole number, or nothing."""
+    if field is None:
+        return False
+    union = get_args(field.annotation) or (field.annotation,)
+    kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in union}
+    return kinds - {type(None)} == {int}
 
 
 def invalid(message: str) -> PydanticCustomError:
@@ -55,8 +79,9 @@ WITHOUT_EFFECT: dict[str, tuple[type, ...]] = {
     "service_tier": (str,),
     "prompt_cache_key": (str,),
     "safety_identifier": (str,),
+    "session_id": (str,),
 }
-"""OpenAI's fields that cannot change text, with the types they must have."""
+"""Fields of OpenAI and vLLM that cannot change text, with the types they must have."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +89,15 @@ class Unsupported:
     """A known field that this server does not implement: it is refused unless it has a neutral value."""
 
     neutral: tuple[Any, ...] = ()
+    """Values that ask for nothing; the first one is told to clients."""
     endpoints: tuple[Endpoint, ...] = ("completions", "chat")
     hint: str = ""
+    neutral_in_chat: tuple[Any, ...] | None = None
+    """Those of the chat endpoint, where they differ."""
+
+    def neutral_at(self, endpoint: Endpoint) -> tuple[Any, ...]:
+        """The neutral values at an endpoint."""
+        return self.neutral_in_chat if endpoint == "chat" and self.neutral_in_chat is not None else self.neutral
 
 
 _CHAT: tuple[Endpoint, ...] = ("chat",)
@@ -80,7 +112,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "typical_p": Unsupported((1.0,)),
     "skip_special_tokens": Unsupported((True,)),
     "spaces_between_special_tokens": Unsupported((True, False)),
-    "include_stop_str_in_output": Unsupported((False,)),
     "detokenize": Unsupported((True,)),
     "allowed_token_ids": Unsupported(),
     "bad_words": Unsupported(([],), hint="Use 'logit_bias'."),
@@ -93,7 +124,36 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "guided_regex": Unsupported(),
     "guided_choice": Unsupported(),
     "guided_grammar": Unsupported(),
-    "add_special_tokens": Unsupported((True,), _COMPLETIONS),
+    "guided_json_object": Unsupported((False,)),
+    "guided_decoding_backend": Unsupported(),
+    "guided_whitespace_pattern": Unsupported(),
+    "structural_tag": Unsupported(),
+    "regex": Unsupported((), hint="Use 'structured_outputs'."),
+    "ebnf": Unsupported(),
+    "no_stop_trim": Unsupported((False,), hint="Use 'include_stop_str_in_output'."),
+    "logprob_token_ids": Unsupported(),
+    "truncation_side": Unsupported(("left", "right")),  # nothing is truncated
+    "request_id": Unsupported((), hint="Send the header 'x-request-id'."),
+    "kv_transfer_params": Unsupported(({},)),
+    "ec_transfer_params": Unsupported(({},)),
+    "vllm_xargs": Unsupported(({},)),
+    "repetition_detection": Unsupported(),
+    "thinking_token_budget": Unsupported((-1,)),
+    "stream_interval": Unsupported((1,)),
+    "watermarking": Unsupported((False,)),
+    "routed_experts_prompt_start": Unsupported((0,)),
+    "return_token_offsets": Unsupported((False,)),
+    "return_mm_kwargs": Unsupported((True, False)),  # there are none
+    "return_hidden_states": Unsupported((False,)),
+    "lora_path": Unsupported(),
+    "prompt_embeds": Unsupported((), _COMPLETIONS),
+    "add_special_tokens": Unsupported((True,), neutral_in_chat=(False,)),
+    "include_reasoning": Unsupported((True, False), _CHAT),
+    "separate_reasoning": Unsupported((True, False), _CHAT),
+    "stream_reasoning": Unsupported((True, False), _CHAT),
+    "return_prompt_text": Unsupported((False,), _CHAT),
+    "media_io_kwargs": Unsupported(({},), _CHAT),
+    "mm_processor_kwargs": Unsupported(({},), _CHAT),
     "max_completion_tokens": Unsupported((), _COMPLETIONS, hint="Use 'max_tokens'."),
     "top_logprobs": Unsupported((0,), _COMPLETIONS, hint="Use 'logprobs': k."),
     "messages": Unsupported((), _COMPLETIONS, hint="Use /v1/chat/completions."),
@@ -136,7 +196,7 @@ def take_known(data: dict[str, Any], endpoint: Endpoint, fields: Mapping[str, Fi
             if value is not None and not isinstance(value, WITHOUT_EFFECT[name]):
                 raise BadRequest(f"Invalid type for '{name}'.", name, "invalid_type")
         elif name in UNSUPPORTED and endpoint in UNSUPPORTED[name].endpoints:
-            _check_neutral(name, value, data)
+            _check_neutral(name, value, data, endpoint)
         else:
             raise unknown_parameter(name, fields)
     return taken
@@ -160,12 +220,13 @@ def unknown_parameter(name: str, known: Iterable[str], prefix: str = "") -> BadR
     return BadRequest(f"Unknown parameter: '{shown}'.{hint}", shown, "unknown_parameter")
 
 
-def _check_neutral(name: str, value: Any, data: dict[str, Any]) -> None:
+def _check_neutral(name: str, value: Any, data: dict[str, Any], endpoint: Endpoint) -> None:
     entry = UNSUPPORTED[name]
-    neutral = (*entry.neutral, data.get("n") or 1) if name == "best_of" else entry.neutral
-    if value is None or any(_same(value, candidate) for candidate in neutral):
+    neutral = entry.neutral_at(endpoint)
+    accepted = (*neutral, data.get("n") or 1) if name == "best_of" else neutral
+    if value is None or any(_same(value, candidate) for candidate in accepted):
         return
-    valid = f"leave it out or send {_shown(entry.neutral[0])}" if entry.neutral else "leave it out"
+    valid = f"leave it out or send {_shown(neutral[0])}" if neutral else "leave it out"
     hint = f" {entry.hint}" if entry.hint else ""
     raise BadRequest(f"'{name}' is not supported with this value: {valid}.{hint}", name, "unsupported_parameter")
 

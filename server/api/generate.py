@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from server.api.call import Call, Fields, validate
 from server.api.common import body_of, service_of
+from server.api.prepare import Limits
 from server.api.requests import parse_generation
 from server.generation.job import Job
 from server.generation.request_log import RequestLog
@@ -32,15 +33,15 @@ class Endpoint(Generic[Fields]):
     """An endpoint that generates: its request model, its preparation, and the writer of its answers."""
 
     fields: type[Fields]
-    prepare: Callable[[Call[Fields], ServedModel, int], Awaitable[Job]]
-    """(call, model, most choices) -> job. Raises BadRequest."""
+    prepare: Callable[[Call[Fields], ServedModel, Limits], Awaitable[Job]]
+    """Raises BadRequest."""
     writer: Callable[[Job, Tokenizer], AnswerWriter]
 
     async def respond(self, request: Request) -> Response:
         """Serves one request. Raises ApiError, or ClientGone."""
         service, model = _open(request)
         call = self._parse(await body_of(request), model)
-        job = await self.prepare(call, model, service.config.server.max_choices)
+        job = await self.prepare(call, model, _limits_of(service))
         generation = await _run(job, model, service, request)
         return await self._answer(generation, model, service, request)
 
@@ -66,10 +67,15 @@ def _open(request: Request) -> tuple[Service, ServedModel]:
     return service, model
 
 
+def _limits_of(service: Service) -> Limits:
+    options = service.config.server
+    return Limits(options.max_choices, options.clip_max_tokens)
+
+
 async def _run(job: Job, model: ServedModel, service: Service, request: Request) -> Generation:
     """Admits a job. Raises BadRequest for a grammar that does not compile, Overloaded or Unavailable."""
     if job.grammar is not None and service.grammars is not None:
         await service.grammars.check(job.grammar.grammar, job.grammar.param)
     service.admission.admit(len(job.choices), sum(len(choice.prompt_token_ids) for choice in job.requests))
     request.state.admitted = True  # from here on the request log tells what became of it
-    return Generation(service.engine, job, model.tokenizer)
+    return Generation(service.engine, job, model.tokenizer, service.metrics.record_tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,13 +18,22 @@ from engine.validate import check_request
 from server.api.call import Call, Fields
 from server.api.requests import GenerationRequest
 from server.generation.job import Choice, Echo, Job, StreamForm
-from server.http.errors import BadRequest, from_request_error
+from server.http.errors import BadRequest
 from server.text.served_model import ServedModel
 
 _SAMPLING = tuple(
     name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.model_fields and name != "seed"
 )
 """The sampling parameters that a client's field of the same name gives."""
+
+
+class Limits(NamedTuple):
+    """The server's settings that a preparation needs."""
+
+    max_choices: int
+    """Most choices of one request."""
+    clip_max_tokens: bool
+    """`max_tokens` beyond what the context leaves becomes what it leaves; else it is refused."""
 
 
 def derive_seed(seed: int, kind: str, index: int) -> int:
@@ -38,6 +48,16 @@ def derive_seed(seed: int, kind: str, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 11
 
 
+def effective_seed(seed: int | None) -> int:
+    """The seed of the first choice, in [0, 2**53): the client's where it fits, drawn where there is none.
+
+    Any other is mapped to one that fits by SHA-256. The answer's usage tells it; sent back it gives the same text.
+    """
+    if seed is None:
+        return secrets.randbelow(MAX_SEED + 1)
+    return seed if 0 <= seed <= MAX_SEED else derive_seed(seed, "seed", 1)
+
+
 def check_num_choices(prompts: int, n: int, limit: int) -> None:
     """Raises BadRequest for a request of more than `limit` answers: `n` for each of its prompts."""
     if prompts * n > limit:
@@ -49,18 +69,28 @@ def check_num_choices(prompts: int, n: int, limit: int) -> None:
         )
 
 
+def fit_max_tokens(asked: int | None, default: int, given: int, model: ServedModel, *, clip: bool) -> int:
+    """Most tokens to generate after `given` tokens of prompt: as many as were asked for, or `default`.
+
+    The default is never more than what the context leaves. clip: nor is what was asked for.
+    """
+    left = max(1, model.info.max_model_len - given)
+    if asked is None:
+        return min(default, left)
+    return min(asked, left) if clip else asked
+
+
 def request_template(
     call: Call[Fields],
     model: ServedModel,
     *,
-    max_tokens: int,
     suffix: list[int] | None = None,
     prompt_logprobs: int | None = None,
 ) -> Request:
-    """The engine's request of a call, without a prompt. Its id is the answer's, its seed that of the first choice."""
+    """The engine's request of a call, without prompt and limit. Its id is the answer's, its seed the first choice's."""
     fields = call.fields
     sampling = SamplingParams(
-        seed=fields.seed if fields.seed is not None else secrets.randbelow(MAX_SEED + 1),
+        seed=effective_seed(fields.seed),
         logprobs=fields.wanted_logprobs,
         **{name: getattr(fields, name) for name in _SAMPLING},
     )
@@ -73,7 +103,7 @@ def request_template(
     return Request(
         request_id=f"{fields.id_prefix}-{secrets.token_hex(12)}",
         prompt_token_ids=[],
-        max_tokens=max_tokens,
+        max_tokens=1,
         sampling=sampling,
         decoding=decoding,
         stop_token_ids=tuple(fields.stop_token_ids),
@@ -87,16 +117,26 @@ def request_template(
     )
 
 
-def with_prompt(template: Request, prompt: list[int], call: Call[Fields], model: ServedModel) -> Request:
-    """The template with a prompt, checked as the engine checks it. Raises BadRequest."""
-    request = msgspec.structs.replace(template, prompt_token_ids=prompt)
+def with_prompt(
+    template: Request, prompt: list[int], max_tokens: int, call: Call[Fields], model: ServedModel
+) -> Request:
+    """The template with a prompt and a limit of tokens, checked as the engine checks it. Raises BadRequest."""
+    request = msgspec.structs.replace(template, prompt_token_ids=prompt, max_tokens=max_tokens)
     try:
         check_request(request, model.info)
     except RequestError as exc:
-        if exc.param == "grammar" and call.grammar is not None:
-            raise BadRequest(str(exc), call.grammar.param, exc.code) from None
-        raise from_request_error(exc) from None
+        param = _param_of(exc, call)
+        # The engine says "prompt" for what a chat calls "messages".
+        message = str(exc).replace("prompt", param) if exc.param == "prompt" and param is not None else str(exc)
+        raise BadRequest(message, param, exc.code) from None
     return request
+
+
+def _param_of(error: RequestError, call: Call[Fields]) -> str | None:
+    """The client's field for the field of the engine's request that an error names."""
+    if error.param == "grammar" and call.grammar is not None:
+        return call.grammar.param
+    return call.fields.prompt_param if error.param == "prompt" else error.param
 
 
 def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request, Echo]]) -> Job:
@@ -110,6 +150,7 @@ def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request
             seeded = _with_seed(request, f"{job_id}-{len(choices)}", derive_seed(prompt_seed, "choice", index))
             choices.append(Choice(seeded, prompt_index, echo))
     model_ends = frozenset() if fields.ignore_eos else frozenset(model.info.end_token_ids)
+    asked_ends = frozenset(fields.stop_token_ids)
     return Job(
         id=job_id,
         endpoint=fields.endpoint,
@@ -117,7 +158,9 @@ def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request
         created=int(time.time()),
         choices=tuple(choices),
         stops=tuple(fields.stop),
-        end_token_ids=frozenset(fields.stop_token_ids) | model_ends,
+        include_stop=fields.include_stop_str_in_output,
+        end_token_ids=asked_ends | model_ends,
+        told_token_ids=asked_ends - model_ends,
         grammar=call.grammar,
         seed=seed,
         decoding="diffusion" if fields.infills else call.decoding,

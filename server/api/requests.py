@@ -5,12 +5,12 @@ A field's type, range, meaning and OpenAPI description stand here once; the endp
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import ErrorDetails
 
-from engine.request import MAX_SEED
 from server.api.fields import FieldFacts, Strict, invalid, take_known, unknown_parameter
 from server.api.structured_outputs import ResponseFormat, StructuredOutputs
 from server.generation.job import Endpoint
@@ -23,6 +23,10 @@ MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKENS = 128
 MAX_COUNT = 2**31
 """Bound of numbers that count tokens or candidates; each has a tighter limit of its own elsewhere."""
+MIN_SENT_SEED, MAX_SENT_SEED = -(2**63), 2**64 - 1
+"""Seeds that clients may send: what 64 bits hold, signed or not."""
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
+"""Logits are multiplied and divided by it: beyond these bounds they would leave the range of their type."""
 
 SPECULATES = FieldFacts(modes=("auto", "speculative", "diffusion"))
 DENOISES = FieldFacts(modes=("diffusion",))
@@ -56,9 +60,9 @@ def _check_logit_bias(value: Any) -> Any:
     biases: dict[int, float] = {}
     for key, bias in value.items():
         if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10):
-            raise invalid("must have token ids, written as whole numbers, for keys")
+            raise invalid(f"must have token ids, written as whole numbers, for keys, not {key[:32]!r}")
         if type(bias) not in (int, float) or not -100 <= bias <= 100:
-            raise invalid("must have numbers from -100 to 100 for values")
+            raise invalid(f"must have numbers from -100 to 100 for values; that of key {key!r} is not one")
         biases[int(key)] = float(bias)
     return biases
 
@@ -91,6 +95,21 @@ TopK = Annotated[
 ]
 
 
+def _check_seed(value: Any) -> Any:
+    return None if type(value) is int and value == -1 else value
+
+
+Seed = Annotated[Annotated[int, Field(ge=MIN_SENT_SEED, le=MAX_SENT_SEED)] | None, BeforeValidator(_check_seed)]
+
+
+def _empty_is_unset(value: Any) -> Any:
+    return None if value == "" else value
+
+
+OptionalText = Annotated[str | None, BeforeValidator(_empty_is_unset)]
+"""A string that may be left out; an empty one is as good as none."""
+
+
 class StreamOptions(Strict):
     """What a stream carries besides text."""
 
@@ -100,6 +119,8 @@ class StreamOptions(Strict):
     """The usage so far in every chunk."""
     include_drafts: bool = False
     """What is not settled yet, beside each delta."""
+    include_obfuscation: Literal[False] = False
+    """OpenAI's padding of chunks, which this server does not add."""
 
 
 class GenerationRequest(Strict):
@@ -108,8 +129,10 @@ class GenerationRequest(Strict):
     endpoint: ClassVar[Endpoint]
     id_prefix: ClassVar[str]
     """What the ids of its answers begin with."""
+    prompt_param: ClassVar[str]
+    """The field that holds the prompt."""
 
-    model: str | None = None
+    model: OptionalText = None
     """The served name, or an alias that also chooses the decoding mode. May be left out."""
     max_tokens: Annotated[int | None, Field(ge=1, le=MAX_COUNT)] = None
     """Most tokens to generate. Completions: 16 by default, 0 with echo; chats: the rest of the context."""
@@ -121,23 +144,25 @@ class GenerationRequest(Strict):
     """Sample among this many likeliest tokens; 0 or -1: no limit."""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Sample among tokens at least this likely, relative to the likeliest."""
-    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
-    """The same request with the same seed gives the same text in ar, speculative and auto. Drawn if unset."""
+    seed: Seed = None
+    """The same request with the same seed gives the same text in ar, speculative and auto. Drawn if unset or -1."""
     n: Annotated[int, Field(ge=1, le=1024)] = 1
     """Answers to give for each prompt."""
     stop: Stops = Field(default=[])
-    """Strings that end the answer; the text ends before them."""
+    """Strings that end the answer; the text ends before them. They count once there are min_tokens tokens."""
+    include_stop_str_in_output: bool = False
+    """The text ends with the stop string, not before it."""
     stop_token_ids: list[int] = Field(default=[], max_length=MAX_STOP_TOKENS)
     """Tokens that end the answer."""
     ignore_eos: bool = False
     """Treat the model's end tokens as ordinary ones."""
     min_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
-    """End tokens are banned until so many tokens have been generated."""
+    """End tokens are banned, and stop strings ignored, until so many tokens have been generated."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     """Lowers the logits of tokens that the answer already holds."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     """Lowers the logits of tokens by how often the answer holds them."""
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] = 1.0
     """Divides the logits of tokens that prompt or answer already hold; 1: off."""
     logit_bias: LogitBias = Field(default={})
     """Token ids and what is added to their logits."""
@@ -195,6 +220,9 @@ class GenerationRequest(Strict):
         return self
 
 
+_SHOULD = re.compile(r"\w+ (should .+)", re.DOTALL)
+"""pydantic's messages begin with the kind of value: "Input should be ...", "String should match ..."."""
+
 _Generation = TypeVar("_Generation", bound=GenerationRequest)
 _Model = TypeVar("_Model", bound=Strict)
 
@@ -236,8 +264,8 @@ def _to_bad_request(error: ErrorDetails, kind: type[Strict]) -> BadRequest:
     if not name:  # a combination of fields: the message names them, the first being at fault
         field = message.split("'")[1] if message.count("'") > 1 else None
         return BadRequest(message[:1].upper() + message[1:] + ".", field, "invalid_value")
-    verb = message[len("Input should ") :] if message.startswith("Input should ") else message
-    text = f"should {verb}" if verb is not message else message[:1].lower() + message[1:]
+    wanted = _SHOULD.match(message)
+    text = wanted[1] if wanted is not None else message[:1].lower() + message[1:]
     return BadRequest(f"Invalid value for '{name}': it {text}.", name, "invalid_value")
 
 

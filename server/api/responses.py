@@ -6,7 +6,7 @@ They are what is written and what the OpenAPI document shows. Fields with the va
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -17,11 +17,20 @@ LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 FinishReason = Literal["stop", "length"]
+StopReason = str | int | None
+"""The stop string or stop token that ended the answer; null where the model's own end token did, or the length."""
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Response(msgspec.Struct, forbid_unknown_fields=True):
     """Base of the response objects: exactly the declared fields."""
+
+
+class Ending(NamedTuple):
+    """Why a choice ended."""
+
+    finish_reason: FinishReason
+    stop_reason: StopReason
 
 
 class PromptTokensDetails(Response):

@@ -12,7 +12,7 @@ from starlette.responses import Response as HttpResponse
 from server.api.chat.request import Messages
 from server.api.common import body_of, json_response, service_of
 from server.api.fields import Strict, invalid
-from server.api.requests import parse
+from server.api.requests import OptionalText, parse
 from server.api.responses import Count, Response
 from server.http.errors import BadRequest
 
@@ -22,7 +22,7 @@ router = APIRouter()
 class TokenizeRequest(Strict):
     """POST /tokenize: a completion prompt or a chat."""
 
-    model: str | None = None
+    model: OptionalText = None
     """The served name, or an alias. May be left out."""
     prompt: str | None = None
     """Text. Control tokens may be spelled; the mask never is one."""
@@ -43,7 +43,7 @@ class TokenizeRequest(Strict):
 class DetokenizeRequest(Strict):
     """POST /detokenize"""
 
-    model: str | None = None
+    model: OptionalText = None
     """The served name, or an alias. May be left out."""
     tokens: list[int]
     """Token ids."""

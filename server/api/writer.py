@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from server.api.responses import DiffusionMeta, FinishReason, Response, Usage, usage_of
+from server.api.responses import DiffusionMeta, Ending, FinishReason, Response, Usage, usage_of
 from server.generation.choice import ChoiceState, Delta, Draft, ScoredToken
 from server.generation.job import Job, StreamForm
 from server.generation.parts import AnswerText, Part
@@ -40,10 +40,10 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         index: int,
         parts: list[Part],
         logprobs: Logprobs | None,
-        finish_reason: FinishReason | None,
+        ending: Ending | None,
         draft: Draft | UnsetType | None,
     ) -> ChunkChoice:
-        """The choice object of a chunk."""
+        """The choice object of a chunk. ending: None while the choice goes on."""
 
     @abstractmethod
     def chunk_object(
@@ -95,16 +95,15 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         parts = delta.parts
         if self.echo(index) and not self.has_begun(index):
             parts = [AnswerText(self.echo(index)), *parts]
-        return self.chunk_choice(index, parts, logprobs, finish_reason(delta.finish_reason), draft), UNSET
+        return self.chunk_choice(index, parts, logprobs, ending_of(delta), draft), UNSET
 
     def _replacing(self, state: ChoiceState, delta: Delta) -> tuple[ChunkChoice, DiffusionMeta]:
-        ended = delta.finish_reason is not None
-        draft = None if ended else state.draft()
+        ending = ending_of(delta)
+        draft = None if ending is not None else state.draft()
         text = self.echo(delta.index) + state.text + ("" if draft is None else draft.text)
         limit = self.job.choices[delta.index].request.max_tokens
-        progress = 1.0 if ended else min(state.stats.completion_tokens / limit, 1.0)
-        reason = finish_reason(delta.finish_reason)
-        choice = self.chunk_choice(delta.index, [AnswerText(text)] if text else [], None, reason, UNSET)
+        progress = 1.0 if ending is not None else min(state.stats.completion_tokens / limit, 1.0)
+        choice = self.chunk_choice(delta.index, [AnswerText(text)] if text else [], None, ending, UNSET)
         return choice, DiffusionMeta(diffusion_content=True, diffusion_progress=round(progress, 4))
 
     def _usage(self, generation: Generation) -> Usage | UnsetType | None:
@@ -113,18 +112,24 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         return None if self.form.include_usage else UNSET
 
 
-def finish_reason(reason: str | None) -> FinishReason | None:
-    """The reason as OpenAI names it; None while the choice goes on. Raises ValueError for any other."""
+def ending_of(delta: Delta) -> Ending | None:
+    """Why the choice ended; None while it goes on."""
+    reason = _openai_reason(delta.finish_reason)
+    return None if reason is None else Ending(reason, delta.stop_reason)
+
+
+def ended_by(state: ChoiceState) -> FinishReason:
+    """The finish reason of a choice that has ended. Raises ValueError while it goes on."""
+    reason = _openai_reason(state.finish_reason)
+    if reason is None:
+        raise ValueError("the choice has not ended")
+    return reason
+
+
+def _openai_reason(reason: str | None) -> FinishReason | None:
+    """The finish reason as OpenAI names it; None for none. Raises ValueError for any other."""
     match reason:
         case None | "stop" | "length":
             return reason
         case _:
             raise ValueError(f"an answer cannot end by {reason!r}")
-
-
-def ended_by(state: ChoiceState) -> FinishReason:
-    """The reason why a choice has ended. Raises ValueError while it goes on."""
-    reason = finish_reason(state.finish_reason)
-    if reason is None:
-        raise ValueError("the choice has not ended")
-    return reason

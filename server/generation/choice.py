@@ -65,6 +65,8 @@ class Delta:
     drafted: bool = False
     """There is a newer draft."""
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    """The stop string or token that the client asked for and that ended the answer."""
 
     @property
     def text(self) -> str:
@@ -79,13 +81,18 @@ class ChoiceState:
         choice = job.choices[index]
         self.index = index
         self.stats = GenerationStats()
+        """Totals so far. Tokens count up to the one that completed a stop string, whatever the engine made beyond."""
         self.text = ""
         """Everything settled and safe to show."""
         self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
         self.error: str | None = None
         self._tokenizer = tokenizer
         self._decoder = IncrementalDecoder(tokenizer)
-        self._stop = StopFinder(job.stops)
+        self._stop = StopFinder(job.stops, include=job.include_stop)
+        self._min_tokens = choice.request.sampling.min_tokens
+        self._told_token_ids = job.told_token_ids
+        self._num_tokens = 0  # of the answer, fed so far
         self._parser: OutputParser = PlainText()
         self._end_token_ids = job.end_token_ids
         self._decoded = 0  # characters decoded, held back ones included
@@ -133,7 +140,7 @@ class ChoiceState:
         drafted, self._draft_is_new = self._draft_is_new, False
         if not (parts or tokens or drafted or self.done):
             return None
-        return Delta(self.index, parts, tokens, drafted, self.finish_reason)
+        return Delta(self.index, parts, tokens, drafted, self.finish_reason, self.stop_reason)
 
     def draft(self) -> Draft | None:
         """The newest draft. Text held back because of a stop string or half a character stands in front of it."""
@@ -156,6 +163,7 @@ class ChoiceState:
     def _feed_tokens(self, event: TokensSettled) -> None:
         scores: Sequence[TokenLogprob | None] = event.logprobs or [None] * len(event.token_ids)
         for token_id, score in zip(event.token_ids, scores, strict=True):
+            self._num_tokens += 1
             if score is not None:
                 self._scored.append(ScoredToken(score, self._decoded))
             text = self._decoder.step(token_id)
@@ -165,21 +173,23 @@ class ChoiceState:
 
     def _release(self, text: str) -> bool:
         """Shows as much of new text as is safe. Returns whether a stop string ended the answer."""
-        safe, hit = self._stop.feed(text)
+        safe, stop = self._stop.feed(text, active=self._num_tokens > self._min_tokens)
         self._show(safe)
-        if hit:
-            self._end("stop")
-            self._scored = [token for token in self._scored if token.offset < len(self.text)]
-        return hit
+        if stop is None:
+            return False
+        self._end("stop", stop)
+        self._scored = [token for token in self._scored if token.offset < len(self.text)]
+        self.stats = msgspec.structs.replace(self.stats, completion_tokens=self._num_tokens)
+        return True
 
     def _show(self, text: str) -> None:
         if text:
             self.text += text
             self._parts += self._parser.feed(text)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, stop_reason: str | int | None = None) -> None:
         self._parts += self._parser.flush()
-        self.finish_reason = reason
+        self.finish_reason, self.stop_reason = reason, stop_reason
 
     def _finish(self, event: Finished) -> None:
         if event.reason in ("error", "abort"):
@@ -187,7 +197,8 @@ class ChoiceState:
             return
         if not self._release(self._decoder.flush()):
             self._show(self._stop.flush())
-            self._end(event.reason)
+            told = event.stop_token_id if event.stop_token_id in self._told_token_ids else None
+            self._end(event.reason, told)
 
     def _draft_text(self, event: DraftUpdated) -> str:
         parts, run = [self._stop.held], list(self._decoder.pending)

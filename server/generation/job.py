@@ -73,8 +73,12 @@ class Job:
     """Those of the first prompt first."""
     stops: tuple[str, ...]
     """Strings that end an answer."""
+    include_stop: bool
+    """The stop string that ends an answer is shown as its end."""
     end_token_ids: frozenset[int]
     """Tokens that end an answer."""
+    told_token_ids: frozenset[int]
+    """Of them, those that the client asked for: the answer tells which one it was."""
     grammar: RequestedGrammar | None
     seed: int
     decoding: Decoding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -33,7 +34,8 @@ class Generation:
     reader has not taken yet merges, and never holds more than the answer itself.
     """
 
-    def __init__(self, engine: Engine, job: Job, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: Engine, job: Job, tokenizer: Tokenizer, on_tokens: Callable[[int], None]) -> None:
+        """on_tokens: called with the number of tokens that have settled, as they do."""
         self.job = job
         self.choices = [ChoiceState(index, job, tokenizer) for index in range(len(job.choices))]
         self.started = time.monotonic()
@@ -41,7 +43,7 @@ class Generation:
         """When the first text was settled, on the clock of time.monotonic."""
         self.first_draft: float | None = None
         """When the first draft arrived, on the same clock."""
-        self._engine = engine
+        self._engine, self._on_tokens = engine, on_tokens
         self._by_id = {request.request_id: state for request, state in zip(job.requests, self.choices, strict=True)}
         self._unreported = set(range(len(self.choices)))
         self._changed: set[int] = set()
@@ -60,8 +62,10 @@ class Generation:
     def put(self, event: GenerationEvent) -> None:
         """EventSink: takes one event in."""
         state = self._by_id[event.request_id]
-        running = not state.done
+        running, tokens = not state.done, state.stats.completion_tokens
         state.feed(event)
+        if state.stats.completion_tokens > tokens:
+            self._on_tokens(state.stats.completion_tokens - tokens)
         if state.error is not None:
             self.fail(EngineFailure(state.error, None, "generation_failed"))
         elif running and state.done:  # by a stop string: the engine does not know yet

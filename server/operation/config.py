@@ -48,6 +48,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens that may wait in requests the engine has not begun; more are answered 429."""
     max_choices: Annotated[int, POSITIVE] = 128
     """Most choices of one request: prompts times `n`."""
+    clip_max_tokens: bool = True
+    """`max_tokens` beyond what the context leaves becomes what it leaves; false: it is answered 400."""
     max_body_bytes: Annotated[int, POSITIVE] = 4 * 1024 * 1024
     """A longer request body is answered 413."""
     max_connections: Annotated[int, POSITIVE] = 4096

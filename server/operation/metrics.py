@@ -135,7 +135,6 @@ class Metrics:
             self.step_duration.labels(self._model, leading).observe(stats.duration)
             self._compare_with_light(stats)
         self.denoising_steps_total.inc(stats.phases.get("denoise", 0) + stats.phases.get("draft", 0))
-        self.generation_tokens_total.inc(stats.generated)
         self.draft_tokens_total.inc(stats.draft_tokens)
         self.accepted_total.inc(sum(stats.accepted_draft_lengths))
         self.preemptions_total.inc(stats.preemptions)
@@ -154,6 +153,10 @@ class Metrics:
         self._possible = _MEMORY * self._possible + possible
         self._taken = _MEMORY * self._taken + stats.duration
         self._speed_of_light.set(self._possible / max(self._taken, 1e-9))
+
+    def record_tokens(self, count: int) -> None:
+        """Records tokens of answers as they settle."""
+        self.generation_tokens_total.inc(count)
 
     def record_choice(self, stats: GenerationStats, prompt_tokens: int) -> None:
         """Records one choice that has ended in any way."""

@@ -53,33 +53,39 @@ class IncrementalDecoder:
 class StopFinder:
     """Finds the first stop string to be completed, however the text is cut up, holding back what may become one."""
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], *, include: bool = False) -> None:
+        """include: the stop string itself is shown, as the end of the text."""
         self._stops = stops
+        self._include = include
         self.held = ""
         """Text not given out, because a stop string may begin in it."""
 
-    def feed(self, text: str) -> tuple[str, bool]:
-        """Text that is safe to show, and whether a stop string was hit (nothing from it on is ever shown)."""
+    def feed(self, text: str, *, active: bool = True) -> tuple[str, str | None]:
+        """Text that is safe to show, and the stop string that ends it, if one does: nothing after it is ever shown.
+
+        active: a stop string that is completed in this text counts. One that only begins in it may count later.
+        """
         if not self._stops:
-            return text, False
+            return text, None
         text = self.held + text
-        hit = self._first_hit(text)
+        hit = self._first_hit(text) if active else None
         if hit is not None:
             self.held = ""
-            return text[:hit], True
+            start, stop = hit
+            return text[: start + len(stop)] if self._include else text[:start], stop
         keep = self._possible_start(text)
         self.held = text[keep:]
-        return text[:keep], False
+        return text[:keep], None
 
     def flush(self) -> str:
         """What was held back, once nothing more can come."""
         text, self.held = self.held, ""
         return text
 
-    def _first_hit(self, text: str) -> int | None:
-        """Start of the stop string that is completed first; of several completed at once, the one that starts first."""
-        hits = [(found + len(stop), found) for stop in self._stops if (found := text.find(stop)) >= 0]
-        return min(hits)[1] if hits else None
+    def _first_hit(self, text: str) -> tuple[int, str] | None:
+        """Start and text of the stop string that is completed first; of several, of the one that starts first."""
+        hits = [(found + len(stop), found, stop) for stop in self._stops if (found := text.find(stop)) >= 0]
+        return min(hits)[1:] if hits else None
 
     def _possible_start(self, text: str) -> int:
         """Start of the longest end of `text` that begins a stop string."""

@@ -227,12 +227,19 @@ EFFECTS: dict[str, Callable[[Asker], None]] = {
 }  # fmt: skip
 """OpenAI's fields."""
 
+
+def _include_stop(asker: Asker) -> None:
+    plain = asker.text(stop=[" a "])
+    assert asker.text(stop=[" a "], include_stop_str_in_output=True) == plain + " a "
+
+
 OF_EVERY_MODE: dict[str, Callable[[Asker], None]] = {
     **{name: EFFECTS[name] for name in ("max_tokens", "temperature", "seed", "top_p", "presence_penalty",
                                         "frequency_penalty", "n", "stop", "logit_bias", "logprobs", "echo", "stream")},
     "top_k": _narrowing("top_k", 1), "min_p": _narrowing("min_p", 1.0),
     "repetition_penalty": _penalty("repetition_penalty", 3.0), "min_tokens": _min_tokens,
-    "stop_token_ids": _stop_token_ids, "ignore_eos": _ignore_eos, "cache_salt": _cache_salt,
+    "stop_token_ids": _stop_token_ids, "include_stop_str_in_output": _include_stop,
+    "ignore_eos": _ignore_eos, "cache_salt": _cache_salt,
 }  # fmt: skip
 """Fields that do the same in every mode."""
 

@@ -118,11 +118,11 @@ EXAMPLES: list[tuple[str, Any]] = [
     ("prompt", "text"), ("prompt", ["a", "b"]), ("prompt", [7, 8]), ("prompt", [[7], [8]]), ("stop", "x"),
     ("stop", ["x", "y"]), ("top_k", -1), ("logit_bias", {"7": -100}), ("threshold", None), ("model", None),
     ("temperature", None), ("max_tokens", None), ("stream_options", None), ("best_of", 1), ("user", "u"),
-    ("metadata", {"a": "b"}),
+    ("metadata", {"a": "b"}), ("seed", -1), ("seed", 2**64 - 1),
 ]  # fmt: skip
 COUNTEREXAMPLES: list[tuple[str, Any]] = [
     ("prompt", []), ("prompt", [[]]), ("prompt", 7), ("stop", [""]), ("stop", ["x"] * 17), ("top_k", -2),
-    ("logit_bias", {"x": 1}), ("logit_bias", {"7": 101}), ("seed", 2**53), ("nonsense", 1),
+    ("logit_bias", {"x": 1}), ("logit_bias", {"7": 101}), ("seed", 2**64), ("nonsense", 1),
     ("stream_options", {"nonsense": True}), ("block_length", 1), ("threshold", 0), ("max_denoising_steps", 0),
 ]  # fmt: skip
 

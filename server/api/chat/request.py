@@ -64,6 +64,7 @@ class ChatRequest(GenerationRequest):
 
     endpoint: ClassVar[Endpoint] = "chat"
     id_prefix: ClassVar[str] = "chatcmpl"
+    prompt_param: ClassVar[str] = "messages"
 
     messages: Messages
     """The conversation so far, through the model's chat template. Nothing in it becomes a control token."""
@@ -85,7 +86,7 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise invalid("'top_logprobs' requires 'logprobs': true")
         if self.diffusing and self.logprobs:
             raise invalid("'logprobs' cannot be combined with 'diffusing', whose chunks replace each other")

@@ -6,7 +6,17 @@ from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
-from server.api.responses import Count, DiffusionMeta, FinishReason, Response, Usage, finite, usage_of
+from server.api.responses import (
+    Count,
+    DiffusionMeta,
+    Ending,
+    FinishReason,
+    Response,
+    StopReason,
+    Usage,
+    finite,
+    usage_of,
+)
 from server.api.writer import OpenAIWriter, ended_by
 from server.generation.choice import Draft, ScoredToken
 from server.generation.parts import Part, text_of
@@ -52,6 +62,7 @@ class ChatChoice(Response):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
+    stop_reason: StopReason
 
 
 class ChatCompletion(Response):
@@ -79,6 +90,8 @@ class ChatDelta(Response):
     delta: ChatMessageDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: StopReason | UnsetType = UNSET
+    """Only beside a finish_reason."""
     draft: Draft | UnsetType | None = UNSET
     """Tokens that are not settled yet; only with stream_options.include_drafts, where they changed."""
 
@@ -106,6 +119,7 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
                 message=ChatMessage(role="assistant", content=state.text, refusal=None),
                 logprobs=self.logprobs(state.index, scored),
                 finish_reason=ended_by(state),
+                stop_reason=state.stop_reason,
             )
             for state, scored in zip(generation.choices, tokens, strict=True)
         ]
@@ -139,15 +153,22 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
         index: int,
         parts: list[Part],
         logprobs: ChatLogprobs | None,
-        finish_reason: FinishReason | None,
+        ending: Ending | None,
         draft: Draft | UnsetType | None,
     ) -> ChatDelta:
         """See OpenAIWriter. The role comes with the first text, so that the time to first token is honest."""
         text = text_of(parts)
-        opens = bool(text or finish_reason is not None) and self.begin(index)
-        told = text or opens or finish_reason is None
+        opens = bool(text or ending is not None) and self.begin(index)
+        told = text or opens or ending is None
         delta = ChatMessageDelta(role="assistant" if opens else UNSET, content=text if told else UNSET)
-        return ChatDelta(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason, draft=draft)
+        return ChatDelta(
+            index=index,
+            delta=delta,
+            logprobs=logprobs,
+            finish_reason=None if ending is None else ending.finish_reason,
+            stop_reason=UNSET if ending is None else ending.stop_reason,
+            draft=draft,
+        )
 
     def chunk_object(
         self,

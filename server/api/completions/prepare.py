@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.api.call import Call
 from server.api.completions.request import CompletionRequest
-from server.api.prepare import check_num_choices, make_job, request_template, with_prompt
+from server.api.prepare import Limits, check_num_choices, fit_max_tokens, make_job, request_template, with_prompt
 from server.generation.job import Echo, Job
 from server.http.errors import BadRequest
 from server.text.served_model import ServedModel, run_encoding
@@ -13,19 +13,19 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for completions."""
 
 
-async def prepare(call: Call[CompletionRequest], model: ServedModel, max_choices: int) -> Job:
+async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Limits) -> Job:
     """A completion as a job. Raises BadRequest."""
     fields, prompts = call.fields, call.fields.prompts
-    check_num_choices(len(prompts), fields.n, max_choices)
+    check_num_choices(len(prompts), fields.n, limits.max_choices)
     encoded = await _encode(prompts, model)
-    template = request_template(
-        call,
-        model,
-        max_tokens=DEFAULT_MAX_TOKENS if fields.max_tokens is None else fields.max_tokens,
-        suffix=await _encode_suffix(fields, model),
-        prompt_logprobs=_prompt_logprobs(fields),
-    )
-    requests = [with_prompt(template, ids, call, model) for ids in encoded]
+    suffix = await _encode_suffix(fields, model)
+    template = request_template(call, model, suffix=suffix, prompt_logprobs=_prompt_logprobs(call))
+    clip = limits.clip_max_tokens and suffix is None  # a gap has exactly the length that was asked for
+    requests = []
+    for ids in encoded:
+        given = len(ids) + len(suffix or ())
+        max_tokens = fit_max_tokens(fields.max_tokens, DEFAULT_MAX_TOKENS, given, model, clip=clip)
+        requests.append(with_prompt(template, ids, max_tokens, call, model))
     # Only now are the prompts' ids known to be of the vocabulary.
     echoes = [await _echo(fields, index, ids, model) for index, ids in enumerate(encoded)]
     return make_job(call, model, list(zip(requests, echoes, strict=True)))
@@ -47,11 +47,18 @@ async def _encode_suffix(fields: CompletionRequest, model: ServedModel) -> list[
     return suffix
 
 
-def _prompt_logprobs(fields: CompletionRequest) -> int | None:
+def _prompt_logprobs(call: Call[CompletionRequest]) -> int | None:
     """Likeliest tokens to list beside each token of an echoed prompt; None: the prompt is not scored."""
-    if fields.echo and (fields.logprobs is not None or fields.max_tokens == 0):
-        return fields.logprobs or 0
-    return None
+    fields = call.fields
+    if not fields.echo or (fields.logprobs is None and fields.max_tokens != 0):
+        return None
+    if fields.logprobs is not None and call.decoding == "diffusion":
+        message = (
+            "'echo' with 'logprobs' scores the prompt token by token, each given those before it, which is not how "
+            "decoding 'diffusion' chooses tokens: use 'ar', or leave out 'echo' or 'logprobs'."
+        )
+        raise BadRequest(message, "echo", "unsupported_parameter")
+    return fields.logprobs or 0
 
 
 async def _echo(fields: CompletionRequest, index: int, ids: list[int], model: ServedModel) -> Echo:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from server.api.fields import invalid
-from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest
+from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest, OptionalText
 from server.generation.job import Endpoint
 
 
@@ -52,14 +52,15 @@ class CompletionRequest(GenerationRequest):
 
     endpoint: ClassVar[Endpoint] = "completions"
     id_prefix: ClassVar[str] = "cmpl"
+    prompt_param: ClassVar[str] = "prompt"
 
     prompt: Prompt
     """Text, token ids, or a list of either. Control tokens may be spelled; the mask never is one."""
     logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
-    """How many of the likeliest tokens to list beside each token of the answer; 0: the log-probability alone."""
+    """How many of the likeliest tokens to list beside each token of the answer, the token itself not counted."""
     echo: bool = False
     """Put the prompt in front of the answer; with logprobs, its log-probabilities before the answer's."""
-    suffix: str | None = None
+    suffix: OptionalText = None
     """Fill the gap of max_tokens tokens between prompt and suffix, by diffusion."""
     max_tokens: Annotated[int | None, Field(ge=0, le=MAX_COUNT)] = None
     """Most tokens to generate (16). 0 only with echo: the prompt alone, with log-probabilities if asked for."""

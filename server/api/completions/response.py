@@ -9,8 +9,10 @@ from msgspec import UNSET, UnsetType
 from server.api.responses import (
     Count,
     DiffusionMeta,
+    Ending,
     FinishReason,
     Response,
+    StopReason,
     Usage,
     finite,
     has_logprob,
@@ -27,7 +29,7 @@ class CompletionLogprobs(Response):
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None] | None
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[Count]
     """Where the token's text begins in the choice's text."""
 
@@ -39,6 +41,7 @@ class CompletionChoice(Response):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
+    stop_reason: StopReason
 
 
 class Completion(Response):
@@ -59,6 +62,8 @@ class CompletionDelta(Response):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
+    stop_reason: StopReason | UnsetType = UNSET
+    """Only beside a finish_reason."""
     draft: Draft | UnsetType | None = UNSET
     """Tokens that are not settled yet; only with stream_options.include_drafts, where they changed."""
 
@@ -86,6 +91,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
                 text=self.echo(state.index) + state.text,
                 logprobs=self.logprobs(state.index, scored),
                 finish_reason=ended_by(state),
+                stop_reason=state.stop_reason,
             )
             for state, scored in zip(generation.choices, tokens, strict=True)
         ]
@@ -100,33 +106,42 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         if self.job.logprobs is None:
             return None
         name, echoed = self.tokenizer.token_text, len(self.echo(index))
-        top = None
-        if self.job.logprobs:
-            top = [
-                {name(token_id): finite(logprob) for token_id, logprob in token.scores.top}
-                if has_logprob(token)
-                else None
-                for token in tokens
-            ]
         return CompletionLogprobs(
             tokens=[name(token.scores.token_id) for token in tokens],
             token_logprobs=[finite(token.scores.logprob) if has_logprob(token) else None for token in tokens],
-            top_logprobs=top,
+            top_logprobs=[self._likeliest(token) if has_logprob(token) else None for token in tokens],
             text_offset=[token.offset + (0 if token.of_prompt else echoed) for token in tokens],
         )
+
+    def _likeliest(self, token: ScoredToken) -> dict[str, float]:
+        """The likeliest tokens by their text, and the chosen one, which may not be among them.
+
+        Of tokens with the same text the likeliest has it; the others are named by their ids.
+        """
+        scores = token.scores
+        found: dict[str, float] = {}
+        for token_id, logprob in dict([*scores.top, (scores.token_id, scores.logprob)]).items():
+            text = self.tokenizer.token_text(token_id)
+            found[f"token_id:{token_id}" if text in found else text] = finite(logprob)
+        return found
 
     def chunk_choice(
         self,
         index: int,
         parts: list[Part],
         logprobs: CompletionLogprobs | None,
-        finish_reason: FinishReason | None,
+        ending: Ending | None,
         draft: Draft | UnsetType | None,
     ) -> CompletionDelta:
         """See OpenAIWriter."""
         self.begin(index)
         return CompletionDelta(
-            index=index, text=text_of(parts), logprobs=logprobs, finish_reason=finish_reason, draft=draft
+            index=index,
+            text=text_of(parts),
+            logprobs=logprobs,
+            finish_reason=None if ending is None else ending.finish_reason,
+            stop_reason=UNSET if ending is None else ending.stop_reason,
+            draft=draft,
         )
 
     def chunk_object(

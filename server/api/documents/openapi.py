@@ -151,8 +151,9 @@ def _accepted_fields(endpoint: Endpoint, known: Schema) -> Schema:
     """The fields that are accepted without effect, or with their neutral values only."""
     fields: Schema = {}
     for name, entry in UNSUPPORTED.items():
-        if endpoint in entry.endpoints and entry.neutral and name not in known:
-            shape: Schema = {"enum": [*entry.neutral, None]}
+        neutral = entry.neutral_at(endpoint)
+        if endpoint in entry.endpoints and neutral and name not in known:
+            shape: Schema = {"enum": [*neutral, None]}
             if name == "best_of":
                 shape = {"type": ["integer", "null"], "minimum": 1}
             fields[name] = {**shape, "description": "Not supported beyond its neutral value."}

@@ -94,7 +94,8 @@ const checks = {
       return true;
     });
     await assert.rejects(ask({ model: 'gpt-4o' }), OpenAI.NotFoundError);
-    await assert.rejects(ask({ max_tokens: 5000 }), { code: 'context_length_exceeded' });
+    const long = client.completions.create({ ...greedy, prompt: Array(2000).fill(300) });
+    await assert.rejects(long, { code: 'context_length_exceeded' });
     const stranger = new OpenAI({ baseURL: process.env.BASE_URL, apiKey: 'wrong', maxRetries: 3 });
     await assert.rejects(stranger.models.list(), OpenAI.AuthenticationError);
   },

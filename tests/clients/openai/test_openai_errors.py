@@ -36,7 +36,7 @@ def counting(url: str, retries: int, **options: Any) -> Iterator[tuple[openai.Op
 
 
 REFUSALS: list[tuple[dict[str, Any], type[openai.APIStatusError], str | None, str | None]] = [
-    ({"max_tokens": 5000}, openai.BadRequestError, "max_tokens", "context_length_exceeded"),
+    ({"messages": [{"role": "user", "content": "owl " * 2000}]}, openai.BadRequestError, "messages", None),
     ({"temperature": 3}, openai.BadRequestError, "temperature", "invalid_value"),
     ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature", "unknown_parameter"),
     (
@@ -92,9 +92,17 @@ def test_a_wrong_key_is_an_authentication_error(url: str, key: str) -> None:
 
 def test_a_context_overflow_says_the_numbers(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        sdk.completions.create(model="builtin", prompt=SUM, max_tokens=2000)
+        sdk.completions.create(model="builtin", prompt=[300] * 2000, max_tokens=20)
+    assert caught.value.code == "context_length_exceeded"
     assert "1024" in caught.value.message
-    assert "2000 in the completion" in caught.value.message
+    assert "2000 in the prompt" in caught.value.message
+
+
+def test_more_tokens_than_the_context_leaves_are_as_many_as_it_leaves(sdk: openai.OpenAI) -> None:
+    """Clients set a model's largest answer once and for all; vLLM answers them, too."""
+    answer = sdk.completions.create(model="builtin", prompt=[300] * 1000, max_tokens=2000, temperature=0)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens <= 1024
 
 
 @pytest.fixture(scope="module")

@@ -211,7 +211,7 @@ def test_an_interrupt_keeps_what_has_settled_and_ends_the_request(url: str, http
 REFUSED = [
     (["--temperature", "9"], 1, "temperature"),
     (["--decoding", "ar", "--threshold", "0.5"], 1, "threshold"),
-    (["--max-tokens", "99999"], 1, "maximum context length"),
+    (["--max-tokens", "-1"], 1, "max_tokens"),
     (["--api-key", "wrong"], 1, "API key"),
     (["--url", "http://127.0.0.1:1"], 1, "cannot reach http://127.0.0.1:1"),
     (["--url", "localhost:8000"], 1, "http://"),

@@ -22,6 +22,7 @@ async def test_the_answer_has_openais_shape(api: Api) -> None:
             "message": {"role": "assistant", "content": TEXT, "refusal": None},
             "logprobs": None,
             "finish_reason": "stop",
+            "stop_reason": None,
         }
     ]
 

@@ -23,7 +23,9 @@ async def test_the_answer_has_openais_shape(api: Api) -> None:
     assert answer["id"].startswith("cmpl-")
     assert answer["object"] == "text_completion"
     assert answer["model"] == "builtin"
-    assert answer["choices"] == [{"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop"}]
+    assert answer["choices"] == [
+        {"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+    ]
     usage = answer["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert usage["completion_tokens"] == len(encode(TEXT))
@@ -138,7 +140,7 @@ async def test_log_probabilities_stop_where_the_text_stops(api: Api) -> None:
     answer = (await api.complete(logprobs=0, max_tokens=100, stop="gentle")).json()["choices"][0]
     assert "".join(answer["logprobs"]["tokens"][:-1]) + " " == answer["text"]
     assert answer["logprobs"]["tokens"][-1] == " gentle", "the token in which the text ends belongs to it"
-    assert answer["logprobs"]["top_logprobs"] is None
+    assert [list(top) for top in answer["logprobs"]["top_logprobs"]] == [[t] for t in answer["logprobs"]["tokens"]]
 
 
 async def test_suffix_reaches_the_engine_as_tokens_without_bos(api: Api) -> None:

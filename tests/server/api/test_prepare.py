@@ -12,7 +12,7 @@ from server.api.chat.prepare import prepare as prepare_chat
 from server.api.chat.request import ChatRequest
 from server.api.completions.prepare import prepare as prepare_completion
 from server.api.completions.request import CompletionRequest
-from server.api.prepare import derive_seed
+from server.api.prepare import Limits, derive_seed, effective_seed
 from server.api.requests import parse_generation
 from server.generation.job import Job
 from server.http.errors import BadRequest
@@ -20,6 +20,8 @@ from server.text.served_model import ServedModel
 from tests.fakes import INFO, builtin_tokenizer
 
 pytestmark = pytest.mark.anyio
+
+LIMITS = Limits(max_choices=8, clip_max_tokens=True)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def model() -> ServedModel:
 
 async def completion(model: ServedModel, **fields: Any) -> Job:
     call = validate(parse_generation(CompletionRequest, {"prompt": "Hello", **fields}), model)
-    return await prepare_completion(call, model, 8)
+    return await prepare_completion(call, model, LIMITS)
 
 
 async def test_every_sampling_parameter_reaches_the_engine(model: ServedModel) -> None:
@@ -42,6 +44,19 @@ async def test_every_sampling_parameter_reaches_the_engine(model: ServedModel) -
     job = await completion(model, **asked)
     expected = SamplingParams(**{**asked, "logit_bias": {9: 2.0}})
     assert job.choices[0].request.sampling == expected
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -2, 2**53, 2**63 - 1, 2**64 - 1])
+async def test_any_64_bit_seed_is_mapped_to_one_that_can_be_sent_back(model: ServedModel, seed: int) -> None:
+    """Clients draw seeds of 64 bits; the one that the answer tells must give the same text again."""
+    told = (await completion(model, seed=seed)).seed
+    assert 0 <= told < 2**53
+    assert told == (await completion(model, seed=seed)).seed == (await completion(model, seed=told)).seed
+    assert effective_seed(seed) != effective_seed(seed ^ 1)
+
+
+async def test_the_seed_minus_one_is_none(model: ServedModel) -> None:
+    assert (await completion(model, seed=-1)).seed != (await completion(model, seed=-1)).seed
 
 
 async def test_choices_have_seeds_of_their_own_and_ids_in_order(model: ServedModel) -> None:
@@ -57,7 +72,7 @@ async def test_choices_have_seeds_of_their_own_and_ids_in_order(model: ServedMod
 
 async def test_a_chat_may_take_the_rest_of_the_context(model: ServedModel) -> None:
     data = {"messages": [{"role": "user", "content": "Hello"}]}
-    job = await prepare_chat(validate(parse_generation(ChatRequest, data), model), model, 8)
+    job = await prepare_chat(validate(parse_generation(ChatRequest, data), model), model, LIMITS)
     request = job.choices[0].request
     assert len(request.prompt_token_ids) + request.max_tokens == INFO.max_model_len
     assert job.id.startswith("chatcmpl-")

@@ -30,9 +30,10 @@ def refused(response: httpx.Response, param: str | None) -> dict[str, Any]:
         ("temperature", -0.1), ("temperature", 2.1), ("temperature", "1"), ("temperature", True),
         ("temperature", 1e999), ("top_p", 0), ("top_p", 1.5), ("top_k", -2), ("top_k", 1.5), ("min_p", -1),
         ("min_p", 2), ("n", 0), ("n", -1),
-        ("n", 10**9), ("n", 2.0), ("n", "2"), ("max_tokens", 0), ("max_tokens", -5), ("max_tokens", "16"),
-        ("max_tokens", 2**70), ("seed", -1), ("seed", 2**53), ("seed", 1.5), ("presence_penalty", 2.1),
-        ("frequency_penalty", -2.1), ("repetition_penalty", 0), ("repetition_penalty", 1e9), ("logit_bias", {"x": 1}),
+        ("n", 10**9), ("n", 2.5), ("n", "2"), ("n", True), ("max_tokens", 0), ("max_tokens", -5), ("max_tokens", "16"),
+        ("max_tokens", 2**70), ("seed", -(2**63) - 1), ("seed", 2**64), ("seed", 1.5), ("presence_penalty", 2.1),
+        ("frequency_penalty", -2.1), ("repetition_penalty", 0), ("repetition_penalty", 1e9),
+        ("repetition_penalty", 1e-50), ("logit_bias", {"x": 1}),
         ("logit_bias", {"7": 101}), ("logit_bias", {"7": "1"}), ("logit_bias", [1]), ("logit_bias", {"-1": 1}),
         ("logit_bias", {str(10**6): 1}), ("logit_bias", {str(n): 1 for n in range(2000)}), ("logprobs", 21),
         ("logprobs", -1), ("logprobs", True), ("stop", 5), ("stop", [""]), ("stop", ["x" * 300]), ("stop", [1]),
@@ -61,7 +62,7 @@ async def test_known_fields_that_are_not_built_are_refused_and_neutral_values_ar
     entry = UNSUPPORTED[name]
     for endpoint in entry.endpoints:
         send = api.complete if endpoint == "completions" else api.chat
-        for value in (None, *entry.neutral):
+        for value in (None, *entry.neutral_at(endpoint)):
             assert (await send(**{name: value})).status_code == 200, (name, value)
         error = refused(await send(**{name: {"strange": "value"}}), name)
         assert error["code"] == "unsupported_parameter"
@@ -141,11 +142,62 @@ async def test_chat_combinations_are_refused_too(api: Api) -> None:
     refused(await api.chat(diffusing=True, stream=True, logprobs=True), "logprobs")
 
 
-async def test_too_long_a_request_says_the_numbers_and_is_never_cut(api: Api) -> None:
-    error = refused(await api.complete(prompt=[9] * 200, max_tokens=57), "max_tokens")
-    assert error["code"] == "context_length_exceeded"
-    assert all(number in error["message"] for number in ("256", "257", "200", "57"))
-    assert (await api.complete(prompt=[9] * 200, max_tokens=56)).status_code == 200
+async def test_too_long_a_request_says_the_numbers_where_it_may_not_be_cut(serve: Any) -> None:
+    async with serve(clip_max_tokens=False) as api:
+        error = refused(await api.complete(prompt=[9] * 200, max_tokens=57), "max_tokens")
+        assert error["code"] == "context_length_exceeded"
+        assert all(number in error["message"] for number in ("256", "257", "200", "57"))
+        assert (await api.complete(prompt=[9] * 200, max_tokens=56)).status_code == 200
+
+
+async def test_more_tokens_than_fit_become_what_fits(api: Api) -> None:
+    """Clients ask for a model's largest answer whatever the prompt; peers answer them."""
+    for send in (api.complete(prompt=[9] * 200, max_tokens=1000), api.chat(max_tokens=1000)):
+        assert (await send).status_code == 200
+    assert all(len(request.prompt_token_ids) + request.max_tokens == 256 for request in api.engine.requests)
+    refused(await api.complete(prompt=[9] * 256, max_tokens=1), "prompt")
+    refused(await api.complete(prompt=[9] * 200, suffix="x", max_tokens=60), "max_tokens")  # a gap has a length
+
+
+async def test_the_default_length_is_never_more_than_fits(api: Api) -> None:
+    """A client that sets no limit must not be told of one it never asked for."""
+    assert (await api.complete(prompt=[9] * 250)).status_code == 200
+    assert api.engine.requests[0].max_tokens == 6
+
+
+async def test_messages_read_as_sentences(api: Api) -> None:
+    """pydantic's own begin with the kind of value: "it string should match pattern" helps nobody."""
+    assert "it should have at least 1 item" in refused(await api.chat(messages=[]), "messages")["message"]
+    salt = refused(await api.complete(cache_salt=""), "cache_salt")
+    assert "it should have at least 1 character" in salt["message"]
+    assert "'x'" in refused(await api.complete(logit_bias={"x": 1}), "logit_bias")["message"]
+    assert "'7'" in refused(await api.complete(logit_bias={"7": 101}), "logit_bias")["message"]
+
+
+@pytest.mark.parametrize("sent", [{"n": 1.0}, {"max_tokens": 4.0}, {"model": ""}, {"top_k": 5.0}, {"seed": 3.0}])
+async def test_values_that_languages_write_differently_are_the_same(api: Api, sent: dict[str, Any]) -> None:
+    """JavaScript and Lua have one kind of number, and some clients send empty names."""
+    assert (await api.complete(**sent)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": False}},
+        {"response_format": {"type": "text", "json_schema": None}},
+        {"stop": None, "logit_bias": None, "n": None, "suffix": ""},
+    ],
+)
+async def test_null_and_neutral_values_are_not_sent_at_any_depth(api: Api, sent: dict[str, Any]) -> None:
+    """Typed languages send null for every field that was not set, inside of objects too."""
+    assert (await api.complete(**sent)).status_code == 200
+    assert api.engine.requests[0].suffix_token_ids is None
+
+
+async def test_a_prompt_is_not_scored_under_the_name_of_diffusion(api: Api) -> None:
+    """The scores are causal: a multiple-choice evaluation of `:diffusion` would silently be one of `:ar`."""
+    error = refused(await api.complete(model="builtin:diffusion", echo=True, logprobs=1, max_tokens=0), "echo")
+    assert "diffusion" in error["message"]
 
 
 async def test_text_that_cannot_fit_is_refused_before_it_is_encoded(api: Api) -> None:

@@ -89,10 +89,21 @@ def test_nothing_is_shown_that_a_stop_string_takes_away(pieces: list[str]) -> No
 
 def test_only_what_could_become_a_stop_string_is_held_back() -> None:
     finder = StopFinder(("\n\nUser:",))
-    assert finder.feed("Hello\n\nUs") == ("Hello", False)
-    assert finder.feed("ually") == ("\n\nUsually", False)
+    assert finder.feed("Hello\n\nUs") == ("Hello", None)
+    assert finder.feed("ually") == ("\n\nUsually", None)
 
 
 @pytest.mark.parametrize("stops", [(), ("z",)])
 def test_text_without_stops_passes_at_once(stops: tuple[str, ...]) -> None:
-    assert StopFinder(stops).feed("abc") == ("abc", False)
+    assert StopFinder(stops).feed("abc") == ("abc", None)
+
+
+def test_a_stop_string_counts_once_it_may() -> None:
+    """`min_tokens`: one that is completed before is text, one that only begins before ends the answer."""
+    finder = StopFinder(("ab",))
+    assert finder.feed("ab a", active=False) == ("ab ", None)
+    assert finder.feed("b.") == ("", "ab")
+
+
+def test_a_stop_string_can_be_part_of_the_text() -> None:
+    assert StopFinder(("END",), include=True).feed("the END.") == ("the END", "END")
