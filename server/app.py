@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -55,12 +56,20 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     app.state.created = int(time.time())
     openapi.install(app)
     for module in (completions, chat, info, tokens, page):
+        _answer_head(module.router)
         app.include_router(module.router)
     handle_error = ErrorHandler(service.record_refusal)
     for kind in (ClientGone, ApiError, RequestError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle_error)
     _add_middleware(app, config.server, service, handle_error)
     return app
+
+
+def _answer_head(router: APIRouter) -> None:
+    """Has every GET route answer HEAD as well (RFC 9110, 9.3.2); the connection leaves the body out."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.methods is not None and "GET" in route.methods:
+            route.methods.add("HEAD")
 
 
 def _engine_client(config: ServerConfig) -> EngineClient:

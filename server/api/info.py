@@ -98,7 +98,6 @@ async def get_model(request: Request, name: str) -> HttpResponse:
     return json_response(_describe(model, name, request.app.state.created))
 
 
-@router.head("/health")
 @router.get("/health")
 async def health(request: Request) -> HttpResponse:
     """Liveness, answered from memory. 503 only when the server has given up."""
@@ -107,7 +106,6 @@ async def health(request: Request) -> HttpResponse:
     return json_response(body, 503 if service.state == "failed" else 200)
 
 
-@router.head("/ready")
 @router.get("/ready")
 async def ready(request: Request) -> HttpResponse:
     """Readiness. 200 only when the model is loaded, the engine alive and nothing is draining."""

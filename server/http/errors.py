@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import NamedTuple
 
 import msgspec
@@ -195,6 +196,26 @@ class ErrorHandler:
 def error_response(error: ApiError) -> Response:
     """The error as an HTTP response."""
     return Response(encode_json(error.body()), error.status, error.headers, "application/json")
+
+
+def error_bytes(error: ApiError, request_id: str) -> bytes:
+    """The error as a whole HTTP/1.1 response, after which the connection is closed."""
+    body = encode_json(error.body())
+    headers = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        "x-request-id": request_id,
+        **error.headers,
+    }
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+def too_many_connections() -> Unavailable:
+    """The answer to a connection beyond the limit."""
+    return Unavailable("The server has too many connections.", "too_many_connections", 1)
 
 
 def from_request_error(error: RequestError) -> BadRequest:
