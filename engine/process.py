@@ -23,6 +23,7 @@ from engine.engine import Engine
 from engine.errors import EngineError, RequestError
 from engine.events import Finished, GenerationEvent, GenerationStats
 from engine.messages import (
+    HEARTBEAT_SECONDS,
     AbortRequests,
     AddRequests,
     EngineFailed,
@@ -35,8 +36,6 @@ from engine.messages import (
 from engine.request import Request
 
 log = logging.getLogger("lightcone.engine")
-
-IDLE_HEARTBEAT_SECONDS = 1.0
 
 
 class EngineProcess:
@@ -63,7 +62,7 @@ class EngineProcess:
     def _receive(self, wait: bool) -> list[GenerationEvent]:
         """Takes every message that is there, waiting up to a heartbeat for the first if there is nothing else to do."""
         events: list[GenerationEvent] = []
-        timeout = int(IDLE_HEARTBEAT_SECONDS * 1000) if wait else 0
+        timeout = int(HEARTBEAT_SECONDS * 1000) if wait else 0
         while self._socket.poll(timeout):
             timeout = 0
             message = self._decoder.decode(self._socket.recv())

@@ -128,7 +128,7 @@ class GenerationRequest(Strict):
     """Answers to give for each prompt."""
     stop: Stops = Field(default=[])
     """Strings that end the answer; the text ends before them."""
-    stop_token_ids: list[int] = Field(default=[], max_length=MAX_STOP_TOKENS)
+    stop_token_ids: list[int] = Field(default=[], max_length=MAX_STOP_TOKENS, fail_fast=True)
     """Tokens that end the answer."""
     ignore_eos: bool = False
     """Treat the model's end tokens as ordinary ones."""

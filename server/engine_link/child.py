@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -17,6 +15,7 @@ import zmq.asyncio
 
 from engine.config import EngineConfig, EngineInfo
 from engine.messages import EngineFailed, EngineReady, FromEngine, Shutdown, ToEngine
+from server.engine_link.directory import SocketDirectory
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -44,7 +43,7 @@ class EngineChild:
     def __init__(self, argv: list[str] | None = None) -> None:
         # -P: never the `engine` package that may lie in the current directory, but the one beside this package.
         self._argv = argv or [sys.executable, "-P", "-m", "engine.process"]
-        self._directory: Path | None = None
+        self._directory: SocketDirectory | None = None
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -56,8 +55,8 @@ class EngineChild:
 
     async def start(self, config: EngineConfig) -> EngineInfo:
         """Starts the process and waits for it to have loaded its model. Raises EngineChildError."""
-        self._directory = Path(tempfile.mkdtemp(prefix="lightcone-"))  # mode 0700
-        endpoint = f"ipc://{self._directory}/engine.sock"
+        self._directory = SocketDirectory()
+        endpoint = self._directory.endpoint
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.SNDHWM, 0)
@@ -161,7 +160,7 @@ class EngineChild:
     def _remove_directory(self) -> None:
         directory, self._directory = self._directory, None
         if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
+            directory.remove()
 
 
 def _has_fileno(stream: object) -> bool:

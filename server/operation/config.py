@@ -16,6 +16,7 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from engine.messages import HEARTBEAT_SECONDS
 
 ENV_PREFIX = "LIGHTCONE_"
 NOT_OPTIONS = frozenset({"LIGHTCONE_CONFIG", "LIGHTCONE_URL"})
@@ -70,7 +71,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: float = 60.0
     """After the drain delay: longest wait for what is in flight."""
     engine_stall_timeout: float = 120.0
-    """An engine that is silent for this long is restarted. The first pass of a size may compile kernels."""
+    """An engine silent for this long, more than 1, is restarted. The first pass of a size may compile kernels."""
     engine_start_timeout: float = 1800.0
     """Longest a model may take to load."""
     log_level: typing.Literal["debug", "info", "warning", "error"] = "info"
@@ -214,6 +215,9 @@ def _check(config: Config, places: Mapping[str, str]) -> None:
     if not 0 < config.engine.gpu_memory_utilization <= 1:
         share = config.engine.gpu_memory_utilization
         raise _out_of_range("gpu_memory_utilization", "greater than 0 and at most 1", share, places)
+    if config.server.engine_stall_timeout <= HEARTBEAT_SECONDS:
+        valid = f"greater than {HEARTBEAT_SECONDS:g}, as an idle engine speaks once a second"
+        raise _out_of_range("engine_stall_timeout", valid, config.server.engine_stall_timeout, places)
     if (config.server.tls_cert is None) is not (config.server.tls_key is None):
         one, other = ("tls_cert", "tls_key") if config.server.tls_key is None else ("tls_key", "tls_cert")
         raise ConfigError(f"{places.get(one, one)} needs {other}, too: HTTPS takes both")

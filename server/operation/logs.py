@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 
 from server.http.json_codec import encode_json
@@ -35,3 +36,21 @@ def set_up(level: str) -> None:
         logger.handlers = [handler]
         logger.setLevel(threshold)
         logger.propagate = False
+
+
+class OncePerSecond:
+    """Says whether a line that may be repeated without end is to be logged now."""
+
+    def __init__(self) -> None:
+        self.missed = 0
+        """Lines that were not logged before the last one that was."""
+        self._skipped, self._next = 0, 0.0
+
+    def due(self) -> bool:
+        """Whether a second has passed since the line was last logged. Counts the line if not."""
+        now = time.monotonic()
+        if now < self._next:
+            self._skipped += 1
+            return False
+        self.missed, self._skipped, self._next = self._skipped, 0, now + 1.0
+        return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,14 @@ class ServerProcess:
     """A running `lightcone serve`."""
 
     def __init__(
-        self, module: list[str], *flags: str, optimise: bool = False, env: dict[str, str] | None = None
+        self,
+        module: list[str],
+        *flags: str,
+        optimise: bool = False,
+        env: dict[str, str] | None = None,
+        files: int | None = None,
     ) -> None:
+        """files: most files that it may have open; None: as many as this process."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         # Made once, as it takes its time; a connection for each request, as most clients of these tests leave rudely.
@@ -73,6 +81,7 @@ class ServerProcess:
             stdout=subprocess.DEVNULL,
             stderr=self._log,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            preexec_fn=None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)),
         )
 
     def wait_until_ready(self, seconds: float = 60.0) -> float:
@@ -133,8 +142,9 @@ def server(
     ready: bool = True,
     optimise: bool = False,
     env: dict[str, str] | None = None,
+    files: int | None = None,
 ) -> Iterator[ServerProcess]:
-    process = ServerProcess(module, *flags, optimise=optimise, env=env)
+    process = ServerProcess(module, *flags, optimise=optimise, env=env, files=files)
     try:
         if ready:
             process.wait_until_ready()
@@ -143,9 +153,9 @@ def server(
         process.close()
 
 
-def fake(mode: str, *flags: str, ready: bool = True, optimise: bool = False) -> AbstractContextManager[ServerProcess]:
+def fake(mode: str, *flags: str, ready: bool = True, **options: Any) -> AbstractContextManager[ServerProcess]:
     """A real server with the fake engine process behind it."""
-    return server(["tests.serve_with_fake_engine", mode], *flags, ready=ready, optimise=optimise)
+    return server(["tests.serve_with_fake_engine", mode], *flags, ready=ready, **options)
 
 
 def real(*flags: str, ready: bool = True, **options: Any) -> AbstractContextManager[ServerProcess]:

@@ -41,6 +41,12 @@ def test_text_of_flags_and_variables_becomes_the_options_type() -> None:
         ({"dtype": "int4"}, {}, None, "--dtype: 'int4' is not valid: valid values: auto, float32, bfloat16"),
         ({"drain_delay": "inf"}, {}, None, r"drain_delay must be a finite number, not inf \(--drain-delay\)"),
         ({}, {}, "[server]\nkeep_alive = -1", r"keep_alive must be greater than 0, not -1.0 \(.*c\.toml: 'keep_alive'"),
+        (
+            {"engine_stall_timeout": "1"},
+            {},
+            None,
+            "engine_stall_timeout must be greater than 1, as an idle",
+        ),
         ({}, {"LIGHTCONE_TLS_KEY": "x"}, None, "LIGHTCONE_TLS_KEY needs tls_cert"),
         ({}, {"LIGHTCONE_MAX_RUNING": "3"}, None, r"LIGHTCONE_MAX_RUNING; did you mean LIGHTCONE_MAX_RUNNING\?"),
         ({}, {"LIGHTCONE_MAX_RUNNING": "0"}, None, "max_running must be greater than 0"),
