@@ -24,6 +24,7 @@ from server.http.keys import Keys
 from server.http.middleware import RequestChecks, RequestIds
 from server.operation.config import Config, ServerConfig
 from server.operation.service import Service
+from server.version import VERSION
 
 
 @asynccontextmanager
@@ -45,7 +46,7 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     service = Service(config, engine or _engine_client(config.server))
     app = FastAPI(
         title="Lightcone",
-        version=info.VERSION,
+        version=VERSION,
         summary="OpenAI-compatible inference for diffusion language models",
         docs_url=None,
         redoc_url=None,
@@ -54,7 +55,7 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     )
     app.state.service = service
     app.state.created = int(time.time())
-    openapi.install(app)
+    openapi.install(app, needs_key=config.server.has_keys, public_metrics=config.server.public_metrics)
     for module in (completions, chat, info, tokens, page):
         _answer_head(module.router)
         app.include_router(module.router)

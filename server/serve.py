@@ -106,7 +106,7 @@ def listen(config: ServerConfig) -> Listener:
 
 def run(config: Config) -> int:
     """Serves until told to stop. Returns the exit status. Raises ConfigError before anything is served."""
-    logs.set_up(config.server.log_level)
+    logs.set_up(config.server.log_level, config.server.log_format)
     listener = listen(config.server)
     try:
         return asyncio.run(_serve(config, listener))
@@ -119,15 +119,14 @@ def run(config: Config) -> int:
 async def _serve(config: Config, listener: Listener) -> int:
     app = create_app(config)
     service: Service = app.state.service
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    scheme = "https" if config.server.tls_cert else "http"
-    logger.info("listening on %s://%s:%d", scheme, shown, port, extra={"fields": {"model": service.name, "port": port}})
+    url = _url(listener, config.server)
+    port = listener.getsockname()[1]
+    logger.info("listening on %s", url, extra={"fields": {"model": service.name, "port": port}})
     server = _server(app, config.server, service)
     listener.highest = raise_file_limit(config.server.max_connections, logger.warning)
     listener.on_refused, listener.tls = service.record_refusal, config.server.tls_cert is not None
     asyncio.get_running_loop().set_exception_handler(_LoopErrors())
-    settling = asyncio.create_task(_settle(service))
+    settling = asyncio.create_task(_settle(service, url))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -138,9 +137,25 @@ async def _serve(config: Config, listener: Listener) -> int:
     return 0
 
 
-async def _settle(service: Service) -> None:
-    """Once the model is loaded, tells the garbage collector not to look through what stays while requests wait."""
+def _url(listener: socket.socket, config: ServerConfig) -> str:
+    """The address that was bound, as a URL."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if config.tls_cert else 'http'}://{shown}:{port}"
+
+
+async def _settle(service: Service, url: str) -> None:
+    """Once the model is loaded, says so, and tells the garbage collector not to look through what stays."""
     await service.loaded.wait()
+    shown = url.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:")
+    key = " -H 'Authorization: Bearer KEY'" if service.config.server.has_keys else ""
+    example = (
+        f"curl {shown}/v1/completions -H 'Content-Type: application/json'{key} "
+        """-d '{"prompt": "Once upon a time", "max_tokens": 40}'"""
+    )
+    text = f"ready: {service.name} at {shown}\n  try it   {example}\n  docs     {shown}/docs"
+    fields = {"model": service.name, "url": shown, "docs": f"{shown}/docs"}
+    logger.info("ready", extra={"fields": fields, "text": text})
     gc.collect()
     gc.freeze()
 

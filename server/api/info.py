@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from fastapi import APIRouter
@@ -14,13 +13,9 @@ from server.api.responses import Count, Response
 from server.http.errors import NotFound
 from server.operation.metrics import CONTENT_TYPE
 from server.text.served_model import ServedModel
+from server.version import VERSION
 
 router = APIRouter()
-
-try:
-    VERSION = version("lightcone")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    VERSION = "unknown"
 
 
 class Model(Response):

@@ -16,6 +16,7 @@ import zmq.asyncio
 from engine.config import EngineConfig, EngineInfo
 from engine.messages import EngineFailed, EngineReady, FromEngine, Shutdown, ToEngine
 from server.engine_link.directory import SocketDirectory
+from server.engine_link.output import Output
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -47,6 +48,7 @@ class EngineChild:
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._output: Output | None = None
         self._exit: asyncio.Task[int] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._listening = False
@@ -63,14 +65,17 @@ class EngineChild:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(endpoint)
+        self._output = await Output.open()
         self._process = await asyncio.create_subprocess_exec(
             *self._argv,
             endpoint,
             env=package_environment(),
             stdin=asyncio.subprocess.PIPE,
-            stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else asyncio.subprocess.DEVNULL,
+            stdout=self._output.write_end,
+            stderr=self._output.write_end,
             start_new_session=True,
         )
+        self._output.hand_over()
         self._exit = asyncio.create_task(self._process.wait())
         if self._process.stdin is not None:
             self._process.stdin.write(msgspec.json.encode(config) + b"\n")
@@ -137,6 +142,9 @@ class EngineChild:
                 await asyncio.wait({self._exit}, timeout=STOP_TIMEOUT)
             self._kill(process)
             await self._exit
+        output, self._output = self._output, None
+        if output is not None:
+            await output.close()
         socket, self._socket = self._socket, None
         if socket is not None:
             socket.close(linger=0)
@@ -161,14 +169,6 @@ class EngineChild:
         directory, self._directory = self._directory, None
         if directory is not None:
             directory.remove()
-
-
-def _has_fileno(stream: object) -> bool:
-    try:
-        stream.fileno()  # type: ignore[attr-defined]
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True
 
 
 def _describe_exit(code: int) -> str:

@@ -76,8 +76,15 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Longest a model may take to load."""
     log_level: typing.Literal["debug", "info", "warning", "error"] = "info"
     """From `warning` on, requests are not logged."""
+    log_format: typing.Literal["auto", "json", "text"] = "auto"
+    """`json`: one JSON object a line. `text`: lines for people. `auto`: text on a terminal, JSON elsewhere."""
     log_text: bool = False
     """Prompts and answers go into the log, too."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Requests need a key."""
+        return bool(self.api_keys) or self.api_key_file is not None
 
 
 class Config(msgspec.Struct, frozen=True):

@@ -116,7 +116,9 @@ class Service:
         self.grammars = GrammarChecker(info, directory)
         self.model = await _in_thread(load, self.name, info, directory)
         self.loaded.set()
-        logger.info("model loaded", extra={"fields": {"model": self.name, **msgspec.to_builtins(info)}})
+        text = f"model loaded: {self.name}, {info.dtype} on {info.device}, context of {info.max_model_len} tokens"
+        fields = {"model": self.name, **msgspec.to_builtins(info)}
+        logger.info("model loaded", extra={"fields": fields, "text": text})
 
     async def _watch_engine(self) -> None:
         await self.engine.given_up.wait()
