@@ -20,6 +20,9 @@ TOOLS = {
 }
 """Commands with a parser of their own: module and one line of help. Imported only when asked for."""
 
+USAGE = "lightcone serve [MODEL] [OPTION ...]"
+"""In place of the list of all options, which follows anyway, with explanations."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `lightcone` command. Returns the exit status."""
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"lightcone {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False))
+    _add_serve(commands.add_parser("serve", usage=USAGE, help="serve a model over HTTP", allow_abbrev=False))
     for name, (_, line) in TOOLS.items():
         commands.add_parser(name, help=line)
     arguments = parser.parse_args(words)

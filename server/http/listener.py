@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ class Listener(socket.socket):
     holds for connections in a TLS handshake as well, of which no protocol knows yet.
     """
 
-    highest = float("inf")
+    highest: int = sys.maxsize
     """Connections with a higher descriptor are refused."""
     on_refused: OnRefused | None = None
     """Called for each refusal."""
@@ -59,7 +60,7 @@ def raise_file_limit(connections: int, warn: Callable[..., None]) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + SPARE_FILES
     if soft == resource.RLIM_INFINITY:
-        return wanted
+        return sys.maxsize
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -9,8 +9,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import h11
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from server.http.connection import _Connection
 from tests.fakes import TEXT
 from tests.server.processes import ServerProcess, fake, wait_for
 
@@ -27,6 +31,15 @@ def echo() -> Iterator[ServerProcess]:
 def steady() -> Iterator[ServerProcess]:
     with fake("steady") as process:
         yield process
+
+
+def parsed(target: str) -> h11.Request:
+    """What the connection's parser makes of a request for this target."""
+    connection = _Connection(h11.SERVER)
+    connection.receive_data(f"GET {target} HTTP/1.1\r\nHost: other\r\n\r\n".encode())
+    event = connection.next_event()
+    assert isinstance(event, h11.Request)
+    return event
 
 
 def read_to_end(client: socket.socket) -> bytes:
@@ -54,6 +67,20 @@ def exchange(server: ServerProcess, request: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
         client.sendall(request)
         return read_to_end(client)
+
+
+_PATHS = st.text("abc/.;%2~-_", max_size=20).map(lambda path: "/" + path)
+_QUERIES = st.text("abc=&/:?%3", max_size=12)
+_HOSTS = st.sampled_from(["x", "x:80", "user@x", "[::1]:1"])
+
+
+@given(path=_PATHS, query=_QUERIES, host=_HOSTS, scheme=st.sampled_from(["http", "https", "HTTP"]))
+def test_a_whole_url_is_read_as_its_path_and_host(path: str, query: str, host: str, scheme: str) -> None:
+    """Whatever a URL holds after its host is the target, and its host is the Host (RFC 9112, 3.2.2)."""
+    target = f"{path}?{query}"
+    found = parsed(f"{scheme}://{host}{target}")
+    assert found.target.decode() == parsed(target).target.decode() == target
+    assert dict(found.headers)[b"host"] == host.encode()
 
 
 @pytest.mark.parametrize(
