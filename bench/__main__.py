@@ -13,7 +13,9 @@ from engine.errors import EngineError
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `lightcone bench`."""
-    parser = argparse.ArgumentParser(prog="lightcone bench", description="Measure the engine in process, without HTTP.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="lightcone bench", description="Measure the engine in process, without HTTP."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for command in (modes, passes, speed_of_light, compare):
         command.add_parser(commands)

@@ -28,7 +28,9 @@ def add_command(
     commands: Commands, name: str, help_line: str, run: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
     """Adds a subcommand with the options that all of them take."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_line, description=help_line)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, allow_abbrev=False, help=help_line, description=help_line
+    )
     parser.set_defaults(run=run)
     parser.add_argument("--model", default="builtin", help="model directory, or builtin (default)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")

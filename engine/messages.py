@@ -6,6 +6,9 @@ from engine.config import EngineInfo
 from engine.events import GenerationEvent, StepStats
 from engine.request import Request
 
+HEARTBEAT_SECONDS = 1.0
+"""Longest time between two messages of an engine that has nothing to do."""
+
 
 class AddRequests(msgspec.Struct, tag=True, frozen=True):
     """Requests to run; they join between two passes."""

@@ -23,6 +23,7 @@ from engine.engine import Engine
 from engine.errors import EngineError, RequestError
 from engine.events import Finished, GenerationEvent, GenerationStats
 from engine.messages import (
+    HEARTBEAT_SECONDS,
     AbortRequests,
     AddRequests,
     EngineFailed,
@@ -35,8 +36,6 @@ from engine.messages import (
 from engine.request import Request
 
 log = logging.getLogger("lightcone.engine")
-
-IDLE_HEARTBEAT_SECONDS = 1.0
 
 
 class EngineProcess:
@@ -63,7 +62,7 @@ class EngineProcess:
     def _receive(self, wait: bool) -> list[GenerationEvent]:
         """Handles every message that has arrived. wait: for the first one, up to a heartbeat."""
         events: list[GenerationEvent] = []
-        timeout = int(IDLE_HEARTBEAT_SECONDS * 1000) if wait else 0
+        timeout = int(HEARTBEAT_SECONDS * 1000) if wait else 0
         while self._socket.poll(timeout):
             timeout = 0
             message = self._decoder.decode(self._socket.recv())
@@ -107,11 +106,32 @@ def leave_with_parent() -> None:
     threading.Thread(target=wait, name="parent-watch", daemon=True).start()
 
 
+class LineFormatter(logging.Formatter):
+    """A record as one line of JSON, which the API process reads and logs in its own form."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON, without the line end."""
+        line: dict[str, object] = {
+            "time": record.created, "level": record.levelno, "logger": record.name, "message": record.getMessage(),
+        }  # fmt: skip
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def set_up_log() -> None:
+    """Sends all logs of this process, and Python's warnings, to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.captureWarnings(True)
+
+
 def main() -> int:
     """Entry point. Exits 0 after Shutdown, 1 after a failure that it has reported in one line."""
     # Ctrl-C reaches the whole terminal group; the API process handles it and sends Shutdown.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    set_up_log()
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     leave_with_parent()
     context = zmq.Context()
@@ -123,7 +143,7 @@ def main() -> int:
     try:
         started = time.monotonic()
         engine = Engine.load(config)
-        log.info("model loaded in %.1f s: %s", time.monotonic() - started, engine.info)
+        log.info("model loaded in %.1f s", time.monotonic() - started)
         process = EngineProcess(engine, socket)
         process.send(EngineReady(engine.info))
         process.serve()

@@ -23,15 +23,20 @@ COMMANDS = ("run", "sweep", "quality")
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `lightcone loadtest`."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="lightcone loadtest",
         description="Measure any OpenAI-compatible server over HTTP. Without a command: run.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{run,sweep,quality}")
-    run = commands.add_parser("run", help="one load, closed loop (--concurrency) or open loop (--rate)")
+    run = commands.add_parser(
+        "run", allow_abbrev=False, help="one load, closed loop (--concurrency) or open loop (--rate)"
+    )
     _load_options(run)
     run.add_argument("--rate", type=_positive, help="open loop: Poisson arrivals a second")
     run.add_argument("--records", action="store_true", help="put every request's record into the JSON file")
-    sweep = commands.add_parser("sweep", help="concurrency x decoding x threshold x block length, measured in turn")
+    sweep = commands.add_parser(
+        "sweep", allow_abbrev=False, help="concurrency x decoding x threshold x block length, measured in turn"
+    )
     _load_options(sweep)
     sweep.add_argument("--repeats", type=_natural, default=3, help="times each cell is run, interleaved (default 3)")
     sweep.add_argument(
@@ -39,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=_positive,
         help="exit with 3 unless the last cell's tokens a second are at least this many times the first cell's",
     )
-    quality = commands.add_parser("quality", help="share of right answers, agreement and tokens per pass, by mode")
+    quality = commands.add_parser(
+        "quality", allow_abbrev=False, help="share of right answers, agreement and tokens per pass, by mode"
+    )
     quality.add_argument("--questions", type=_natural, help="how many to ask each mode (default 100, or all of a file)")
     quality.add_argument("--concurrency", type=_natural, default=8, help="requests in flight (default 8)")
     quality.add_argument("--match", choices=("exact", "contains", "number"), default="exact", help="when text is right")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from engine.errors import ConfigError
 from server.operation import flags
 from server.operation.config import ENV_PREFIX, describe, load_config
+from server.version import VERSION
 
 TOOLS = {
     "generate": ("server.terminal.command", "complete a prompt in the terminal"),
@@ -18,6 +19,9 @@ TOOLS = {
     "bench": ("bench.__main__", "measure the engine in process, without HTTP"),
 }
 """Commands with a parser of their own: module and one line of help. Imported only when asked for."""
+
+USAGE = "lightcone serve [MODEL] [OPTION ...]"
+"""In place of the list of all options, which follows anyway, with explanations."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,10 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         tool = importlib.import_module(TOOLS[words[0]][0])
         return int(tool.main(words[1:]))
     parser = argparse.ArgumentParser(
-        prog="lightcone", description="OpenAI-compatible inference server for diffusion language models."
+        prog="lightcone",
+        description="OpenAI-compatible inference server for diffusion language models.",
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"lightcone {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="serve a model over HTTP"))
+    _add_serve(commands.add_parser("serve", usage=USAGE, help="serve a model over HTTP", allow_abbrev=False))
     for name, (_, line) in TOOLS.items():
         commands.add_parser(name, help=line)
     arguments = parser.parse_args(words)
@@ -43,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "positional_model", nargs="?", metavar="MODEL", help="what --model names: a directory, org/name, or builtin"
+    )
     parser.add_argument("--config", metavar="FILE", help="TOML file with [server] and [engine] sections")
     parser.add_argument("--print-config", action="store_true", help="print the effective configuration and exit")
     flags.add_options(parser)
@@ -51,7 +61,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     file = arguments.config or os.environ.get(ENV_PREFIX + "CONFIG")
-    config = load_config(flags.given(arguments), file=file)
+    given = flags.given(arguments)
+    if arguments.positional_model is not None:
+        if "model" in given:
+            raise ConfigError(f"the model is given twice: {arguments.positional_model} and --model {given['model']}")
+        given["model"] = arguments.positional_model
+    config = load_config(given, file=file)
     if arguments.print_config:
         print(describe(config))
         return 0

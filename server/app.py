@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -23,6 +24,7 @@ from server.http.keys import Keys
 from server.http.middleware import RequestChecks, RequestIds
 from server.operation.config import Config, ServerConfig
 from server.operation.service import Service
+from server.version import VERSION
 
 
 @asynccontextmanager
@@ -44,7 +46,7 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     service = Service(config, engine or _engine_client(config.server))
     app = FastAPI(
         title="Lightcone",
-        version=info.VERSION,
+        version=VERSION,
         summary="OpenAI-compatible inference for diffusion language models",
         docs_url=None,
         redoc_url=None,
@@ -53,14 +55,22 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     )
     app.state.service = service
     app.state.created = int(time.time())
-    openapi.install(app)
+    openapi.install(app, needs_key=config.server.has_keys, public_metrics=config.server.public_metrics)
     for module in (completions, chat, info, tokens, page):
+        _answer_head(module.router)
         app.include_router(module.router)
     handle_error = ErrorHandler(service.record_refusal)
     for kind in (ClientGone, ApiError, RequestError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle_error)
     _add_middleware(app, config.server, service, handle_error)
     return app
+
+
+def _answer_head(router: APIRouter) -> None:
+    """Has every GET route answer HEAD as well (RFC 9110, 9.3.2); the connection leaves the body out."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.methods is not None and "GET" in route.methods:
+            route.methods.add("HEAD")
 
 
 def _engine_client(config: ServerConfig) -> EngineClient:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -52,12 +52,14 @@ class ChildServer:
         log: Path | None = None,
         module: Sequence[str] = MODULE,
         python_options: Sequence[str] = (),
+        before_start: Callable[[], None] | None = None,
     ) -> None:
         """Starts the process.
 
         options: of `lightcone serve`. port: 0 lets the system choose. env: the whole environment (default: this
         process's). log: a file that standard error is appended to (default: a temporary one). module: the words
-        after `python -m`, a module that ends in `main` of this one.
+        after `python -m`, a module that ends in `main` of this one. before_start: runs in the child before its program
+        does, to limit its resources.
         """
         # Read with os.pread at absolute offsets, so that reading never moves where the child writes.
         self._log = tempfile.TemporaryFile() if log is None else log.open("ab+")  # noqa: SIM115
@@ -73,6 +75,7 @@ class ChildServer:
             stderr=self._log,
             env=_with_packages(os.environ if env is None else env),
             start_new_session=True,
+            preexec_fn=before_start,
         )
 
     def __enter__(self) -> Self:

@@ -1,6 +1,7 @@
 """An engine process without a model, for tests of the bridge to it: `python fake_engine_process.py MODE ENDPOINT`.
 
-It speaks the engine's protocol and misbehaves as its mode says; `steady` only takes its time, `mute` never answers.
+It speaks the engine's protocol and misbehaves as its mode says; `steady` only takes its time, `mute` never answers,
+`noisy` writes what is no log.
 """
 
 from __future__ import annotations
@@ -111,6 +112,9 @@ def leave_with_parent() -> None:
 def main() -> int:
     msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     threading.Thread(target=leave_with_parent, daemon=True).start()
+    if sys.argv[1] == "noisy":
+        print("on standard output", flush=True)
+        print("not a log line\n\n" + "x" * 2**21, file=sys.stderr, flush=True)
     return Fake(sys.argv[1], sys.argv[2]).run()
 
 

@@ -93,7 +93,9 @@ def show(name: str, outcome: Outcome, probes: dict[str, Distribution], seconds: 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="of each of the two loads (default 30)")
     parser.add_argument("--times", type=float, default=3.0, help="the overload, in capacities (default 3)")
     parser.add_argument("flags", nargs="*", help="further flags of `lightcone serve`, after --")

@@ -14,10 +14,12 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise ModelLoadError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.") from None
-    if device.type != "cuda":
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ModelLoadError(f"There is no device {name!r}: give auto, cpu, cuda or cuda:N.")
+    if device.type == "cpu":
         return device
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:

@@ -26,7 +26,7 @@ from engine.request import Grammar
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The command line; exits with status 2 where it is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m engine.grammar.worker")
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m engine.grammar.worker")
     parser.add_argument("--tokenizer", type=Path, required=True, help="the model's tokenizer.json")
     parser.add_argument("--vocab-size", type=int, required=True)
     parser.add_argument("--end-token-id", type=int, action="append", default=[])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,16 +12,23 @@ from server.http.body import BodyLimits, read_json
 from server.http.json_codec import encode_json
 from server.operation.service import Service
 
+_T = TypeVar("_T")
+
 
 def service_of(request: Request) -> Service:
     """The application's service."""
     return cast(Service, request.app.state.service)
 
 
-async def body_of(request: Request) -> Any:
-    """The request's body as a JSON value, within the server's limits. Raises BadRequest, BodyTooLarge, ClientGone."""
-    options = service_of(request).config.server
-    return await read_json(request, BodyLimits(options.max_body_bytes, options.body_timeout))
+async def parse_body(request: Request, parse: Callable[[Any], _T]) -> _T:
+    """What `parse` makes of the body's JSON value, within the server's limits; it may run in a thread.
+
+    Raises BadRequest, BodyTooLarge, ClientGone, or as `parse` does.
+    """
+    service = service_of(request)
+    options = service.config.server
+    limits = BodyLimits(options.max_body_bytes, options.body_timeout)
+    return await read_json(request, limits, parse, service.parsing)
 
 
 def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

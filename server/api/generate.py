@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.call import Call, Fields, validate
-from server.api.common import body_of, service_of
+from server.api.common import parse_body, service_of
 from server.api.prepare import Limits
 from server.api.requests import parse_generation
 from server.generation.job import Job
@@ -40,7 +40,7 @@ class Endpoint(Generic[Fields]):
     async def respond(self, request: Request) -> Response:
         """Serves one request. Raises ApiError, or ClientGone."""
         service, model = _open(request)
-        call = self._parse(await body_of(request), model)
+        call = await parse_body(request, lambda data: self._parse(data, model))
         job = await self.prepare(call, model, _limits_of(service))
         generation = await _run(job, model, service, request)
         return await self._answer(generation, model, service, request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from fastapi import APIRouter
@@ -14,13 +13,9 @@ from server.api.responses import Count, Response
 from server.http.errors import NotFound
 from server.operation.metrics import CONTENT_TYPE
 from server.text.served_model import ServedModel
+from server.version import VERSION
 
 router = APIRouter()
-
-try:
-    VERSION = version("lightcone")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    VERSION = "unknown"
 
 
 class Model(Response):
@@ -98,7 +93,6 @@ async def get_model(request: Request, name: str) -> HttpResponse:
     return json_response(_describe(model, name, request.app.state.created))
 
 
-@router.head("/health")
 @router.get("/health")
 async def health(request: Request) -> HttpResponse:
     """Liveness, answered from memory. 503 only when the server has given up."""
@@ -107,7 +101,6 @@ async def health(request: Request) -> HttpResponse:
     return json_response(body, 503 if service.state == "failed" else 200)
 
 
-@router.head("/ready")
 @router.get("/ready")
 async def ready(request: Request) -> HttpResponse:
     """Readiness. 200 only when the model is loaded, the engine alive and nothing is draining."""

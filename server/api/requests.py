@@ -152,7 +152,7 @@ class GenerationRequest(Strict):
     """Strings that end the answer; the text ends before them. They count once there are min_tokens tokens."""
     include_stop_str_in_output: bool = False
     """The text ends with the stop string, not before it."""
-    stop_token_ids: list[int] = Field(default=[], max_length=MAX_STOP_TOKENS)
+    stop_token_ids: list[int] = Field(default=[], max_length=MAX_STOP_TOKENS, fail_fast=True)
     """Tokens that end the answer."""
     ignore_eos: bool = False
     """Treat the model's end tokens as ordinary ones."""

@@ -8,11 +8,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from engine.errors import RequestError
-from engine.request import Grammar
+from engine.request import MAX_SCHEMA_BYTES, Grammar
 from engine.validate import check_grammar_mode as check_mode
 from server.api.fields import Strict, invalid
 from server.generation.job import RequestedGrammar
 from server.http.errors import BadRequest, from_request_error
+
+MAX_CHOICES = MAX_SCHEMA_BYTES // 4
+"""A list of more is longer than MAX_SCHEMA_BYTES, however short its strings are."""
+
+
+def _as_text(schema: Any) -> str:
+    """The JSON of a schema, cut off once it is longer than any that is accepted."""
+    text = ""
+    for piece in json.JSONEncoder().iterencode(schema):
+        text += piece
+        if len(text) > MAX_SCHEMA_BYTES:
+            break
+    return text
 
 
 class JsonSchemaFormat(Strict):
@@ -46,7 +59,7 @@ class ResponseFormat(Strict):
     def grammar(self) -> Grammar | None:
         """None for any text."""
         if self.json_schema is not None:
-            return Grammar(kind="json_schema", source=json.dumps(self.json_schema.schema_))
+            return Grammar(kind="json_schema", source=_as_text(self.json_schema.schema_))
         return Grammar(kind="json_object") if self.type == "json_object" else None
 
 
@@ -57,7 +70,7 @@ class StructuredOutputs(Strict):
     """A JSON schema, as an object or as text."""
     regex: str | None = None
     """A regular expression that the whole answer matches."""
-    choice: list[str] | None = None
+    choice: Annotated[list[str] | None, Field(max_length=MAX_CHOICES, fail_fast=True)] = None
     """The answers to choose from."""
     json_object: bool | None = None
     """Any JSON object."""
@@ -72,7 +85,7 @@ class StructuredOutputs(Strict):
     def grammar(self) -> Grammar | None:
         """None where no field is set."""
         if self.json_ is not None:
-            source = self.json_ if isinstance(self.json_, str) else json.dumps(self.json_)
+            source = self.json_ if isinstance(self.json_, str) else _as_text(self.json_)
             return Grammar(kind="json_schema", source=source)
         if self.regex is not None:
             return Grammar(kind="regex", source=self.regex)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Self
+from functools import partial
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
 from server.api.chat.request import Messages
-from server.api.common import body_of, json_response, service_of
+from server.api.common import json_response, parse_body, service_of
 from server.api.fields import Strict, invalid
 from server.api.requests import OptionalText, parse
 from server.api.responses import Count, Response
 from server.http.errors import BadRequest
+from server.text.served_model import run_encoding
 
 router = APIRouter()
 
@@ -45,7 +47,7 @@ class DetokenizeRequest(Strict):
 
     model: OptionalText = None
     """The served name, or an alias. May be left out."""
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(fail_fast=True)]
     """Token ids."""
 
 
@@ -67,7 +69,7 @@ class Prompt(Response):
 async def tokenize(request: Request) -> HttpResponse:
     """Tokens of a prompt or a chat, as generation would see them."""
     model = service_of(request).require_model()
-    fields = parse(TokenizeRequest, await body_of(request))
+    fields = await parse_body(request, partial(parse, TokenizeRequest))
     model.check_name(fields.model)
     if fields.messages is not None:
         tokens = await model.encode_chat([message.for_template() for message in fields.messages])
@@ -80,11 +82,21 @@ async def tokenize(request: Request) -> HttpResponse:
 async def detokenize(request: Request) -> HttpResponse:
     """Text of tokens, control tokens spelled out."""
     model = service_of(request).require_model()
-    fields = parse(DetokenizeRequest, await body_of(request))
+    fields = await parse_body(request, lambda data: parse(DetokenizeRequest, _bounded(data, model.info.max_model_len)))
     model.check_name(fields.model)
     vocab_size = model.info.vocab_size
     for token in fields.tokens:
         if not 0 <= token < vocab_size:
             message = f"Token id {token} is outside the vocabulary [0, {vocab_size})."
             raise BadRequest(message, "tokens", "invalid_token_id")
-    return json_response(Prompt(prompt=model.tokenizer.decode(fields.tokens, skip_special_tokens=False)))
+    decode = partial(model.tokenizer.decode, fields.tokens, skip_special_tokens=False)
+    return json_response(Prompt(prompt=await run_encoding(decode, len(fields.tokens))))
+
+
+def _bounded(data: Any, max_model_len: int) -> Any:
+    """The request as sent. Raises BadRequest for more tokens than a text of this model can have."""
+    tokens = data.get("tokens") if isinstance(data, dict) else None
+    if isinstance(tokens, list) and len(tokens) > max_model_len:
+        message = f"This model's maximum context length is {max_model_len} tokens; 'tokens' has {len(tokens)}."
+        raise BadRequest(message, "tokens", "context_length_exceeded")
+    return data

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -17,6 +15,8 @@ import zmq.asyncio
 
 from engine.config import EngineConfig, EngineInfo
 from engine.messages import EngineFailed, EngineReady, FromEngine, Shutdown, ToEngine
+from server.engine_link.directory import SocketDirectory
+from server.engine_link.output import Output
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -44,10 +44,11 @@ class EngineChild:
     def __init__(self, argv: list[str] | None = None) -> None:
         # -P: never the `engine` package that may lie in the current directory, but the one beside this package.
         self._argv = argv or [sys.executable, "-P", "-m", "engine.process"]
-        self._directory: Path | None = None
+        self._directory: SocketDirectory | None = None
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._output: Output | None = None
         self._exit: asyncio.Task[int] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._listening = False
@@ -56,22 +57,25 @@ class EngineChild:
 
     async def start(self, config: EngineConfig) -> EngineInfo:
         """Starts the process and waits for it to have loaded its model. Raises EngineChildError."""
-        self._directory = Path(tempfile.mkdtemp(prefix="lightcone-"))  # mode 0700
-        endpoint = f"ipc://{self._directory}/engine.sock"
+        self._directory = SocketDirectory()
+        endpoint = self._directory.endpoint
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(endpoint)
+        self._output = await Output.open()
         self._process = await asyncio.create_subprocess_exec(
             *self._argv,
             endpoint,
             env=package_environment(),
             stdin=asyncio.subprocess.PIPE,
-            stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else asyncio.subprocess.DEVNULL,
+            stdout=self._output.write_end,
+            stderr=self._output.write_end,
             start_new_session=True,
         )
+        self._output.hand_over()
         self._exit = asyncio.create_task(self._process.wait())
         if self._process.stdin is not None:
             self._process.stdin.write(msgspec.json.encode(config) + b"\n")
@@ -138,6 +142,9 @@ class EngineChild:
                 await asyncio.wait({self._exit}, timeout=STOP_TIMEOUT)
             self._kill(process)
             await self._exit
+        output, self._output = self._output, None
+        if output is not None:
+            await output.close()
         socket, self._socket = self._socket, None
         if socket is not None:
             socket.close(linger=0)
@@ -161,15 +168,7 @@ class EngineChild:
     def _remove_directory(self) -> None:
         directory, self._directory = self._directory, None
         if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _has_fileno(stream: object) -> bool:
-    try:
-        stream.fileno()  # type: ignore[attr-defined]
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True
+            directory.remove()
 
 
 def _describe_exit(code: int) -> str:

@@ -13,6 +13,7 @@ from engine.request import Request
 from server.engine_link.child import EngineChild, EngineChildError
 from server.engine_link.in_flight import EventSink
 from server.engine_link.link import EngineLink, EngineState
+from server.engine_link.patience import wait_running
 from server.http.errors import EngineFailure, Unavailable
 
 logger = logging.getLogger("lightcone.engine")
@@ -98,7 +99,7 @@ class EngineClient(EngineLink):
             raise RuntimeError("start() comes first")
         child = self._child = EngineChild(self._argv)
         try:
-            info = await asyncio.wait_for(child.start(self._config), self._start_timeout)
+            info = await wait_running(child.start(self._config), self._start_timeout)
         except TimeoutError:
             await child.close()
             raise EngineChildError(f"the engine did not load within {self._start_timeout:g} s") from None
@@ -131,7 +132,7 @@ class EngineClient(EngineLink):
         """Delivers one engine's updates until it fails. Returns why it failed, in one line."""
         while True:
             try:
-                messages = [await asyncio.wait_for(child.receive(), self._stall_timeout)]
+                messages = [await wait_running(child.receive(), self._stall_timeout)]
                 # Where the engine is ahead, its updates are delivered together: text that streams have not sent yet
                 # merges into one chunk, and they catch up.
                 messages += child.receive_waiting()

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
+import gc
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
+import anyio.to_thread
 from starlette.requests import ClientDisconnect, Request
 
 from server.http.errors import BadRequest, BodyTooLarge, ClientGone
 from server.http.json_codec import InvalidJson, decode_json
+
+LARGE_BODY = 64 * 1024
+"""Bytes from which a body is parsed in a thread, one such body at a time, so that no other request waits for it."""
+
+_T = TypeVar("_T")
 
 
 class BodyLimits(NamedTuple):
@@ -19,8 +27,11 @@ class BodyLimits(NamedTuple):
     """Seconds."""
 
 
-async def read_json(request: Request, limits: BodyLimits) -> Any:
-    """The JSON value of the body. Raises BadRequest, BodyTooLarge, or ClientGone."""
+async def read_json(request: Request, limits: BodyLimits, parse: Callable[[Any], _T], turn: asyncio.Semaphore) -> _T:
+    """What `parse` makes of the JSON value of the body. Raises BadRequest, BodyTooLarge, ClientGone, or as it does.
+
+    turn: held while a large body is parsed.
+    """
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise BadRequest("The Content-Type must be application/json.", None, "invalid_content_type")
@@ -37,6 +48,22 @@ async def read_json(request: Request, limits: BodyLimits) -> Any:
         raise BadRequest(message, None, "body_timeout", {"Connection": "close"}) from None
     except ClientDisconnect:
         raise ClientGone from None
+    if len(body) < LARGE_BODY:
+        return parse(_decode(body))
+    async with turn:
+        return await anyio.to_thread.run_sync(lambda: _parse_large(body, parse))
+
+
+def _parse_large(body: bytes, parse: Callable[[Any], _T]) -> _T:
+    """Parses without the garbage collector, which would look through a million new lists again and again."""
+    gc.disable()
+    try:
+        return parse(_decode(body))
+    finally:
+        gc.enable()
+
+
+def _decode(body: bytes) -> Any:
     try:
         return decode_json(body)
     except InvalidJson as exc:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import NamedTuple
 
 import msgspec
@@ -17,6 +19,12 @@ from server.http.json_codec import encode_json
 logger = logging.getLogger("lightcone.server")
 
 INTERNAL_ERROR = "The server had an error while processing your request."
+
+TOO_MANY_CONNECTIONS = "too_many_connections"
+"""The code of an answer to a connection beyond the limit."""
+
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
+"""System errors that pass: files, memory or processes are used up for the moment."""
 
 CLIENT_CLOSED_REQUEST = 499
 """The status that proxies log for a client that went away before its answer."""
@@ -197,6 +205,26 @@ def error_response(error: ApiError) -> Response:
     return Response(encode_json(error.body()), error.status, error.headers, "application/json")
 
 
+def error_bytes(error: ApiError, request_id: str) -> bytes:
+    """The error as a whole HTTP/1.1 response, after which the connection is closed."""
+    body = encode_json(error.body())
+    headers = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        "x-request-id": request_id,
+        **error.headers,
+    }
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+def too_many_connections() -> Unavailable:
+    """The answer to a connection beyond the limit."""
+    return Unavailable("The server has too many connections.", TOO_MANY_CONNECTIONS, 1)
+
+
 def from_request_error(error: RequestError) -> BadRequest:
     """The engine's refusal of a request as a 400; its message and field are fit for clients as they are."""
     return BadRequest(str(error), error.param, error.code)
@@ -210,8 +238,16 @@ def to_api_error(exc: Exception, request: Request) -> ApiError:
         return from_request_error(exc)
     if isinstance(exc, HTTPException):
         return _from_http_exception(exc, request)
+    if is_shortage(exc):
+        logger.warning("out of resources: %s", exc)
+        return Unavailable("The server is out of resources; try again shortly.", "out_of_resources", 1)
     logger.error("unexpected error while serving a request", exc_info=exc)
     return ApiError(INTERNAL_ERROR, None, "internal_error")
+
+
+def is_shortage(exc: object) -> bool:
+    """Something of the system's is used up for the moment."""
+    return isinstance(exc, OSError) and exc.errno in SHORTAGES
 
 
 def _from_http_exception(exc: HTTPException, request: Request) -> ApiError:

@@ -7,11 +7,17 @@ import hmac
 from collections.abc import Iterable
 from pathlib import Path
 
+from starlette.datastructures import Headers
+
 from engine.errors import ConfigError
 from server.http.errors import Unauthorized
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Paths that never need a key: orchestrators and load balancers have none. Every other path does, known or not."""
+
+KEY_HEADERS = ("authorization", "api-key", "x-api-key")
+"""Headers that may carry a key, the first one that is there counting: OpenAI's clients send the first, Azure's the
+second."""
 
 
 class Keys:
@@ -33,22 +39,40 @@ class Keys:
                 raise ConfigError(f"API key {number} of {len(accepted)} holds a character that no header can carry")
         return cls(accepted, OPEN_PATHS | {"/metrics"} if public_metrics else OPEN_PATHS)
 
-    def check(self, path: str, authorization: str | None) -> None:
-        """Raises Unauthorized unless the path is open or the header carries an accepted key."""
+    def check(self, path: str, headers: Headers) -> None:
+        """Raises Unauthorized unless the path is open or the request carries an accepted key."""
         if not self._digests or path in self._public_paths:
             return
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        key = _key_of(headers)
+        if not key:
             raise Unauthorized(
                 "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'.",
                 None,
                 "missing_api_key",
                 {"WWW-Authenticate": "Bearer"},
             )
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if not any(matches):
             raise Unauthorized("Incorrect API key provided.", None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+
+
+def _key_of(headers: Headers) -> str:
+    """The key of a request, from the first of the headers that it has; empty where there is none.
+
+    A header that is there twice with different values gives none: two readers could take different ones.
+    """
+    for name in KEY_HEADERS:
+        values = set(headers.getlist(name))
+        if values:
+            value = values.pop()
+            if values:
+                return ""
+            if name != "authorization":
+                return value.strip()
+            scheme, _, key = value.partition(" ")
+            return key.strip() if scheme.lower() == "bearer" else ""
+    return ""
 
 
 def _read_keys(file: str) -> list[str]:

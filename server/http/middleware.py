@@ -79,7 +79,7 @@ class RequestChecks:
         try:
             headers = Headers(scope=scope)
             _check_framing(headers)
-            self._keys.check(scope["path"], headers.get("authorization"))
+            self._keys.check(scope["path"], headers)
             self._check_not_draining(scope)
             with nullcontext() if scope["path"] in PROBES else self._service.answering():
                 await self._app(scope, receive, send_watched)

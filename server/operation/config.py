@@ -15,6 +15,7 @@ import msgspec
 
 from engine.config import NOT_NEGATIVE, POSITIVE, EngineConfig, Range, check_config, check_ranges
 from engine.errors import ConfigError
+from engine.messages import HEARTBEAT_SECONDS
 
 ENV_PREFIX = "LIGHTCONE_"
 NOT_OPTIONS = frozenset({"LIGHTCONE_CONFIG", "LIGHTCONE_URL"})
@@ -70,14 +71,22 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """After SIGTERM: time during which new work is still served, so that a load balancer can notice first."""
     drain_timeout: Annotated[float, NOT_NEGATIVE] = 60.0
     """After the drain delay: longest wait for what is in flight."""
-    engine_stall_timeout: Annotated[float, POSITIVE] = 120.0
-    """An engine that is silent for this long is restarted. The first pass of a size may compile kernels."""
+    engine_stall_timeout: Annotated[float, Range(above=HEARTBEAT_SECONDS)] = 120.0
+    """An engine silent for this long is restarted; an idle one speaks once a second. The first pass of a size may
+    compile kernels."""
     engine_start_timeout: Annotated[float, POSITIVE] = 1800.0
     """Longest a model may take to load."""
     log_level: typing.Literal["debug", "info", "warning", "error"] = "info"
     """From `warning` on, requests are not logged."""
+    log_format: typing.Literal["auto", "json", "text"] = "auto"
+    """`json`: one JSON object a line. `text`: lines for people. `auto`: text on a terminal, JSON elsewhere."""
     log_text: bool = False
     """Prompts and answers go into the log, too."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Requests need a key."""
+        return bool(self.api_keys) or self.api_key_file is not None
 
 
 class Config(msgspec.Struct, frozen=True):

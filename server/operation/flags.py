@@ -14,6 +14,9 @@ import msgspec
 from engine.config import ranges_of
 from server.operation.config import ENV_PREFIX, SECTIONS, option_types
 
+ALIASES: dict[str, tuple[str, ...]] = {"api_keys": ("--api-key",)}
+"""Other spellings of a flag, which users of other servers type."""
+
 
 class OptionDoc(NamedTuple):
     """One option as help and documentation describe it."""
@@ -49,7 +52,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                 action = argparse.BooleanOptionalAction
                 group.add_argument(flag, dest=name, action=action, default=argparse.SUPPRESS, help=text)
             else:
-                group.add_argument(flag, dest=name, metavar=_metavar(kind), default=argparse.SUPPRESS, help=text)
+                spelled = (flag, *ALIASES.get(name, ()))
+                group.add_argument(*spelled, dest=name, metavar=_metavar(kind), default=argparse.SUPPRESS, help=text)
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from engine.events import StepStats
 from server.engine_link.child import EngineChildError
 from server.engine_link.grammar_checker import GrammarChecker
 from server.engine_link.link import EngineLink, EngineState
-from server.http.errors import Refusal, Unavailable
+from server.http.errors import TOO_MANY_CONNECTIONS, Refusal, Unavailable
 from server.operation.admission import Admission
 from server.operation.config import Config
+from server.operation.logs import OncePerSecond
 from server.operation.metrics import Metrics
 from server.text.model_files import default_name, resolve_model
 from server.text.served_model import ServedModel
@@ -65,6 +66,8 @@ class Service:
         """The server is no longer ready: a load balancer should send no more."""
         self.refusing = False
         """New work is answered 503."""
+        self.parsing = asyncio.Semaphore(1)
+        """Held while a large request body is parsed in a thread."""
         self._active = 0  # HTTP requests being answered, probes not counted
         self._idle = asyncio.Event()
         self._idle.set()
@@ -75,6 +78,7 @@ class Service:
         self._loader: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._restarts = 0
+        self._beyond_limit = OncePerSecond()
         engine.on_step = self._on_step
         engine.on_ready = self._on_ready
 
@@ -112,7 +116,9 @@ class Service:
         self.grammars = GrammarChecker(info, directory)
         self.model = await _in_thread(load, self.name, info, directory)
         self.loaded.set()
-        logger.info("model loaded", extra={"fields": {"model": self.name, **msgspec.to_builtins(info)}})
+        text = f"model loaded: {self.name}, {info.dtype} on {info.device}, context of {info.max_model_len} tokens"
+        fields = {"model": self.name, **msgspec.to_builtins(info)}
+        logger.info("model loaded", extra={"fields": fields, "text": text})
 
     async def _watch_engine(self) -> None:
         await self.engine.given_up.wait()
@@ -155,9 +161,13 @@ class Service:
                 self._idle.set()
 
     def record_refusal(self, refusal: Refusal) -> None:
-        """Counts and logs a request that no work was done for."""
+        """Counts and logs a request that no work was done for. Connections beyond the limit are one line a second."""
         self.metrics.record_rejection(refusal.code)
         fields = {name: value for name, value in refusal._asdict().items() if value is not None}
+        if refusal.code == TOO_MANY_CONNECTIONS:
+            if not self._beyond_limit.due():
+                return
+            fields["repeated"] = self._beyond_limit.missed
         logger.info("refused", extra={"fields": fields})
 
     # -- state --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ as a shaded cell. When the output is not a terminal, the text alone is streamed.
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `lightcone generate`."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="lightcone generate",
         description="Complete a prompt in the terminal, by a running server or by the built-in model.",
         epilog=_EPILOG,

@@ -203,6 +203,11 @@ def prometheus_config() -> Any:
     return yaml.safe_load((CONFIGS / "prometheus.yml").read_text())
 
 
+def alert_rules() -> Any:
+    """The alerts beside it."""
+    return yaml.safe_load((CONFIGS / "prometheus-alerts.yml").read_text())
+
+
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     """Else a metric that was renamed leaves an empty panel behind."""
     names = set(re.findall(r"^# TYPE (\w+) \w+", Metrics("m").render().decode(), re.MULTILINE))
@@ -218,16 +223,51 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     assert len(asked) > 25
 
 
+def test_alerts_ask_for_metrics_that_exist() -> None:
+    """Else an alert whose metric was renamed never fires again, and nobody hears of it."""
+    page = Metrics("m").render().decode()
+    names = set(re.findall(r"^# TYPE (\w+) \w+", page, re.MULTILINE))
+    rules = [rule for group in alert_rules()["groups"] for rule in group["rules"]]
+    asked = {name for rule in rules for name in re.findall(r"lightcone_\w+", rule["expr"])}
+    assert {name if name in names else re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} <= names
+    assert {
+        "lightcone_engine_up", "lightcone_engine_restarts_total", "lightcone_requests_rejected_total",
+        "lightcone_kv_cache_usage_ratio", "lightcone_nan_logits_total", "lightcone_time_to_first_token_seconds_bucket",
+    } <= asked  # fmt: skip
+    for rule in rules:
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert rule["annotations"]["summary"]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    jobs = {job["job_name"] for job in prometheus_config()["scrape_configs"]}
+    assert {job for rule in rules for job in re.findall(r'job="(\w+)"', rule["expr"])} <= jobs
+
+
+def test_prometheus_finds_its_alerts() -> None:
+    """Else it does not start, or starts without them."""
+    folder = "/etc/prometheus/"
+    mounts = [mount.split(":") for mount in COMPOSE["services"]["prometheus"]["volumes"]]
+    mounted = {target.removeprefix(folder): source for source, target, *_ in mounts}
+    for file in prometheus_config()["rule_files"]:
+        assert (ROOT / mounted[file]).samefile(CONFIGS / file)
+    program = shutil.which("promtool")
+    if program is not None:
+        done = subprocess.run([program, "check", "rules", CONFIGS / "prometheus-alerts.yml"], capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_the_dashboard_fits_its_data_source_and_its_page() -> None:
     """Else Grafana says that a data source is missing, averages over too few samples, or draws panels over panels."""
     board = grafana("dashboards/lightcone.json")
     (source,) = grafana("provisioning/datasources/prometheus.yaml")["datasources"]
     assert source["jsonData"]["timeInterval"] == prometheus_config()["global"]["scrape_interval"]
+    chosen, *variables = board["templating"]["list"]  # a variable is filled before those that stand after it
+    assert (chosen["name"], chosen["type"], chosen["query"]) == ("datasource", "datasource", source["type"])
+    assert all(variable["datasource"]["uid"] == "${datasource}" for variable in variables)
     panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
     for panel in panels:
-        assert panel["type"] == "row" or panel["datasource"]["uid"] == source["uid"], panel["title"]
+        assert panel["type"] == "row" or panel["datasource"]["uid"] == "${datasource}", panel["title"]
         place = panel["gridPos"]
         cells = {
             (x, y)

@@ -47,6 +47,7 @@ class Prometheus(Process):
         for job in config["scrape_configs"]:
             job["static_configs"] = [{"targets": targets.pop(job["job_name"])}]
         assert not targets, f"prometheus.yml has no job for {targets}"
+        config["rule_files"] = [str(CONFIGS / file) for file in config["rule_files"]]
         self.file = directory / "prometheus.yml"
         self.file.write_text(yaml.safe_dump(config))
         address = f"127.0.0.1:{free_port()}"

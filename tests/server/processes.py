@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,14 @@ class ServerProcess:
     """A running `lightcone serve`."""
 
     def __init__(
-        self, module: list[str], *flags: str, optimise: bool = False, env: dict[str, str] | None = None
+        self,
+        module: list[str],
+        *flags: str,
+        optimise: bool = False,
+        env: dict[str, str] | None = None,
+        files: int | None = None,
     ) -> None:
+        """files: most files that it may have open; None: as many as this process."""
         # Made once, as it takes its time; a connection for each request, as most clients of these tests leave rudely.
         self.http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
         self._child = ChildServer(
@@ -49,6 +57,7 @@ class ServerProcess:
             module=module,
             python_options=["-O"] if optimise else [],
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            before_start=None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)),
         )
         self.process = self._child.process
 
@@ -113,9 +122,10 @@ def server(
     ready: bool = True,
     optimise: bool = False,
     env: dict[str, str] | None = None,
+    files: int | None = None,
 ) -> Iterator[ServerProcess]:
-    """A server for the length of a `with` block. module: as ChildServer takes it."""
-    process = ServerProcess(module, *flags, optimise=optimise, env=env)
+    """A server for the length of a `with` block. module: as ChildServer takes it. files: see ServerProcess."""
+    process = ServerProcess(module, *flags, optimise=optimise, env=env, files=files)
     try:
         if ready:
             process.wait_until_ready()
@@ -124,9 +134,9 @@ def server(
         process.close()
 
 
-def fake(mode: str, *flags: str, ready: bool = True, optimise: bool = False) -> AbstractContextManager[ServerProcess]:
+def fake(mode: str, *flags: str, ready: bool = True, **options: Any) -> AbstractContextManager[ServerProcess]:
     """A real server with the fake engine process behind it."""
-    return server([FAKE, mode], *flags, ready=ready, optimise=optimise)
+    return server([FAKE, mode], *flags, ready=ready, **options)
 
 
 def real(*flags: str, ready: bool = True, **options: Any) -> AbstractContextManager[ServerProcess]:

@@ -18,11 +18,13 @@ BUILTIN = Path(__file__).resolve().parents[2] / "engine" / "builtin"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.builtin_model", description="Make the built-in model.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m tools.builtin_model", description="Make the built-in model."
+    )
     parser.add_argument("--work", type=Path, default=Path("build/builtin_model"), help="where the run is kept")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("tokenizer", help="train the tokenizer on generated text (seconds)")
-    train = commands.add_parser("train", help="train the model, or go on where it stopped")
+    commands.add_parser("tokenizer", allow_abbrev=False, help="train the tokenizer on generated text (seconds)")
+    train = commands.add_parser("train", allow_abbrev=False, help="train the model, or go on where it stopped")
     train.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (%(default)s)")
     train.add_argument(
         "--compile", action="store_true", help="compile the loss (needs a C++ compiler; 1.4 times as fast)"
@@ -31,9 +33,9 @@ def main() -> None:
     train.add_argument("--causal-steps", type=int, default=Recipe.causal_steps)
     train.add_argument("--joint-steps", type=int, default=Recipe.joint_steps)
     train.add_argument("--seed", type=int, default=Recipe.seed)
-    written = commands.add_parser("export", help="write the published layout")
+    written = commands.add_parser("export", allow_abbrev=False, help="write the published layout")
     written.add_argument("target", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
-    judged = commands.add_parser("quality", help="the model card's tables, in Markdown (minutes)")
+    judged = commands.add_parser("quality", allow_abbrev=False, help="the model card's tables, in Markdown (minutes)")
     judged.add_argument("model", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
     judged.add_argument("--each", type=int, default=32, help="held-out prompts of a category (%(default)s)")
     arguments = parser.parse_args()

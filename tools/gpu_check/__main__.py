@@ -14,7 +14,9 @@ from tools.gpu_check.sizes import SIZES
 
 def main(words: list[str] | None = None) -> int:
     """Exits 0 if every part ran and every bar is met, else 1. The report is written either way."""
-    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description="Check and measure on a GPU.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m tools.gpu_check", description="Check and measure on a GPU."
+    )
     parser.add_argument("--out", type=Path, default=Path("build/gpu-check"), help="default: %(default)s")
     parser.add_argument("--size", choices=sorted(SIZES), help="default: 8b on a GPU, toy without one")
     parser.add_argument("--minutes", type=float, default=7.0, help="start no part after this (default %(default)s)")

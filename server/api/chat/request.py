@@ -39,7 +39,7 @@ class Message(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     """Who speaks."""
-    content: Annotated[str | list[TextPart], BeforeValidator(_check_content)]
+    content: Annotated[str | Annotated[list[TextPart], Field(fail_fast=True)], BeforeValidator(_check_content)]
     """Text, or text in parts."""
     name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None
     """A name of the participant, for templates that use it."""
@@ -56,7 +56,7 @@ class Message(Strict):
         return plain if self.name is None else {**plain, "name": self.name}
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class ChatRequest(GenerationRequest):

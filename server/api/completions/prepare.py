@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from server.api.call import Call
 from server.api.completions.request import CompletionRequest
 from server.api.prepare import Limits, check_num_choices, fit_max_tokens, make_job, request_template, with_prompt
@@ -66,7 +68,8 @@ async def _echo(fields: CompletionRequest, index: int, ids: list[int], model: Se
     if not fields.echo:
         return Echo()
     prompt, tokenizer = fields.prompts[index], model.tokenizer
-    text = prompt if isinstance(prompt, str) else tokenizer.decode(ids, skip_special_tokens=False)
+    decode = partial(tokenizer.decode, ids, skip_special_tokens=False)
+    text = prompt if isinstance(prompt, str) else await run_encoding(decode, len(ids))
     if fields.logprobs is None:
         return Echo(text)
     bos = tokenizer.bos_token_id  # in front of every prompt, whether it was spelled there or not

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from server.api.fields import invalid
 from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest, OptionalText
@@ -12,19 +12,18 @@ from server.generation.job import Endpoint
 
 
 def _is_ids(value: list[Any]) -> bool:
-    return all(type(item) is int for item in value)
+    return set(map(type, value)) == {int}
 
 
 def _check_prompt(value: Any) -> Any:
-    """A plain check instead of a union: one clear message, and no list is read four times."""
+    """A plain check in place of a union: one clear message, and no list is read once for each of four types."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         if not value:
             raise invalid("must not be an empty list")
-        if all(type(item) is str for item in value) or _is_ids(value):
-            return value
-        if all(type(item) is list and item and _is_ids(item) for item in value):
+        kinds = set(map(type, value))
+        if kinds in ({str}, {int}) or (kinds == {list} and all(map(_is_ids, value))):
             return value
     raise invalid("must be a string, a list of strings, a list of token ids or a list of lists of token ids")
 
@@ -33,7 +32,7 @@ _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 Prompt = Annotated[
     str | list[str] | list[int] | list[list[int]],
-    BeforeValidator(_check_prompt),
+    PlainValidator(_check_prompt),
     WithJsonSchema(
         {
             "anyOf": [

@@ -12,11 +12,12 @@ from server.api.chat.response import ChatCompletion, ChatCompletionChunk
 from server.api.completions.request import CompletionRequest
 from server.api.completions.response import Completion, CompletionChunk
 from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, Strict
-from server.api.info import VERSION, Health, Model, ModelList, Ready, Version
+from server.api.info import Health, Model, ModelList, Ready, Version
 from server.api.requests import GenerationRequest
 from server.api.tokens import DetokenizeRequest, Prompt, TokenizeRequest, Tokens
 from server.generation.job import Endpoint
 from server.http.errors import Error
+from server.version import VERSION
 
 Schema = dict[str, Any]
 
@@ -41,25 +42,47 @@ _READING = ("400", "401", "404", "413", "500", "503")
 _GENERATING = ("400", "401", "404", "413", "429", "500", "503", "504")
 
 
-def install(app: FastAPI) -> None:
-    """Makes the application answer /openapi.json with this document."""
-    document = build()
+def install(app: FastAPI, *, needs_key: bool, public_metrics: bool) -> None:
+    """Makes the application answer /openapi.json with this document. The arguments are those of `build`."""
+    document = build(needs_key=needs_key, public_metrics=public_metrics)
     app.openapi = lambda: document  # type: ignore[method-assign]
 
 
-def build() -> Schema:
-    """The OpenAPI 3.1 document."""
+def build(*, needs_key: bool, public_metrics: bool) -> Schema:
+    """The OpenAPI 3.1 document of a server that needs a key, on /metrics perhaps not, or that needs none."""
     _, components = msgspec.json.schema_components(RESPONSES, ref_template=_REFERENCE + "{name}")
     for model in REQUESTS:
         _add_request(components, model)
-    return {
+    document = {
         "openapi": "3.1.0",
         "info": {"title": "Lightcone", "version": VERSION,
                  "summary": "OpenAI-compatible inference for diffusion language models"},
         "paths": _paths(),
-        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-        "security": [{"key": []}],
+        "components": {"schemas": components},
     }  # fmt: skip
+    if needs_key:
+        _add_security(document, public_metrics=public_metrics)
+    else:
+        for operation in _operations(document):
+            operation["responses"].pop("401", None)
+    return document
+
+
+def _add_security(document: Schema, *, public_metrics: bool) -> None:
+    """A key on every path but the open ones, in either of the headers."""
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer"},
+        "azure_key": {"type": "apiKey", "in": "header", "name": "api-key"},
+    }
+    document["security"] = [{"key": []}, {"azure_key": []}]
+    for path in ("/health", "/ready", *(("/metrics",) if public_metrics else ())):
+        operation = document["paths"][path]["get"]
+        operation["security"] = []
+        operation["responses"].pop("401", None)
+
+
+def _operations(document: Schema) -> list[Schema]:
+    return [operation for methods in document["paths"].values() for operation in methods.values()]
 
 
 def _paths() -> Schema:
@@ -79,7 +102,6 @@ def _paths() -> Schema:
         "/metrics": {"get": get("Prometheus metrics", None, None, ("401",))},
     }  # fmt: skip
     for path, body in (("/health", Health), ("/ready", Ready)):
-        paths[path]["get"]["security"] = []
         paths[path]["get"]["responses"]["503"] = _response("Not so.", body)
     name = {"name": "name", "in": "path", "required": True, "description": "A model's id.",
             "schema": {"type": "string", "minLength": 1}}  # fmt: skip

@@ -19,6 +19,9 @@ def test_device_names_are_checked() -> None:
     assert resolve_device("auto").type in ("cpu", "cuda")
     with pytest.raises(ModelLoadError, match="no device 'gpu'"):
         resolve_device("gpu")
+    for other in ("meta", "mps", "xpu:0"):  # torch knows them, and this engine cannot compute on them
+        with pytest.raises(ModelLoadError, match=f"no device '{other}'"):
+            resolve_device(other)
 
 
 def test_a_gpu_is_known_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:

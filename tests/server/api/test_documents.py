@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from server.api.documents.openapi import build
 from server.operation.metrics import Metrics
 from tools.config_table import DOCUMENT, document
 
@@ -33,3 +34,18 @@ def test_the_table_of_metrics_is_complete() -> None:
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)", row)
     }
     assert exported == documented
+
+
+@pytest.mark.parametrize("needs_key", [True, False])
+@pytest.mark.parametrize("public_metrics", [True, False])
+def test_the_document_asks_for_a_key_where_the_server_does(needs_key: bool, public_metrics: bool) -> None:
+    """Generated clients would refuse to start without a key that nobody has."""
+    found = build(needs_key=needs_key, public_metrics=public_metrics)
+    free = {"/health", "/ready", *(["/metrics"] if public_metrics else [])}
+    assert ("security" in found) is needs_key
+    assert ("securitySchemes" in found["components"]) is needs_key
+    for path, methods in found["paths"].items():
+        for operation in methods.values():
+            asks = bool(operation.get("security", found.get("security")))
+            assert asks is (needs_key and path not in free), path
+            assert ("401" in operation["responses"]) is asks, path

@@ -187,8 +187,8 @@ async def test_three_failures_and_the_engine_is_given_up() -> None:
 async def test_stopping_leaves_nothing_behind() -> None:
     async with running("echo") as client:
         assert client._child is not None
-        directory, pid = client._child._directory, process_id(client)
-        assert directory is not None
+        assert client._child._directory is not None
+        directory, pid = client._child._directory.path, process_id(client)
         assert directory.stat().st_mode & 0o777 == 0o700
     assert not directory.exists()
     with pytest.raises(ProcessLookupError):

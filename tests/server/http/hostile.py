@@ -95,7 +95,7 @@ CASES: dict[str, Case] = {
     "NaN": _raw(b'{"prompt": "x", "temperature": NaN}'),
     "infinity": _raw(b'{"prompt": "x", "temperature": -Infinity}'),
     "more min_tokens than max_tokens": _field("min_tokens", 10**6),
-    "more tokens than there is context": _field("max_tokens", 10**6),
+    "more tokens than there is context": _field("prompt", [9] * 10**5),
     "more tokens than fit a machine word": _field("max_tokens", 10**30),
     "no prompt": _raw(b"{}", "prompt"),
     "an empty list of prompts": _field("prompt", []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import get_args
 
@@ -42,6 +43,12 @@ def test_text_of_flags_and_variables_becomes_the_options_type() -> None:
         ({"dtype": "int4"}, {}, None, "--dtype: 'int4' is not valid: valid values: auto, float32, bfloat16"),
         ({"drain_delay": "inf"}, {}, None, r"drain_delay must be a finite number, not inf \(--drain-delay\)"),
         ({}, {}, "[server]\nkeep_alive = -1", r"keep_alive must be greater than 0, not -1.0 \(.*c\.toml: 'keep_alive'"),
+        (
+            {"engine_stall_timeout": "1"},
+            {},
+            None,
+            "engine_stall_timeout must be greater than 1",
+        ),
         ({}, {"LIGHTCONE_TLS_KEY": "x"}, None, "LIGHTCONE_TLS_KEY needs tls_cert"),
         ({}, {"LIGHTCONE_MAX_RUNING": "3"}, None, r"LIGHTCONE_MAX_RUNING; did you mean LIGHTCONE_MAX_RUNNING\?"),
         ({}, {"LIGHTCONE_MAX_RUNNING": "0"}, None, "max_running must be greater than 0"),
@@ -136,3 +143,44 @@ def test_models_are_found_where_they_are_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ModelLoadError, match="is a file"):
         resolve_model(str(tmp_path / "file"))
+
+
+def test_a_model_may_be_named_without_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "some/model", "--print-config"]) == 0
+    assert 'model = "some/model"' in capsys.readouterr().out
+    assert main(["serve", "--port", "9", "some/model", "--print-config"]) == 0
+    assert 'model = "some/model"' in capsys.readouterr().out
+    assert main(["serve", "one", "--model", "other"]) == 2
+    assert capsys.readouterr().err == "lightcone: error: the model is given twice: one and --model other\n"
+
+
+def test_what_users_of_other_servers_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--api-key", "hush", "--print-config"]) == 0
+    assert "# api_keys: 1 set" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("lightcone ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "--max-runn", "3"], ["serve", "--tls", "x"], ["generate", "x", "--temp", "0"],
+        ["loadtest", "run", "--concur", "1"], ["bench", "modes", "--concur", "1"],
+    ],
+)  # fmt: skip
+def test_a_flag_is_never_guessed(words: list[str]) -> None:
+    """A script that abbreviates breaks when another flag is added that begins alike."""
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+
+
+def test_no_parser_of_the_project_guesses_flags() -> None:
+    root = CONFIGS.parent
+    for folder in ("server", "engine", "bench", "loadtest", "tools"):
+        for path in root.joinpath(folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ArgumentParser"):
+                    assert "allow_abbrev=False" in ast.unparse(node), path

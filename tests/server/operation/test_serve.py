@@ -16,10 +16,10 @@ import httpx
 import pytest
 
 from tests.fakes import TEXT
-from tests.server.processes import ServerProcess, descendants, fake, gone
+from tests.server.processes import ServerProcess, descendants, fake, gone, wait_for
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_server_cleanly(number: int) -> None:
     with fake("echo") as server:
         assert server.complete().json()["choices"][0]["text"] == TEXT
@@ -73,6 +73,33 @@ def test_a_second_signal_leaves_at_once() -> None:
         assert server.process.returncode == 128 + signal.SIGTERM
         time.sleep(0.2)
         assert all(map(gone, engines))
+
+
+def test_a_terminal_that_goes_lets_streams_finish() -> None:
+    """The shell and the kernel both send SIGHUP, so that it often comes twice."""
+    with fake("steady") as server:
+        texts: list[str] = []
+        reader = threading.Thread(target=lambda: texts.append(server.complete(max_tokens=100, stream=True).text))
+        reader.start()
+        wait_for("the stream", lambda: server.metric("requests_running") == 1)
+        server.process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        server.process.send_signal(signal.SIGHUP)
+        reader.join(20)
+        assert texts[0].endswith("data: [DONE]\n\n")
+        assert server.process.wait(10) == 0
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    """Whoever starts a server with nohup wants it to stay."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with fake("echo") as server:
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.5)
+            assert server.complete().status_code == 200
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_killed_server_leaves_no_engine() -> None:
