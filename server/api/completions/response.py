@@ -99,7 +99,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         """See OpenAIWriter."""
         if self.job.logprobs is None:
             return None
-        name, echoed = self.tokenizer.token_text, len(self.echo(index))
+        name, echoed = self.tokenizer.texts.token_text, len(self.echo(index))
         top = None
         if self.job.logprobs:
             top = [
