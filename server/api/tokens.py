@@ -9,7 +9,7 @@ from pydantic import model_validator
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
-from server.api.chat.request import Messages
+from server.api.chat.messages import Messages
 from server.api.common import body_of, json_response, service_of
 from server.api.fields import Strict, invalid
 from server.api.requests import parse

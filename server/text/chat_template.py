@@ -45,10 +45,13 @@ class ChatTemplate:
             line = " ".join(str(exc).split())[:300]
             raise ModelLoadError(f"the model's chat template does not compile: {line}") from None
         self._knows_developer = "developer" in tokenizer.chat_template
+        self._knows_tool_calls = "tool_calls" in tokenizer.chat_template
         self._forms = {role: self._forms_of(role) for role in ("system", "developer", "user", "assistant", "tool")}
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Prompt tokens up to where the assistant speaks. Raises BadRequest when the template refuses the messages."""
+        if not self._knows_tool_calls and any("tool_calls" in message for message in messages):
+            raise BadRequest("The model's chat template does not know tool calls.", "messages", "unsupported_parameter")
         marker = str(secrets.randbelow(10**39) + 10**39)  # digits survive any filter of a template
         guarded = [self._spellings.mark_message(self._fitted(message), marker) for message in messages]
         try:
