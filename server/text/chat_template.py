@@ -10,6 +10,7 @@ control token reaches the template untouched, so templates that look into conten
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any, Literal
 
 from engine.errors import ModelLoadError
@@ -48,8 +49,12 @@ class ChatTemplate:
         self._knows_tool_calls = "tool_calls" in tokenizer.chat_template
         self._forms = {role: self._forms_of(role) for role in ("system", "developer", "user", "assistant", "tool")}
 
-    def encode(self, messages: list[Message]) -> list[int]:
-        """Prompt tokens up to where the assistant speaks. Raises BadRequest when the template refuses the messages."""
+    def encode(self, messages: list[Message], check_length: Callable[[int], None] | None = None) -> list[int]:
+        """Prompt tokens up to where the assistant speaks.
+
+        check_length: is told the number of characters of the rendered text, and raises where they are too many.
+        Raises BadRequest when the template refuses the messages.
+        """
         if not self._knows_tool_calls and any("tool_calls" in message for message in messages):
             raise BadRequest("The model's chat template does not know tool calls.", "messages", "unsupported_parameter")
         marker = str(secrets.randbelow(10**39) + 10**39)  # digits survive any filter of a template
@@ -62,6 +67,8 @@ class ChatTemplate:
         except Exception:
             # Anything a template trips over is about these messages: it rendered others, and it runs sandboxed.
             raise BadRequest("The model's chat template cannot render these messages.", "messages") from None
+        if check_length is not None:
+            check_length(len(text) - len(marker) * text.count(marker))
         return self._tokenizer.encode_rendered(text, marker)
 
     # -- inside -------------------------------------------------------------------------------------------------

@@ -115,10 +115,13 @@ class ServedModel:
         chat = self.chat
         if chat is None:
             raise BadRequest(self._no_chat, "messages", "unsupported_parameter")
-        length = sum(map(_content_length, messages))
-        self._check_length(length, "messages")
+
+        def check_length(characters: int) -> None:
+            self._check_length(characters, "messages")
+
+        check_length(sum(_characters(message.get("content", "")) for message in messages))
         try:
-            return await run_encoding(lambda: chat.encode(messages), length)
+            return await run_encoding(lambda: chat.encode(messages, check_length), _characters(messages))
         except EncodingError as exc:
             raise BadRequest(str(exc), "messages", "invalid_value") from None
 
@@ -134,10 +137,12 @@ class ServedModel:
             )
 
 
-def _content_length(message: Message) -> int:
-    """Characters of the message's content."""
-    content = message.get("content", "")
-    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+def _characters(value: object) -> int:
+    """Characters of all strings in a message, or in a part of one, but for the names of its fields."""
+    if isinstance(value, str):
+        return len(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, items))
 
 
 async def run_encoding(encode: Callable[[], _T], characters: int) -> _T:

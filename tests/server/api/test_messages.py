@@ -13,6 +13,10 @@ from openai.types.chat import ChatCompletionMessage, ParsedChatCompletionMessage
 from server.api.chat.messages import Message
 from server.api.chat.request import ChatRequest
 from server.api.requests import parse_generation
+from server.http.errors import BadRequest
+from server.text.served_model import ServedModel
+from server.text.tokenizer import Tokenizer, TokenizerFiles
+from tests.fakes import BUILTIN, INFO
 from tests.server.conftest import Api
 
 pytestmark = pytest.mark.anyio
@@ -186,3 +190,21 @@ async def test_a_template_that_refuses_tools_says_so_itself(api: Api) -> None:
         answer = await api.chat(messages=[user, last])
         assert answer.status_code == 400
         assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "name"])
+async def test_no_field_of_a_message_is_encoded_beyond_the_context(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding costs time, and what a template leaves out need not fit."""
+    encoded: list[int] = []
+    source = "{% for m in messages %}{{ m.content }}{{ m.name }}{% endfor %}"
+    tokenizer = Tokenizer(TokenizerFiles(TokenizerFiles.read(BUILTIN).spec, {}, source), INFO)
+    monkeypatch.setattr(tokenizer, "encode_rendered", lambda text, marker: encoded.append(len(text)) or [])
+    model = ServedModel("m", INFO, tokenizer)
+    message = {"role": "assistant", "content": "x", field: "word " * 20_000}
+    if field == "reasoning_content":
+        assert await model.encode_chat([message]) == []
+        assert encoded == [1]
+    else:
+        with pytest.raises(BadRequest, match="maximum context length"):
+            await model.encode_chat([message])
+        assert encoded == []
