@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
-from server.api.chat.request import Messages
+from server.api.chat.messages import Messages
 from server.api.common import json_response, parse_body, service_of
 from server.api.fields import Strict, invalid
 from server.api.requests import OptionalText, parse

@@ -88,14 +88,15 @@ class ChoiceState:
         self.stop_reason: str | int | None = None
         self.error: str | None = None
         self._tokenizer = tokenizer
-        self._decoder = IncrementalDecoder(tokenizer)
+        # A completion continues its prompt, so a space may begin it; a chat's answer is a text of its own.
+        before = choice.request.prompt_token_ids if job.endpoint == "completions" else ()
+        self._decoder = IncrementalDecoder(tokenizer.texts, before)
         self._stop = StopFinder(job.stops, include=job.include_stop)
         self._min_tokens = choice.request.sampling.min_tokens
         self._told_token_ids = job.told_token_ids
         self._num_tokens = 0  # of the answer, fed so far
         self._parser: OutputParser = PlainText()
         self._end_token_ids = job.end_token_ids
-        self._decoded = 0  # characters decoded, held back ones included
         self._parts: list[Part] = []  # not handed out yet
         self._scored: list[ScoredToken] = []  # not handed out yet
         self._prompt_offsets = list(choice.echo.offsets)  # of the tokens whose scores have not come yet
@@ -165,10 +166,8 @@ class ChoiceState:
         for token_id, score in zip(event.token_ids, scores, strict=True):
             self._num_tokens += 1
             if score is not None:
-                self._scored.append(ScoredToken(score, self._decoded))
-            text = self._decoder.step(token_id)
-            self._decoded += len(text)
-            if self._release(text):
+                self._scored.append(ScoredToken(score, self._decoder.offset))
+            if self._release(self._decoder.step(token_id)):
                 return
 
     def _release(self, text: str) -> bool:
@@ -201,17 +200,17 @@ class ChoiceState:
             self._end(event.reason, told)
 
     def _draft_text(self, event: DraftUpdated) -> str:
-        parts, run = [self._stop.held], list(self._decoder.pending)
+        runs: list[list[int]] = [[]]  # of tokens between masks
         for token in event.token_ids:
             if token in self._end_token_ids:
                 break  # nothing beyond the end will be part of the answer
             if token is None:
-                parts += [self._shown(run), MASK_CHARACTER]
-                run = []
+                runs.append([])
             else:
-                run.append(token)
-        return "".join([*parts, self._shown(run)])
+                runs[-1].append(token)
+        first = self._decoder.preview(runs[0]).replace("\ufffd", MASK_CHARACTER)
+        return self._stop.held + MASK_CHARACTER.join([first, *map(self._shown, runs[1:])])
 
     def _shown(self, token_ids: list[int]) -> str:
-        """Text of some tokens; half characters look like masks."""
-        return self._tokenizer.decode(token_ids).replace("\ufffd", MASK_CHARACTER) if token_ids else ""
+        """Text of some tokens within the answer; half characters look like masks."""
+        return self._tokenizer.texts.decode_inner(token_ids).replace("\ufffd", MASK_CHARACTER) if token_ids else ""

@@ -9,7 +9,11 @@ from typing import Any
 
 from engine.config import EngineInfo
 
-TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
+TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "assistant:"
+)
 
 
 def dummy_tokenizer(info: EngineInfo, alphabet: list[str]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import anyio.to_thread
 
@@ -13,8 +14,10 @@ from engine.config import EngineInfo
 from engine.errors import ModelLoadError
 from engine.request import Decoding
 from server.http.errors import BadRequest, NotFound
-from server.text.chat_template import ChatTemplate
-from server.text.tokenizer import Tokenizer, TokenizerFiles
+from server.text.chat_template import ChatTemplate, Message
+from server.text.tokenizer import EncodingError, Tokenizer, TokenizerFiles
+
+logger = logging.getLogger("lightcone.server")
 
 ALIASED = ("ar", "diffusion", "speculative")
 """Decoding modes that have an alias of the model's name: `name:ar` and so on."""
@@ -31,7 +34,14 @@ class ServedModel:
         self.name = name
         self.info = info
         self.tokenizer = tokenizer
-        self.chat = ChatTemplate(tokenizer) if tokenizer.chat_template is not None else None
+        self.chat: ChatTemplate | None = None
+        self._no_chat = "This model has no chat template: use /v1/completions."
+        if tokenizer.chat_template is not None:
+            try:
+                self.chat = ChatTemplate(tokenizer)
+            except ModelLoadError as exc:  # completions work all the same
+                self._no_chat = f"This model cannot chat, since {exc}: use /v1/completions."
+                logger.warning("chats are refused: %s", exc)
 
     @classmethod
     def load(cls, name: str, info: EngineInfo, directory: Path, *, dummy: bool = False) -> ServedModel:
@@ -92,20 +102,28 @@ class ServedModel:
         for text in texts:
             self._check_length(len(text), param)
         encode = self.tokenizer.encode_prompt
-        return await run_encoding(lambda: [encode(text, add_bos=add_bos) for text in texts], sum(map(len, texts)))
+        try:
+            return await run_encoding(lambda: [encode(text, add_bos=add_bos) for text in texts], sum(map(len, texts)))
+        except EncodingError as exc:
+            raise BadRequest(str(exc), param, "invalid_value") from None
 
-    async def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    async def encode_chat(self, messages: list[Message]) -> list[int]:
         """Token ids of a chat, up to where the assistant speaks. messages: as the chat template reads them.
 
         Raises BadRequest where the model has no template, the template refuses, or the text cannot fit the context.
         """
         chat = self.chat
         if chat is None:
-            message = "This model has no chat template: use /v1/completions."
-            raise BadRequest(message, "messages", "unsupported_parameter")
-        length = sum(len(message["content"]) for message in messages)
-        self._check_length(length, "messages")
-        return await run_encoding(lambda: chat.encode(messages), length)
+            raise BadRequest(self._no_chat, "messages", "unsupported_parameter")
+
+        def check_length(characters: int) -> None:
+            self._check_length(characters, "messages")
+
+        check_length(sum(_characters(message.get("content", "")) for message in messages))
+        try:
+            return await run_encoding(lambda: chat.encode(messages, check_length), _characters(messages))
+        except EncodingError as exc:
+            raise BadRequest(str(exc), "messages", "invalid_value") from None
 
     def _check_length(self, characters: int, param: str) -> None:
         """Refuses text that cannot fit, however it is cut into tokens, before any work is spent on it."""
@@ -117,6 +135,14 @@ class ServedModel:
                 param,
                 "context_length_exceeded",
             )
+
+
+def _characters(value: object) -> int:
+    """Characters of all strings in a message, or in a part of one, but for the names of its fields."""
+    if isinstance(value, str):
+        return len(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, items))
 
 
 async def run_encoding(encode: Callable[[], _T], characters: int) -> _T:

@@ -11,18 +11,25 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers.decoders import DecodeStream
 
 from engine.config import EngineInfo
 from engine.errors import ModelLoadError
+from server.text.detokenizer import IncrementalDecoder
 from server.text.dummy_tokenizer import TEMPLATE, dummy_tokenizer
+from server.text.token_texts import TokenTexts, byte_alphabet
+
+
+class EncodingError(ValueError):
+    """The tokenizer cannot encode a text: it holds a character outside a vocabulary without an unknown token."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class TokenizerFiles:
     @classmethod
     def dummy(cls, info: EngineInfo) -> TokenizerFiles:
         """For a model of random weights that has no tokenizer of its own."""
-        return cls(dummy_tokenizer(info, list(_byte_alphabet())), {"add_bos_token": True}, TEMPLATE)
+        return cls(dummy_tokenizer(info, list(byte_alphabet())), {"add_bos_token": True}, TEMPLATE)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -65,9 +72,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _read_template(directory: Path, config: dict[str, Any]) -> str | None:
     """chat_template.jinja wins over tokenizer_config.json's field: one template, or a list of named ones."""
     try:
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
+        return (directory / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         pass
+    except OSError as exc:
+        raise ModelLoadError(f"cannot read {directory / 'chat_template.jinja'}: {exc}") from None
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
@@ -98,12 +107,8 @@ class Tokenizer:
         self._adds_bos = _adds_bos(files, self._plain, info.bos_token_id)
         self.longest_token = max((len(text.encode()) for text in self._plain.get_vocab()), default=1)
         self.special_texts = _special_texts(files.config, self._plain, info)
-        self.token_text = lru_cache(maxsize=65536)(self._token_text)
-
-    @property
-    def rust(self) -> RustTokenizer:
-        """The tokenizer that decodes, for incremental decoding."""
-        return self._plain
+        self.texts = TokenTexts(self._plain, files.spec, self.control_tokens)
+        """Text and bytes of single tokens."""
 
     def encode_text(self, text: str) -> list[int]:
         """Plain text: nothing in it becomes a control token, and nothing is added."""
@@ -115,75 +120,77 @@ class Tokenizer:
         return self._with_bos(ids) if add_bos else ids
 
     def encode_rendered(self, text: str, marker: str) -> list[int]:
-        """A rendered chat: a control token counts unless `marker` breaks its spelling; the markers vanish."""
-        named = self._named(text, self._template_pattern)
-        return self._with_bos(self._encode(named.replace(marker, "")))
+        """A rendered chat: a control token counts unless `marker` breaks its spelling; the markers vanish.
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        Nothing is added: BOS is there if the template wrote it.
+        """
+        return self._encode(self._named(text, self._template_pattern).replace(marker, ""))
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Token ids as text; ids without text (padding rows of the embedding) are empty."""
-        text: str = self._plain.decode(token_ids, skip_special_tokens=skip_special_tokens)
-        return text
+        return self.texts.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def offsets(self, token_ids: list[int], *, skip_first: bool) -> tuple[int, ...]:
-        """Where in their text, control tokens spelled out, each of some tokens begins; with `skip_first` the first one
-        is not in it."""
-        stream = DecodeStream(skip_special_tokens=False)
-        place, found = 0, []
-        for number, token_id in enumerate(token_ids):
-            found.append(place)
-            if number or not skip_first:
-                place += len(stream.step(self._plain, token_id) or "")
+    def text_offsets(self, text: str) -> tuple[int, ...]:
+        """Where in a completion prompt each of the tokens that `encode_prompt` makes of it begins.
+
+        They never decrease. A BOS in front that the text does not spell is at 0, and so is what follows it.
+        """
+        encoding = self._encoding(self._named(text, self._prompt_pattern))
+        places = self._places(text, [start for start, _ in encoding.offsets])
+        places = [0, *places[self._leading_bos(encoding.ids) :]] if self._starts_with_bos(encoding.ids) else places
+        return tuple(accumulate(places, max))
+
+    def id_offsets(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Where in their own text, control tokens spelled out, each of some tokens begins."""
+        length = len(self.decode(token_ids, skip_special_tokens=False))
+        decoder, found = IncrementalDecoder(self.texts, skip_special_tokens=False), []
+        for token_id in token_ids:
+            found.append(min(decoder.offset, length))
+            decoder.step(token_id)
         return tuple(found)
 
+    # -- inside -------------------------------------------------------------------------------------------------
+
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._guarded.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encoding(text).ids
         return ids
+
+    def _encoding(self, text: str) -> Encoding:
+        try:
+            return self._guarded.encode(text, add_special_tokens=False)
+        except Exception as exc:  # the tokenizers library raises bare Exception
+            raise EncodingError("The model's tokenizer cannot encode this text.") from exc
 
     def _named(self, text: str, pattern: re.Pattern[str] | None) -> str:
         return text if pattern is None else pattern.sub(lambda match: self._names[match[0]], text)
 
+    def _places(self, text: str, starts: list[int]) -> list[int]:
+        """Places in `text`, given the places in what `_named` makes of it."""
+        if self._prompt_pattern is None:
+            return starts
+        named, places = [0], [0]  # where each stretch begins; names and the text between them take turns
+        for match in self._prompt_pattern.finditer(text):
+            named.append(named[-1] + match.start() - places[-1])
+            named.append(named[-1] + len(self._names[match[0]]))
+            places += [match.start(), match.end()]
+        found = []
+        for start in starts:
+            stretch = bisect_right(named, start) - 1
+            found.append(places[stretch] + (start - named[stretch] if stretch % 2 == 0 else 0))
+        return found
+
+    def _leading_bos(self, ids: list[int]) -> int:
+        """How many BOS stand in front."""
+        return next((number for number, token in enumerate(ids) if token != self.bos_token_id), len(ids))
+
+    def _starts_with_bos(self, ids: list[int]) -> bool:
+        return self.bos_token_id is not None and (self._adds_bos or ids[:1] == [self.bos_token_id])
+
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self.bos_token_id
-        if bos is None:
+        if bos is None or not self._starts_with_bos(ids):
             return ids
-        start = 0
-        while start < len(ids) and ids[start] == bos:
-            start += 1
-        return [bos, *ids[start:]] if start or self._adds_bos else ids
-
-    def _token_text(self, token_id: int) -> str:
-        """One token by itself, control tokens by their spelling; bytes that are no character as `bytes:\\x..`."""
-        text = self.decode([token_id], skip_special_tokens=False)
-        if "\ufffd" in text:
-            raw = self.token_bytes(token_id)
-            if raw is not None:
-                return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-        return text
-
-    def token_bytes(self, token_id: int) -> list[int] | None:
-        """The UTF-8 bytes a token stands for; None where the tokenizer does not say."""
-        piece = self._plain.id_to_token(token_id)
-        if piece is None:
-            return None
-        if piece in self.control_tokens:
-            return list(piece.encode())
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return [int(piece[3:5], 16)]
-        text = self.decode([token_id], skip_special_tokens=False)
-        if "\ufffd" not in text:
-            return list(text.encode())
-        alphabet = _byte_alphabet()
-        if all(char in alphabet for char in piece):
-            return [alphabet[char] for char in piece]
-        return None
-
-
-@lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a printable character: itself where it is one, else the next from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+        return [bos, *ids[self._leading_bos(ids) :]]
 
 
 def _spellings(texts: Iterable[str]) -> re.Pattern[str] | None:
@@ -193,7 +200,7 @@ def _spellings(texts: Iterable[str]) -> re.Pattern[str] | None:
 
 
 def _renamed(spec: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The tokenizer with its control tokens respelled, in the added tokens and in the model's own vocabulary."""
+    """The tokenizer with its control tokens respelled, wherever tokenizer.json spells them to encode text."""
     added = [
         {**entry, "content": names[entry["content"]], "single_word": False} if entry["content"] in names else entry
         for entry in spec.get("added_tokens", ())
@@ -204,8 +211,18 @@ def _renamed(spec: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         model["vocab"] = {names.get(text, text): token for text, token in vocab.items()}
     elif isinstance(vocab, list):  # unigram: [text, score] by id
         model["vocab"] = [[names.get(text, text), score] for text, score in vocab]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if isinstance(model.get("merges"), list):  # a merge must not build a control token out of text
+        model["merges"] = [merge for merge in model["merges"] if not _spelled_by(merge) & names.keys()]
     # Without its post-processor the tokenizer adds nothing by itself, so BOS can be placed by hand, exactly once.
     return {**spec, "added_tokens": added, "model": model, "post_processor": None, "padding": None, "truncation": None}
+
+
+def _spelled_by(merge: str | list[str]) -> set[str]:
+    """The two pieces of a merge, and the one that it makes of them."""
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return {left, right, left + right}
 
 
 def _adds_bos(files: TokenizerFiles, plain: RustTokenizer, bos: int | None) -> bool:
@@ -221,13 +238,20 @@ def _adds_bos(files: TokenizerFiles, plain: RustTokenizer, bos: int | None) -> b
 
 
 def _special_texts(config: dict[str, Any], plain: RustTokenizer, info: EngineInfo) -> dict[str, str]:
-    """`bos_token` and its kin, as chat templates expect them by name."""
+    """`bos_token`, `eos_token` and so on, as chat templates expect them by name."""
+    named = {**config, **_mapping(config.get("extra_special_tokens"))}
     texts: dict[str, str] = {}
-    for key, value in config.items():
+    for key, value in named.items():
         text = value.get("content") if isinstance(value, dict) else value
         if key.endswith("_token") and isinstance(text, str):
             texts[key] = text
+    if texts:  # a token that tokenizer_config.json leaves out is not for the template
+        return texts
     for key, token in (("bos_token", info.bos_token_id), ("eos_token", next(iter(info.end_token_ids), None))):
         if token is not None:
-            texts.setdefault(key, plain.id_to_token(token) or "")
+            texts[key] = plain.id_to_token(token) or ""
     return texts
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -115,10 +115,10 @@ def test_fields_without_effect_or_with_one_value_only_are_there_too(document: di
 
 
 EXAMPLES: list[tuple[str, Any]] = [
-    ("prompt", "text"), ("prompt", ["a", "b"]), ("prompt", [7, 8]), ("prompt", [[7], [8]]), ("stop", "x"),
-    ("stop", ["x", "y"]), ("top_k", -1), ("logit_bias", {"7": -100}), ("threshold", None), ("model", None),
-    ("temperature", None), ("max_tokens", None), ("stream_options", None), ("best_of", 1), ("user", "u"),
-    ("metadata", {"a": "b"}), ("seed", -1), ("seed", 2**64 - 1),
+    ("prompt", "text"), ("prompt", ""), ("prompt", ["a", "b"]), ("prompt", [7, 8]), ("prompt", [[7], [8]]),
+    ("stop", "x"), ("stop", ["x", "y"]), ("top_k", -1), ("logit_bias", {"7": -100}), ("threshold", None),
+    ("model", None), ("temperature", None), ("max_tokens", None), ("stream_options", None), ("best_of", 1),
+    ("user", "u"), ("metadata", {"a": "b"}), ("seed", -1), ("seed", 2**64 - 1),
 ]  # fmt: skip
 COUNTEREXAMPLES: list[tuple[str, Any]] = [
     ("prompt", []), ("prompt", [[]]), ("prompt", 7), ("stop", [""]), ("stop", ["x"] * 17), ("top_k", -2),

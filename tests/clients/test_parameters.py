@@ -14,6 +14,8 @@ from openai.types import completion_create_params as completion_types
 from openai.types import shared_params
 from openai.types.chat import (
     ChatCompletionAssistantMessageParam,
+    ChatCompletionDeveloperMessageParam,
+    ChatCompletionFunctionMessageParam,
     ChatCompletionStreamOptionsParam,
     ChatCompletionSystemMessageParam,
     ChatCompletionToolMessageParam,
@@ -140,30 +142,39 @@ def test_every_stream_option_works_or_is_refused(http: httpx.Client) -> None:
         refused(answer, f"stream_options.{option}")
 
 
-MESSAGES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "user": (ChatCompletionUserMessageParam, {}),
-    "system": (ChatCompletionSystemMessageParam, {}),
+_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+MESSAGES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "user": (ChatCompletionUserMessageParam, {}, {}),
+    "system": (ChatCompletionSystemMessageParam, {}, {}),
+    "developer": (ChatCompletionDeveloperMessageParam, {}, {}),
     "assistant": (
         ChatCompletionAssistantMessageParam,
-        {
-            "audio": {"id": "a"},
-            "function_call": {"name": "f", "arguments": "{}"},
-            "refusal": "I will not.",
-            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
-        },
+        {"refusal": "I will not.", "audio": {"id": "a"}},
+        {"function_call": {"name": "f", "arguments": "{}"}, "tool_calls": [_CALL]},
     ),
-    "tool": (ChatCompletionToolMessageParam, {"role": "tool", "tool_call_id": "1"}),
+    "tool": (ChatCompletionToolMessageParam, {}, {"role": "tool", "tool_call_id": "1"}),
+    "function": (ChatCompletionFunctionMessageParam, {}, {"role": "function"}),
 }
+"""By role: OpenAI's type, fields that are accepted, and fields that the built-in model's template refuses."""
 
 
 @pytest.mark.parametrize("role", MESSAGES)
 def test_every_field_of_a_message_works_or_is_refused(http: httpx.Client, role: str) -> None:
-    kind, unsupported = MESSAGES[role]
-    assert fields_of(kind) - set(unsupported) <= {"role", "content", "name"}, "a new field of messages"
+    kind, accepted, unsupported = MESSAGES[role]
+    assert fields_of(kind) - {*accepted, *unsupported} <= {"role", "content", "name"}, "a new field of messages"
     last = {"role": "user", "content": QUESTION}
+    for field, value in accepted.items():
+        answer = ask(http, {**BODIES["chat"], "messages": [{"role": role, "content": "x", field: value}, last]})
+        assert answer.status_code == 200, answer.text
     for field, value in unsupported.items():
-        message = {"role": role if role != "tool" else "user", "content": "x", field: value}
-        refused(ask(http, {**BODIES["chat"], "messages": [message, last]}), f"messages[0].{field}")
+        message = {"role": role if role not in ("tool", "function") else "user", "content": "x", field: value}
+        answer = ask(http, {**BODIES["chat"], "messages": [message, last]})
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] in ("messages", f"messages[0].{field}")
+        assert "tool" in error["message"]
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "refusal", "video_url"])

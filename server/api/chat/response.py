@@ -145,8 +145,8 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
         return ChatLogprobs(content=content, refusal=None)
 
     def _spelling(self, token_id: int) -> tuple[str, list[int] | None]:
-        text = self.tokenizer.decode([token_id], skip_special_tokens=False)
-        return text, self.tokenizer.token_bytes(token_id)
+        texts = self.tokenizer.texts
+        return texts.display(token_id), texts.token_bytes(token_id)
 
     def chunk_choice(
         self,

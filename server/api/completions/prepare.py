@@ -72,6 +72,6 @@ async def _echo(fields: CompletionRequest, index: int, ids: list[int], model: Se
     text = prompt if isinstance(prompt, str) else await run_encoding(decode, len(ids))
     if fields.logprobs is None:
         return Echo(text)
-    bos = tokenizer.bos_token_id  # in front of every prompt, whether it was spelled there or not
-    unseen = isinstance(prompt, str) and ids[0] == bos and not prompt.startswith(tokenizer.token_text(bos))
-    return Echo(text, await run_encoding(lambda: tokenizer.offsets(ids, skip_first=unseen), len(text)))
+    if isinstance(prompt, str):
+        return Echo(text, await run_encoding(lambda: tokenizer.text_offsets(text), len(text)))
+    return Echo(text, await run_encoding(lambda: tokenizer.id_offsets(ids), len(text)))

@@ -28,7 +28,7 @@ def _check_prompt(value: Any) -> Any:
     raise invalid("must be a string, a list of strings, a list of token ids or a list of lists of token ids")
 
 
-_TEXT = {"type": "string", "minLength": 1}
+_TEXT = {"type": "string"}
 _IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 Prompt = Annotated[
     str | list[str] | list[int] | list[list[int]],

@@ -105,7 +105,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         """See OpenAIWriter."""
         if self.job.logprobs is None:
             return None
-        name, echoed = self.tokenizer.token_text, len(self.echo(index))
+        name, echoed = self.tokenizer.texts.token_text, len(self.echo(index))
         return CompletionLogprobs(
             tokens=[name(token.scores.token_id) for token in tokens],
             token_logprobs=[finite(token.scores.logprob) if has_logprob(token) else None for token in tokens],
@@ -121,7 +121,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         scores = token.scores
         found: dict[str, float] = {}
         for token_id, logprob in dict([*scores.top, (scores.token_id, scores.logprob)]).items():
-            text = self.tokenizer.token_text(token_id)
+            text = self.tokenizer.texts.token_text(token_id)
             found[f"token_id:{token_id}" if text in found else text] = finite(logprob)
         return found
 

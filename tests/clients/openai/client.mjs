@@ -39,6 +39,19 @@ const checks = {
     }
   },
 
+  async conversation() {
+    const talk = [...messages];
+    for (let turn = 0; turn < 3; turn += 1) {
+      const answer = await client.chat.completions.create({ ...greedy, messages: talk });
+      assert.ok(answer.choices[0].message.content);
+      talk.push(answer.choices[0].message, { role: 'user', content: 'Add 87 and 25.', name: 'Zo\u00eb' });
+    }
+    assert.match(talk[1].content, /112/);
+    const streamed = await client.chat.completions.stream({ ...greedy, messages: talk }).finalMessage();
+    const last = [...talk, streamed, ...messages];
+    assert.ok((await client.chat.completions.create({ ...greedy, messages: last })).choices[0].message.content);
+  },
+
   async streamHelper() {
     const run = client.chat.completions.stream({ ...greedy, messages });
     let text = '';

@@ -181,3 +181,39 @@ def test_raw_and_streaming_responses_of_the_sdk(sdk: openai.OpenAI) -> None:
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = list(response.iter_lines())
     assert lines[-2:] == ["data: [DONE]", ""]
+
+
+@pytest.mark.parametrize("form", ["object", "dump", "set", "json"])
+def test_a_conversation_goes_on_with_the_answer_it_got(sdk: openai.OpenAI, form: str) -> None:
+    """How every example does it: append the message of the answer and ask again."""
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    for _ in range(3):
+        message = (
+            sdk.chat.completions.create(model="builtin", messages=messages, temperature=0, max_tokens=80)
+            .choices[0]
+            .message
+        )
+        messages += [
+            {
+                "object": message,
+                "dump": message.model_dump(),
+                "set": message.model_dump(exclude_unset=True),
+                "json": json.loads(message.model_dump_json()),
+            }[form],
+            {"role": "user", "content": QUESTION},
+        ]
+    assert "112" in str(messages[1])
+
+
+def test_a_parsed_answer_goes_back_too(sdk: openai.OpenAI) -> None:
+    message = sdk.chat.completions.parse(**_request(QUESTION, {})).choices[0].message
+    messages: list[Any] = [{"role": "user", "content": QUESTION}, message, {"role": "user", "content": QUESTION}]
+    assert sdk.chat.completions.create(model="builtin", messages=messages, max_tokens=4).choices
+    dumped = [messages[0], message.model_dump(), messages[2]]
+    assert sdk.chat.completions.create(model="builtin", messages=dumped, max_tokens=4).choices
+
+
+def test_agents_may_send_system_messages_anywhere(sdk: openai.OpenAI) -> None:
+    system, question = {"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}
+    messages: list[Any] = [system, question, {**system, "role": "developer"}]
+    assert sdk.chat.completions.create(model="builtin", messages=messages, max_tokens=4).choices

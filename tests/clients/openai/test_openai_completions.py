@@ -163,3 +163,20 @@ def test_the_async_client_gets_the_same_answers_side_by_side(sdk: openai.OpenAI,
     texts = asyncio.run(_answers(url, sdk.api_key, 3))
     alone = [create(sdk, model=f"builtin:{mode}").choices[0].text for mode in ("ar", "speculative", "diffusion")]
     assert texts == alone * 3
+
+
+@pytest.mark.parametrize("bos", ["", "<|bos|>", "<|bos|><|bos|>"])
+@pytest.mark.parametrize("text", ["Hello owl", "caf\u00e9 \u65e5\u672c", "<|user|>Add 1 and 2.<|assistant|>"])
+def test_offsets_of_an_echoed_prompt_are_places_in_it(sdk: openai.OpenAI, bos: str, text: str) -> None:
+    """Harnesses find a token's text there, whether BOS was spelled, once or twice, or not at all."""
+    choice = sdk.completions.create(model="builtin", prompt=bos + text, echo=True, logprobs=1, max_tokens=0).choices[0]
+    assert choice.text == bos + text
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.text_offset is not None
+    offsets = [*logprobs.text_offset, len(choice.text)]
+    assert offsets == sorted(offsets)
+    assert offsets[:2] == [0, len(bos)]
+    for token, start, end in zip(logprobs.tokens[1:], offsets[1:-1], offsets[2:], strict=True):
+        assert token.startswith("bytes:") or token == choice.text[start:end]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 from engine.models.files import model_directory
 from engine.models.loader import LoadedModel, load_model
 from tests.reference.dense_attention import DenseAttention, dense_batch
+from tools.builtin_model.export import CHAT_TEMPLATE
 
 BUILTIN = model_directory("builtin")
 CPU = torch.device("cpu")
@@ -28,7 +30,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(BUILTIN / "tokenizer.json"))
 
 
-def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+def render(messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
     def raise_exception(message: str) -> None:
         raise ValueError(message)
 
@@ -84,8 +86,26 @@ def test_its_template_refuses_what_it_cannot_write() -> None:
     """An unknown role would vanish from the prompt in silence."""
     with pytest.raises(ValueError, match="not tool"):
         render([{"role": "tool", "content": "x"}])
-    with pytest.raises(ValueError, match="must come first"):
-        render([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}])
+    with pytest.raises(ValueError, match="cannot call tools"):
+        render([{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}])
+
+
+def test_its_template_takes_system_messages_anywhere() -> None:
+    """Agents send several. The model was trained on one, in front."""
+    first, second = {"role": "system", "content": "a"}, {"role": "system", "content": "b"}
+    question = {"role": "user", "content": "x"}
+    assert render([question, first]) == render([first, question])
+    assert (
+        render([first, question, second])
+        == render([first, second, question])
+        == ("<|bos|><|system|>a\nb<|user|>x<|assistant|>")
+    )
+
+
+def test_its_template_is_that_of_the_recipe() -> None:
+    """A new export would change how chats are read."""
+    settings = json.loads((BUILTIN / "tokenizer_config.json").read_text())
+    assert settings["chat_template"] == CHAT_TEMPLATE
 
 
 def test_every_id_has_text(builtin: LoadedModel, tokenizer: Tokenizer) -> None:

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from engine.errors import ModelLoadError
 from server.http.errors import BadRequest
 from server.text.chat_template import ChatTemplate
+from server.text.served_model import ServedModel
 from server.text.tokenizer import Tokenizer, TokenizerFiles
 from tests.fakes import BUILTIN, INFO, builtin_tokenizer
+
+pytestmark = pytest.mark.anyio
 
 TOKENIZER = builtin_tokenizer()
 CHAT = ChatTemplate(TOKENIZER)
@@ -61,8 +64,35 @@ def test_content_that_spells_nothing_reaches_the_template_untouched() -> None:
 
 
 def test_a_templates_refusal_is_the_clients_error() -> None:
-    with pytest.raises(BadRequest, match="A system message must come first"):
-        CHAT.encode([*user("Q"), {"role": "system", "content": "S"}])
+    with pytest.raises(BadRequest, match="Roles are system, user and assistant, not tool"):
+        CHAT.encode([*user("Q"), {"role": "tool", "content": "S"}])
+
+
+def test_a_chat_has_no_bos_but_the_templates() -> None:
+    """The template decides: a model trained on chats without BOS answers worse with one."""
+    plain = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    for source, count in ((plain, 0), ("{{ bos_token }}" + plain, 1), ("<|bos|><|bos|>" + plain, 2)):
+        config = {"add_bos_token": True, "bos_token": "<|bos|>"}
+        chat = ChatTemplate(Tokenizer(TokenizerFiles(TokenizerFiles.read(BUILTIN).spec, config, source), INFO))
+        assert chat.encode(user("x")).count(1) == count
+
+
+def test_a_token_that_the_configuration_leaves_out_is_not_the_templates() -> None:
+    """The reference renders nothing for it."""
+    source = "{{ bos_token }}{{ messages[0]['content'] }}"
+    config = {"bos_token": None, "eos_token": "<|eos|>"}
+    chat = ChatTemplate(Tokenizer(TokenizerFiles(TokenizerFiles.read(BUILTIN).spec, config, source), INFO))
+    assert 1 not in chat.encode(user("x"))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_built_in_model_reads_all_system_messages_in_front(place: int) -> None:
+    """Agents send several, anywhere; in training there was one, in front."""
+    turns = [*user("Q"), {"role": "assistant", "content": "A"}, *user("R")]
+    messages = [{"role": "system", "content": "S"}, *turns]
+    messages.insert(1 + place, {"role": "system", "content": "T"})
+    text = TOKENIZER.decode(CHAT.encode(messages), skip_special_tokens=False)
+    assert text == "<|bos|><|system|>S\nT<|user|>Q<|assistant|>A<|eos|><|user|>R<|assistant|>"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +106,18 @@ def test_a_template_cannot_leave_its_sandbox_or_crash_the_server(source: str) ->
 def test_a_template_that_does_not_compile_is_one_clear_error() -> None:
     with pytest.raises(ModelLoadError, match="does not compile"):
         template("{% if %}")
+
+
+@pytest.mark.parametrize(
+    "source", ["{% if %}", "{% nonsense %}x{% endnonsense %}", "{{ x | nosuchfilter }}", "{{" * 5000]
+)
+async def test_a_template_that_does_not_compile_costs_chats_alone(source: str) -> None:
+    """The model would else not start, though completions need no template."""
+    tokenizer = Tokenizer(TokenizerFiles(TokenizerFiles.read(BUILTIN).spec, {}, source), INFO)
+    model = ServedModel("m", INFO, tokenizer)
+    assert await model.encode_prompts(["hello"])
+    with pytest.raises(BadRequest, match=r"cannot chat, since .* does not compile.*: use /v1/completions"):
+        await model.encode_chat(user("x"))
 
 
 def test_json_in_templates_is_json_not_html() -> None:

@@ -6,17 +6,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.text.detokenizer import IncrementalDecoder, StopFinder
+from server.text.detokenizer import MAX_RUN, IncrementalDecoder, StopFinder
+from server.text.token_texts import TokenTexts
 from tests.fakes import builtin_tokenizer
+from tests.server.text.kinds import KINDS, SPECIAL, spec_of
 
 TOKENIZER = builtin_tokenizer()
+RUST = {name: make() for name, make in KINDS.items()}
+TEXTS = {name: TokenTexts(rust, spec_of(rust), {text: token for token, text in enumerate(SPECIAL)})
+         for name, rust in RUST.items()}  # fmt: skip
+BYTES = ("byte_fallback", "gemma", "metaspace_bytes")
+"""The kinds that write a character outside the vocabulary with a token for each byte."""
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=40))
 @settings(max_examples=200, deadline=None)
 def test_the_pieces_put_together_are_the_text(text: str) -> None:
     """Otherwise a stream and an answer would differ."""
-    decoder = IncrementalDecoder(TOKENIZER)
+    decoder = IncrementalDecoder(TOKENIZER.texts)
     pieces = [decoder.step(token) for token in TOKENIZER.encode_text(text)]
     assert "".join(pieces) + decoder.flush() == text
     assert all("\ufffd" not in piece for piece in pieces)
@@ -24,13 +31,13 @@ def test_the_pieces_put_together_are_the_text(text: str) -> None:
 
 def test_an_answer_cut_inside_a_character_ends_before_it() -> None:
     """Half a character is not text; clients show it as garbage."""
-    decoder = IncrementalDecoder(TOKENIZER)
+    decoder = IncrementalDecoder(TOKENIZER.texts)
     ids = TOKENIZER.encode_text("ab😀")
     assert "".join(decoder.step(token) for token in ids[:-1]) + decoder.flush() == "ab"
 
 
 def test_control_tokens_have_no_text() -> None:
-    decoder = IncrementalDecoder(TOKENIZER)
+    decoder = IncrementalDecoder(TOKENIZER.texts)
     assert [decoder.step(token) for token in [*TOKENIZER.encode_text("a"), 4, 2, *TOKENIZER.encode_text("b")]] == [
         "a", "", "", "b",
     ]  # fmt: skip
@@ -39,10 +46,177 @@ def test_control_tokens_have_no_text() -> None:
 def test_bytes_that_never_become_a_character_do_not_hold_the_stream_up() -> None:
     """A model that stutters half characters must not make the stream wait for its end, nor cost ever more a token."""
     half = TOKENIZER.encode_text("😀")[0]
-    decoder = IncrementalDecoder(TOKENIZER)
+    decoder = IncrementalDecoder(TOKENIZER.texts)
     pieces = [decoder.step(half) for _ in range(100)]
     assert sum(len(piece) for piece in pieces) > 60
     assert decoder.step(TOKENIZER.encode_text("a")[0]).endswith("a")
+
+
+@st.composite
+def token_ids(draw: st.DrawFn, name: str, max_size: int = 40) -> list[int]:
+    """Any ids: of any piece, of few pieces that repeat, and more often of pieces that matter to decoders."""
+    size = RUST[name].get_vocab_size()
+    texts = [
+        "\ufffd",
+        "▁",
+        " ",
+        "\u0120",
+        "é",
+        "<0xC3>",
+        "<0xA9>",
+        "<0xE2>",
+        "<0x41>",
+        "<0x20>",
+        "<0xFF>",
+        "##ok",
+        ".",
+        "o</w>",
+    ]
+    known = [token for text in texts if (token := RUST[name].token_to_id(text)) is not None]
+    one = st.one_of(st.integers(0, size + 1), st.sampled_from([*known, 1, 2, 4]))
+    few = st.lists(one, min_size=1, max_size=4).flatmap(lambda pool: st.lists(st.sampled_from(pool), max_size=max_size))
+    return draw(st.one_of(st.lists(one, max_size=max_size), few))
+
+
+def half_character(name: str, ids: list[int]) -> int:
+    """How many tokens at the end are the beginning of a character."""
+    texts = TEXTS[name]
+    shown = [token for token in ids if not texts.is_skipped(token)]
+    for length in (1, 2, 3):
+        raw = bytes(byte for token in shown[-length:] for byte in texts.token_bytes(token) or [])
+        if not raw or len(raw) > 3 or raw[0] < 0xC2:
+            continue
+        try:
+            raw.decode()
+        except UnicodeDecodeError as exc:
+            if exc.start == 0 and exc.reason == "unexpected end of data":
+                return length
+    return 0
+
+
+def expected(name: str, ids: list[int]) -> set[str]:
+    """What an answer of these tokens may read: the library's text, with or without the half character it ends in."""
+    whole = RUST[name].decode(ids, skip_special_tokens=True)
+    half = half_character(name, ids)
+    shown = [token for token in ids if not TEXTS[name].is_skipped(token)]
+    return {whole, whole.removesuffix("\ufffd") if half else whole, RUST[name].decode(shown[: len(shown) - half])}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(data=st.data())
+@settings(max_examples=250, deadline=None)
+def test_an_answer_is_what_the_library_decodes(name: str, data: st.DataObject) -> None:
+    """Decoding never fails, never repeats and never loses, whatever a model says."""
+    ids = data.draw(token_ids(name))
+    decoder = IncrementalDecoder(TEXTS[name])
+    text, offsets = "", []
+    for token in ids:
+        offsets.append(decoder.offset)
+        text += decoder.step(token)
+        assert len(text) <= decoder.offset
+    text += decoder.flush()
+    assert text in expected(name, ids)
+    assert offsets == sorted(offsets)
+    assert all(offset <= len(text) for offset in offsets)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_an_answer_continues_its_prompt(name: str, data: st.DataObject) -> None:
+    """A first word keeps its space, and a character may begin in the prompt."""
+    before, ids = data.draw(token_ids(name, 6)), data.draw(token_ids(name, 12))
+    shown = [token for token in before if not TEXTS[name].is_skipped(token)]
+    if half_character(name, before) or (shown and TEXTS[name].byte_of(shown[-1]) is not None):
+        before = [*before, RUST[name].token_to_id("x")]
+    decoder = IncrementalDecoder(TEXTS[name], before)
+    text = "".join(decoder.step(token) for token in ids) + decoder.flush()
+    whole = RUST[name].decode(before)
+    assert whole + text in expected(name, before + ids)
+
+
+@pytest.mark.parametrize("name", ["byte_level", *BYTES])
+def test_an_answer_completes_the_character_that_its_prompt_ends_in(name: str) -> None:
+    """A client that lets an answer go on by its ids would lose the character that the first answer was cut in."""
+    ids = RUST[name].encode("x日本", add_special_tokens=False).ids
+    for cut in range(1, len(ids)):
+        first = IncrementalDecoder(TEXTS[name])
+        text = "".join(map(first.step, ids[:cut])) + first.flush()
+        second = IncrementalDecoder(TEXTS[name], ids[:cut])
+        assert text + "".join(map(second.step, ids[cut:])) + second.flush() == RUST[name].decode(ids)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_look_ahead_changes_nothing(name: str, data: st.DataObject) -> None:
+    ids, ahead = data.draw(token_ids(name)), data.draw(token_ids(name, 6))
+    plain, looking = IncrementalDecoder(TEXTS[name]), IncrementalDecoder(TEXTS[name])
+    for token in ids:
+        looking.preview(ahead)
+        assert looking.step(token) == plain.step(token)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_token_has_a_text_and_bytes(name: str) -> None:
+    """Log-probabilities list any token of the vocabulary."""
+    texts = TEXTS[name]
+    for token in range(RUST[name].get_vocab_size() + 2):
+        assert isinstance(texts.token_text(token), str)
+        assert isinstance(texts.display(token), str)
+        raw = texts.token_bytes(token)
+        assert raw is None or all(0 <= byte < 256 for byte in raw)
+
+
+@pytest.mark.parametrize("name", ["byte_fallback", "metaspace_bytes", "unigram", "gemma"])
+def test_the_texts_of_tokens_put_together_are_the_text(name: str) -> None:
+    """Clients join the tokens that log-probabilities list; only the space that stands for no character is too much."""
+    ids = RUST[name].encode("x hello world ok", add_special_tokens=False).ids
+    assert "".join(map(TEXTS[name].token_text, ids)).removeprefix(" ") == "x hello world ok"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_character_that_says_it_is_none_is_text(name: str) -> None:
+    """U+FFFD may be in the vocabulary, and stands in many texts that models have read."""
+    text = "ok\ufffd"
+    ids = RUST[name].encode(text, add_special_tokens=False).ids
+    decoder = IncrementalDecoder(TEXTS[name])
+    assert "".join(map(decoder.step, ids)) + decoder.flush() == RUST[name].decode(ids)
+
+
+@pytest.mark.parametrize("name", ["byte_level", *BYTES])
+def test_a_control_token_does_not_break_a_character(name: str) -> None:
+    first, *rest = RUST[name].encode("日本", add_special_tokens=False).ids
+    decoder = IncrementalDecoder(TEXTS[name])
+    text = "".join(decoder.step(token) for token in [first, *[2] * 20, *rest]) + decoder.flush()
+    assert text == "日本"
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_a_long_run_of_byte_tokens_still_streams(name: str) -> None:
+    """A text in a script outside the vocabulary would else arrive at its end, all at once."""
+    ids = [RUST[name].token_to_id(f"<0x{byte:02X}>") for byte in ("語" * 100).encode()]
+    decoder = IncrementalDecoder(TEXTS[name])
+    pieces = [decoder.step(token) for token in ids]
+    assert all(len("".join(pieces[:end]).encode()) > end - MAX_RUN - 3 for end in range(len(ids)))
+    assert "".join(pieces) + decoder.flush() == "語" * 100
+    wrong = RUST[name].token_to_id("<0xFF>")
+    again = IncrementalDecoder(TEXTS[name])
+    assert "".join(map(again.step, [*ids, wrong, wrong])) + again.flush() == "語" * 100 + "\ufffd" * 2
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_long_answer_costs_the_same_for_each_token(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token is decoded again and again."""
+    decoded = []
+    plain = TEXTS[name].decode
+    monkeypatch.setattr(TEXTS[name], "decode", lambda ids, **options: decoded.append(len(ids)) or plain(ids, **options))
+    decoder = IncrementalDecoder(TEXTS[name])
+    size = RUST[name].get_vocab_size()
+    for number in range(2000):
+        decoder.step(number * 7919 % size)
+    assert sum(decoded) < 2000 * 16
+    assert max(decoded, default=0) <= 64 + 8
 
 
 def run(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, bool]:

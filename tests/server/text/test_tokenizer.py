@@ -86,12 +86,12 @@ def test_a_post_processor_decides_about_bos_when_nothing_else_does() -> None:
 def test_bytes_of_tokens_put_together_are_the_text(tokenizer: Tokenizer) -> None:
     """Clients rebuild characters from the bytes that log-probabilities carry."""
     text = "né 😀 x"
-    raw = [byte for token in tokenizer.encode_text(text) for byte in tokenizer.token_bytes(token) or []]
+    raw = [byte for token in tokenizer.encode_text(text) for byte in tokenizer.texts.token_bytes(token) or []]
     assert bytes(raw).decode() == text
 
 
 def test_tokens_that_are_no_character_have_distinct_names(tokenizer: Tokenizer) -> None:
-    names = [tokenizer.token_text(token) for token in tokenizer.encode_text("😀")]
+    names = [tokenizer.texts.token_text(token) for token in tokenizer.encode_text("😀")]
     assert len(set(names)) == len(names)
     assert names[0].startswith("bytes:\\x")
 
