@@ -35,6 +35,8 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     """`json_schema`: the schema, as JSON. `regex`: the expression the whole answer must match. `choice`: the possible
     answers, as a JSON list of strings. `json_object`: empty."""
+    compact: bool = False
+    """JSON without any white space. Otherwise a model may write one space after each colon and comma."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
