@@ -49,6 +49,9 @@ _SCHEMA_REASONS = {
     "lookarounds": "'pattern' may have '^' at its start and '$' at its end, but no other assertions",
 }
 """Our words for what the library says of JSON schemas, by a part of its message."""
+_LIMIT = re.compile(r"^[^']*\blimit\b")
+"""Of a message about a limit of the library; not of one that quotes a property of that name."""
+DEAD_END = "an answer could begin in a way that no token of this model's vocabulary can continue"
 PROBE_TOKENS = 48
 PROBE_WALKS = 4
 PROBE_PUNCTUATION = '"{}[],: '
@@ -106,7 +109,7 @@ def _matcher(vocabulary: GrammarVocabulary, body: str) -> LLMatcher:
 
 
 def probe(compiled: CompiledGrammar, grammar: Grammar) -> None:
-    """Walks some way into the grammar, always the same way. RequestError if that alone reaches a limit.
+    """Follows the grammar some way, always the same way. RequestError if that alone reaches a limit or a dead end.
 
     Half of the steps prefer punctuation, or a random walk would hardly ever leave its first JSON string.
     """
@@ -122,8 +125,9 @@ def probe(compiled: CompiledGrammar, grammar: Grammar) -> None:
                 break
             preferred = [token for token in allowed if token in punctuation] if generator.random() < 0.5 else []
             matcher.try_consume_tokens([generator.choice(preferred or allowed)])
-        if matcher.is_error() and not matcher.get_error().startswith("NoExtension"):
-            raise RequestError(describe_failure(grammar, matcher.get_error()), "grammar", "invalid_grammar")
+        if matcher.is_error():
+            failure = describe_failure(grammar, matcher.get_error().replace("NoExtension", DEAD_END, 1))
+            raise RequestError(failure, "grammar", "invalid_grammar")
 
 
 def describe_failure(grammar: Grammar, error: str) -> str:
@@ -135,10 +139,12 @@ def describe_failure(grammar: Grammar, error: str) -> str:
     reason = re.sub(r"^at \d+\(\d+\): ", "", reason)
     expression = re.search(r"regex parse error:\n    (.+)", error)
     reason = re.sub(r"^(failed to compile JSON schema: |invalid regex \".*\" \(in regex\): )", "", reason)
-    if reason.startswith(("panic", "lexer error", "Parser Error", "schema too large")) or "limit" in reason:
+    if reason.startswith(("panic", "lexer error", "Parser Error", "schema too large")) or _LIMIT.search(reason):
         reason = "it is too large or too complex"
     if reason.startswith("NoExtension"):
         reason = "no text can match it"
+    if reason.startswith(DEAD_END):
+        reason = DEAD_END
     if grammar.kind == "json_schema":
         reason = next((ours for theirs, ours in _SCHEMA_REASONS.items() if theirs in reason), reason)
         reason = f"'pattern' {expression.group(1)[:80]!r}: {reason}" if expression else reason

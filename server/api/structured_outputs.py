@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,9 +11,30 @@ from engine.request import Grammar
 from server.api.fields import Strict, invalid
 from server.generation.job import RequestedGrammar
 from server.http.errors import BadRequest
+from server.http.json_codec import encode_exactly
+from server.text.tokenizer import Tokenizer
 
 
-class JsonSchemaFormat(Strict):
+class Nullable(Strict):
+    """A JSON object in which `null` means "not sent"."""
+
+    unsupported: ClassVar[frozenset[str]] = frozenset()
+    """Members that are known and refused, unless they are null."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = cls.unsupported.union(field.alias or name for name, field in cls.model_fields.items())
+        data = {name: value for name, value in data.items() if value is not None or name not in known}
+        for name in data:
+            if name in cls.unsupported:
+                raise invalid(f"must not have '{name}', which is not supported")
+        return data
+
+
+class JsonSchemaFormat(Nullable):
     """A JSON schema with a name. The schema is always enforced, whatever `strict` says."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -21,12 +42,13 @@ class JsonSchemaFormat(Strict):
     description: str | None = None
     """What the schema is for; it changes nothing."""
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    """A JSON schema; always enforced."""
+    """A JSON schema; always enforced. An object with `properties` has no others unless `additionalProperties` or
+    `unevaluatedProperties` allows them."""
     strict: bool | None = None
     """Accepted: a schema is always enforced."""
 
 
-class ResponseFormat(Strict):
+class ResponseFormat(Nullable):
     """OpenAI's way to ask for a grammar."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -44,21 +66,30 @@ class ResponseFormat(Strict):
     def grammar(self) -> Grammar | None:
         """None for any text."""
         if self.json_schema is not None:
-            return Grammar(kind="json_schema", source=json.dumps(self.json_schema.schema_))
+            return Grammar(kind="json_schema", source=encode_exactly(self.json_schema.schema_))
         return Grammar(kind="json_object") if self.type == "json_object" else None
 
 
-class StructuredOutputs(Strict):
-    """vLLM's way to ask for a grammar: exactly one of the fields, or none of them."""
+class StructuredOutputs(Nullable):
+    """vLLM's way to ask for a grammar: exactly one of json, regex, choice and json_object, or none of them."""
+
+    unsupported: ClassVar[frozenset[str]] = frozenset(("grammar", "structural_tag", "whitespace_pattern", "_backend"))
 
     json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
-    """A JSON schema, as an object or as text."""
+    """A JSON schema, as an object or as text. An object with `properties` has no others unless `additionalProperties`
+    or `unevaluatedProperties` allows them."""
     regex: str | None = None
     """A regular expression that the whole answer matches."""
     choice: list[str] | None = None
     """The answers to choose from."""
     json_object: bool | None = None
     """Any JSON object."""
+    disable_any_whitespace: bool = False
+    """JSON without any white space. Otherwise a space may follow a colon or a comma."""
+    disable_additional_properties: bool = False
+    """Accepted: objects with `properties` have no others unless the schema says so."""
+    disable_fallback: bool = False
+    """Accepted: there is one grammar library."""
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -69,14 +100,15 @@ class StructuredOutputs(Strict):
     @property
     def grammar(self) -> Grammar | None:
         """None where no field is set."""
+        compact = self.disable_any_whitespace
         if self.json_ is not None:
-            source = self.json_ if isinstance(self.json_, str) else json.dumps(self.json_)
-            return Grammar(kind="json_schema", source=source)
+            source = self.json_ if isinstance(self.json_, str) else encode_exactly(self.json_)
+            return Grammar(kind="json_schema", source=source, compact=compact)
         if self.regex is not None:
             return Grammar(kind="regex", source=self.regex)
         if self.choice is not None:
-            return Grammar(kind="choice", source=json.dumps(self.choice))
-        return Grammar(kind="json_object") if self.json_object else None
+            return Grammar(kind="choice", source=encode_exactly(self.choice))
+        return Grammar(kind="json_object", compact=compact) if self.json_object else None
 
 
 def requested_grammar(
@@ -102,3 +134,23 @@ def check_grammar_mode(field: str, decoding: str, decodings: tuple[str, ...], *,
     hint = f"use one of: {', '.join(exact)}" if exact else "this model has no other mode"
     what = "with a 'suffix', which is filled in by diffusion" if infill else f"with decoding 'diffusion': {hint}"
     raise BadRequest(f"'{field}' cannot be used {what}.", field, "unsupported_parameter")
+
+
+def check_stop_tokens(grammar: RequestedGrammar, stop_token_ids: Sequence[int], tokenizer: Tokenizer) -> None:
+    """Raises BadRequest for a stop token that is text of the answer's form: the answer could then never be whole."""
+    for token in stop_token_ids:
+        text = tokenizer.decode([token]) if 0 <= token < tokenizer.vocab_size else ""
+        if text and _may_hold(grammar.grammar, text):
+            raise BadRequest(
+                f"'stop_token_ids' names token {token}, {text!r}, which an answer in the form of '{grammar.param}' may "
+                "need: the form says where the answer ends.",
+                "stop_token_ids",
+                "invalid_value",
+            )
+
+
+def _may_hold(grammar: Grammar, text: str) -> bool:
+    """Whether a token may be a part of an answer, as far as the kind of grammar tells."""
+    if grammar.kind in ("json_schema", "json_object"):
+        return all(char >= " " for char in text)  # control characters are escaped in JSON strings
+    return True
