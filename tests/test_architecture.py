@@ -50,7 +50,8 @@ MAY_IMPORT = {
         "engine.grammar.state", "engine.sampling.history", "engine.sampling.noise", "engine.gpu.choice",
     },
     "engine.grammar.state": TYPES,
-    "engine.grammar.compiler": TYPES | {"engine.grammar.state"},
+    "engine.grammar.compiler": TYPES | {"engine.grammar.state", "engine.grammar.json_schema.library"},
+    "engine.grammar.json_schema": {"engine.errors", "engine.grammar.json_schema"},
     "engine.runner.kernels": TYPES | {
         "engine.models.decoder", "engine.models.elementwise", "engine.gpu.elementwise", "engine.attention",
         "engine.kv_cache.pool", "engine.gpu.choice",
@@ -74,7 +75,7 @@ MAY_IMPORT = {
 
 NO_TORCH = {
     *(set(LEAVES) - {"engine.batch", "engine.sampling.noise", "engine.device.transfer"}),
-    "engine.models.files", "engine.builtin", "engine.grammar.state",
+    "engine.models.files", "engine.builtin", "engine.grammar.state", "engine.grammar.compiler",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ one, around the names of all of them. `unevaluatedProperties` is expressed in th
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 from engine.grammar.json_schema.keywords import unusable
@@ -108,7 +109,7 @@ class SchemaCloser:
         return result
 
     def _children(
-        self, node: dict[str, Any], names: Any, matched: bool, additional: bool, items: bool
+        self, node: dict[str, Any], names: Collection[str], matched: bool, additional: bool, items: bool
     ) -> dict[str, Any]:
         """A copy of a node with its subschemas placed. names: the properties that may be closed; matched, additional,
         items: whether those of `patternProperties`, of `additionalProperties` and of arrays may be."""
@@ -137,7 +138,7 @@ class SchemaCloser:
             return [] if node else [False]
         name = referred(node)
         if name in inside:
-            raise unusable("no text can match it, because a '$ref' leads back to itself")
+            raise unusable("a '$ref' leads back to itself at the same place")
         if name is not None:
             return self._members(self._definitions[name], (*inside, name))
         own = {keyword: node[keyword] for keyword in node if keyword not in ("allOf", "unevaluatedProperties")}
