@@ -36,7 +36,7 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     """`json_schema`: the schema, as JSON. `regex`: the expression the whole answer must match. `choice`: the possible
     answers, as a JSON list of strings. `json_object`: empty."""
     compact: bool = False
-    """JSON without any white space. Otherwise a model may write one space after each colon and comma."""
+    """JSON without any white space. Otherwise a model may write one space between two JSON tokens."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

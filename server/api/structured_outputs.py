@@ -85,7 +85,7 @@ class StructuredOutputs(Nullable):
     json_object: bool | None = None
     """Any JSON object."""
     disable_any_whitespace: bool = False
-    """JSON without any white space. Otherwise a space may follow a colon or a comma."""
+    """JSON without any white space. Otherwise there is at most one space between two tokens."""
     disable_additional_properties: bool = False
     """Accepted: objects with `properties` have no others unless the schema says so."""
     disable_fallback: bool = False

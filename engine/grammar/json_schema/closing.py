@@ -15,8 +15,8 @@ from engine.grammar.json_schema.keywords import unusable
 from engine.grammar.json_schema.nodes import ALTERNATIVES, REFERENCE, ROOT, Node, SchemaDocument, referred, types_of
 from engine.grammar.json_schema.scope import Scope
 
-MAX_NODES = 20_000
-"""Most schemas that references beside other keywords may amount to when they are written out."""
+MAX_NODES = 50_000
+"""Most schemas that a document may amount to where references are written out, and objects closed with their names."""
 _STRUCTURE = frozenset(
     ("properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "required", "minProperties",
      "maxProperties", "items", "prefixItems", "const", "enum", "allOf")
@@ -83,12 +83,12 @@ class SchemaCloser:
         found = list(branches)
         for i, branch in enumerate(found):
             while (name := referred(branch)) is not None:
-                self._count_one()
+                self._count_up()
                 branch = found[i] = self._definitions[name]
         return found
 
-    def _count_one(self) -> None:
-        self._count += 1
+    def _count_up(self, number: int = 1) -> None:
+        self._count += number
         if self._count > MAX_NODES:
             raise TooManySchemas
 
@@ -133,7 +133,7 @@ class SchemaCloser:
     def _members(self, node: Node, inside: tuple[str, ...] = ()) -> list[Any]:
         """The schemas that hold where a node does: objects without `allOf`, `$ref` and `unevaluatedProperties`, or
         False. inside: the definitions that are being written out."""
-        self._count_one()
+        self._count_up()
         if isinstance(node, bool):
             return [] if node else [False]
         name = referred(node)
@@ -205,6 +205,7 @@ class SchemaCloser:
             return False
         written = [self._member(member, whole, closed, None) for member in members]
         if fence is not None:
+            self._count_up(len(fence.names))
             scope = fence.joined(*map(Scope.of, [members, *self._branch_members(members)]))
             if scope.can_be_closed:
                 written.append(scope.fence(False))

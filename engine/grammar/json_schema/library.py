@@ -14,6 +14,10 @@ from engine.grammar.json_schema.nodes import all_nodes
 from engine.grammar.json_schema.numbers import read_exact
 from engine.grammar.json_schema.reader import SchemaReader
 
+WHITESPACE = r"\x20"
+"""White space between two JSON tokens: one space at most. A model that would go on with blanks has to go on with JSON.
+Spaces before closing brackets are not necessary, but they let a model end a number of which it would never write the
+bracket next."""
 ESCAPES = 'nrbtf\\"'
 """Characters behind a backslash in strings, without `\\u`."""
 
@@ -32,7 +36,7 @@ class LibrarySchema:
 
 
 def library_schema(source: str, *, compact: bool) -> LibrarySchema:
-    """Reads a JSON schema. compact: no white space at all, else a space may follow a colon or a comma.
+    """Reads a JSON schema. compact: no white space at all, else a space at most between two tokens.
 
     Raises RequestError that says in one line why the schema cannot be used.
     """
@@ -77,8 +81,7 @@ def _nodes(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _text(schema: dict[str, Any], compact: bool) -> str:
-    space = "" if compact else " ?"
-    options = {"whitespace_flexible": False, "item_separator": f",{space}", "key_separator": f":{space}"}
+    options: dict[str, Any] = {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITESPACE}
     if any(map(_mixes_names, _nodes(schema))):
         # A free name must not be a listed one in disguise: "\\u0061" is "a".
         options["json_allowed_escapes"] = ESCAPES

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -79,7 +80,7 @@ class Scope:
         """It matters to `unevaluatedProperties`."""
         return bool(self.listed or self.patterns or self.is_explicit)
 
-    @property
+    @cached_property
     def single_names(self) -> frozenset[str]:
         """Listed names whose values have one schema alone."""
         if self.patterns or self.is_explicit:

@@ -98,3 +98,10 @@ def test_no_parameter_breaks_the_form(builtin_engine: MakeEngine, fields: dict[s
     for answer in answers(builtin_engine, schema(wanted), prompt_ids()[:3], **fields):
         assert answer.finished.reason == "stop"
         assert jsonschema_rs.is_valid(wanted, json.loads(text_of(answer)))
+
+
+def test_an_unbounded_number_comes_to_its_end(builtin_engine: MakeEngine) -> None:
+    """Without white space before a bracket, a model that never writes the bare bracket goes on with digits for ever."""
+    wanted = schema({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})
+    found = answers(builtin_engine, wanted, prompt_ids()[:8], temperature=0.0, max_tokens=64)
+    assert sum(answer.finished.reason == "stop" for answer in found) >= 7
