@@ -57,9 +57,11 @@ def is_number(value: Any) -> bool:
 def constant(number: Number) -> int | float:
     """A number of `const` or `enum`, as the library is given it. Raises InexactNumber."""
     whole = as_integer(number)
-    if whole is not None and abs(whole) <= MAX_INT64 and int(float(whole)) == whole:
-        return whole
-    return _double(number)
+    if whole is None:
+        return _double(number)
+    if abs(whole) > MAX_INT64 or int(float(whole)) != whole:  # beside `type: integer` it becomes a 64-bit integer
+        raise InexactNumber(number)
+    return whole
 
 
 def bound(number: Number, *, integers: bool, exclusive: bool) -> int | float:
@@ -75,10 +77,8 @@ def bound(number: Number, *, integers: bool, exclusive: bool) -> int | float:
         if whole == MAX_INT64 or int(float(whole)) == whole:
             return whole
         raise InexactNumber(number)
-    if exclusive and integers and whole is not None:
-        raise InexactNumber(number)
     value = _double(number)
-    if abs(value) > MAX_INT64:
+    if abs(value) > MAX_INT64 or (exclusive and abs(value) >= MAX_SAFE):  # the library may add 1 to exclude it
         raise InexactNumber(number)
     return value
 

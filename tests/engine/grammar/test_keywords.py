@@ -159,3 +159,10 @@ def test_a_number_that_would_be_rounded_is_refused(schema: str, number: str) -> 
     """The answer would keep to another number than the schema names, one that is off by one, say."""
     with pytest.raises(RequestError, match=r"number|greater than 0"):
         library_schema(schema % number, compact=False)
+
+
+@pytest.mark.parametrize("number", [10**22, 2**63, 2**53 + 1, -(2**63)])
+def test_a_large_constant_is_not_another_integer(number: int) -> None:
+    """Beside `type: integer` of another schema the library would take it for the largest integer it knows."""
+    for keyword in ("const", "exclusiveMinimum", "exclusiveMaximum"):
+        assert str(number)[:9] in refusal({"type": "integer", "allOf": [{keyword: number}]}).replace("E+", "e+")
