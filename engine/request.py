@@ -34,6 +34,8 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     """`json_schema`: the schema, as JSON. `regex`: the expression the whole answer must match. `choice`: the possible
     answers, as a JSON list of strings. `json_object`: empty."""
+    compact: bool = False
+    """JSON without any white space. Otherwise a model may write one space between two JSON tokens."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,20 +14,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 from tokenizers import Tokenizer
 
 from engine.errors import RequestError
+from engine.grammar.json_schema.library import LibrarySchema, any_object, library_schema
 from engine.grammar.state import CompiledGrammar, GrammarVocabulary
 from engine.request import Grammar
 
 MAX_CHOICES = 1024
-WHITESPACE = r"\x20|(\x0D?\x0A)[\x20\x09]{0,64}"
-"""White space between two JSON tokens: a space, or a line break and an indentation, so that a model that would go on
-with white space for ever has to go on with JSON."""
 LIMITS = LLParserLimits(
     step_lexer_fuel=50_000,  # a mask may take about 4 ms at worst
     step_max_items=20_000,
@@ -40,6 +37,21 @@ STACK_BYTES = 64 * 2**20
 """The compiler recurses along chains of references. The worker has a quarter of this: what fits there fits here."""
 CACHE_SIZE = 64
 """Compiled grammars kept for further requests."""
+_SCHEMA_REASONS = {
+    "oneOf constraints": "'oneOf' is only supported where no two of its options can match the same text",
+    "min/maxProperties only": "'minProperties' and 'maxProperties' need all listed properties to be required",
+    "patternProperty regexes": "'patternProperties' must not overlap: a name may match one of them at most",
+    "circular references": "'$ref' leads back to itself beside other keywords",
+    "intersection stack level": "'allOf' and '$ref' are nested too deeply",
+    "Regex is empty": "no string can match its 'pattern', 'format' and length together",
+    "if regex is empty": "'pattern', 'format' and length are too complex together",
+    "schema is false": "no value can match it",
+    "lookarounds": "'pattern' may have '^' at its start and '$' at its end, but no other assertions",
+}
+"""Our words for what the library says of JSON schemas, by a part of its message."""
+_LIMIT = re.compile(r"^[^']*\blimit\b")
+"""Of a message about a limit of the library; not of one that quotes a property of that name."""
+DEAD_END = "an answer could begin in a way that no token of this model's vocabulary can continue"
 PROBE_TOKENS = 48
 PROBE_TEXTS = 4
 PROBE_PUNCTUATION = '"{}[],: '
@@ -66,16 +78,38 @@ def load_vocabulary(
 
 def compile_grammar(vocabulary: GrammarVocabulary, grammar: Grammar) -> CompiledGrammar:
     """Raises RequestError that says in one line what is wrong with the grammar. May take long, or much memory."""
-    matcher = LLMatcher(vocabulary.tokenizer, _lark(grammar), log_level=0, limits=LIMITS)
-    if not matcher.is_error():
-        matcher.compute_bitmask()  # kept inside: the first mask of every sequence
+    if grammar.kind == "json_schema":
+        matcher = _schema_matcher(vocabulary, library_schema(grammar.source, compact=grammar.compact))
+    else:
+        matcher = _matcher(vocabulary, _BODIES[grammar.kind](grammar))
     if matcher.is_error():
         raise RequestError(describe_failure(grammar, matcher.get_error()), "grammar", "invalid_grammar")
     return CompiledGrammar(vocabulary, matcher)
 
 
+def _schema_matcher(vocabulary: GrammarVocabulary, schema: LibrarySchema) -> LLMatcher:
+    """The matcher of a schema with closed objects; of one with open objects if only that can be used."""
+    closed = _matcher(vocabulary, f"%json {schema.closed}")
+    if schema.opened == schema.closed or not (schema.needs_both or closed.is_error()):
+        return closed
+    opened = _matcher(vocabulary, f"%json {schema.opened}")
+    return opened if opened.is_error() or closed.is_error() else closed
+
+
+def _matcher(vocabulary: GrammarVocabulary, body: str) -> LLMatcher:
+    """The matcher of a grammar in the library's own language, with its first mask computed; or one with an error.
+
+    The model chooses its own tokenisation: forcing the text's canonical one would cost time that no limit bounds.
+    """
+    text = f'%llguidance {{"no_forcing": true}}\nstart: {body}'
+    matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LIMITS)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # kept inside: the first mask of every sequence
+    return matcher
+
+
 def probe(compiled: CompiledGrammar, grammar: Grammar) -> None:
-    """Generates a few random texts of the grammar, always the same ones. RequestError if that alone reaches a limit.
+    """Follows the grammar some way, always the same way. RequestError if that alone reaches a limit or a dead end.
 
     Half of the steps prefer punctuation, or a random text would hardly ever leave its first JSON string.
     """
@@ -91,8 +125,9 @@ def probe(compiled: CompiledGrammar, grammar: Grammar) -> None:
                 break
             preferred = [token for token in allowed if token in punctuation] if generator.random() < 0.5 else []
             matcher.try_consume_tokens([generator.choice(preferred or allowed)])
-        if matcher.is_error() and not matcher.get_error().startswith("NoExtension"):
-            raise RequestError(describe_failure(grammar, matcher.get_error()), "grammar", "invalid_grammar")
+        if matcher.is_error():
+            failure = describe_failure(grammar, matcher.get_error().replace("NoExtension", DEAD_END, 1))
+            raise RequestError(failure, "grammar", "invalid_grammar")
 
 
 def describe_failure(grammar: Grammar, error: str) -> str:
@@ -102,11 +137,17 @@ def describe_failure(grammar: Grammar, error: str) -> str:
     explained = re.search(r"^\s*error: (.+)$", error, re.MULTILINE)
     reason = explained.group(1) if explained else _first_line(error)
     reason = re.sub(r"^at \d+\(\d+\): ", "", reason)
+    expression = re.search(r"regex parse error:\n    (.+)", error)
     reason = re.sub(r"^(failed to compile JSON schema: |invalid regex \".*\" \(in regex\): )", "", reason)
-    if reason.startswith(("panic", "lexer error", "Parser Error", "schema too large")) or "limit" in reason:
+    if reason.startswith(("panic", "lexer error", "Parser Error", "schema too large")) or _LIMIT.search(reason):
         reason = "it is too large or too complex"
     if reason.startswith("NoExtension"):
         reason = "no text can match it"
+    if reason.startswith(DEAD_END):
+        reason = DEAD_END
+    if grammar.kind == "json_schema":
+        reason = next((ours for theirs, ours in _SCHEMA_REASONS.items() if theirs in reason), reason)
+        reason = f"'pattern' {expression.group(1)[:80]!r}: {reason}" if expression else reason
     return f"The {name} cannot be used: {reason[:200].rstrip('.')}."
 
 
@@ -114,30 +155,20 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "unknown error"
 
 
-def _lark(grammar: Grammar) -> str:
-    """The grammar in the library's own language. The model chooses its own tokenisation: forcing the text's canonical
-    one would cost time that no limit bounds."""
-    bodies: dict[str, Callable[[str], str]] = {
-        "json_schema": lambda source: _json_body(_read_json(source, dict, "The JSON schema must be a JSON object.")),
-        "json_object": lambda source: _json_body({"type": "object"}),
-        "regex": _regex_body,
-        "choice": _choice_body,
-    }
-    return '%llguidance {"no_forcing": true}\nstart: ' + bodies[grammar.kind](grammar.source)
-
-
-def _json_body(schema: dict[str, Any]) -> str:
-    return "%json " + json.dumps(schema | {"x-guidance": {"whitespace_pattern": WHITESPACE}})
-
-
-def _regex_body(source: str) -> str:
+def _regex_body(grammar: Grammar) -> str:
+    source = grammar.source
     if (len(source) - len(source.rstrip("\\"))) % 2:
         raise RequestError("The regular expression cannot be used: it ends with a lone backslash.", "grammar")
     return f"/{regex_to_lark(source, 'dw')}/"  # \d and \w are ASCII, as in JSON Schema
 
 
-def _choice_body(source: str) -> str:
-    choices = _read_json(source, list, "The choices must be a list of strings.")
+def _choice_body(grammar: Grammar) -> str:
+    try:
+        choices = json.loads(grammar.source)
+    except (ValueError, RecursionError):
+        choices = None
+    if not isinstance(choices, list):
+        raise RequestError("The choices must be a list of strings.", "grammar", "invalid_grammar")
     if not choices or not all(type(choice) is str for choice in choices):
         raise RequestError("The choices must be a list of at least one string, and of strings alone.", "grammar")
     if len(choices) > MAX_CHOICES:
@@ -145,14 +176,12 @@ def _choice_body(source: str) -> str:
     return " | ".join(json.dumps(choice) for choice in choices)
 
 
-def _read_json(source: str, kind: type, message: str) -> Any:
-    try:
-        value = json.loads(source)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, kind):
-        raise RequestError(message, "grammar", "invalid_grammar")
-    return value
+_BODIES: dict[str, Callable[[Grammar], str]] = {
+    "json_object": lambda grammar: f"%json {any_object(compact=grammar.compact)}",
+    "regex": _regex_body,
+    "choice": _choice_body,
+}
+"""By kind of grammar, its form in the library's language."""
 
 
 class GrammarCompiler:

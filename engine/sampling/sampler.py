@@ -1,7 +1,8 @@
 """Sampler: from a step group's logits to tokens. Bans, grammars, bias, penalties, temperature, filters and noise.
 
-The order is the same in every decoding mode: banned ids, grammar, logit_bias, min_tokens, penalties, temperature,
-top_k, top_p, min_p, noise. Shapes: n spans of a group, r logit rows each, V vocabulary.
+The order is the same in every decoding mode: logit_bias, min_tokens, penalties, grammar, banned ids, temperature,
+top_k, top_p, min_p, noise. Grammar and bans come after the other edits, so that none of these can undo them.
+Shapes: n spans of a group, r logit rows each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -91,13 +92,14 @@ class Sampler:
         if edited or self._kernel is None:
             finite = all_finite(logits)
             logits = widened(logits)
-            logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
         if edited and positions is not None:
-            if draft_tokens is not None and bound:
-                self._apply_grammars(logits, bound, [seqs[i] for i in bound], [draft_tokens[i] for i in bound])
             self._apply_bias(logits, seqs)
             self._apply_min_tokens(logits, seqs, positions, min_tokens)
             self._apply_penalties(logits, seqs, unsettled, cumulative)
+            if draft_tokens is not None and bound:
+                self._apply_grammars(logits, bound, [seqs[i] for i in bound], [draft_tokens[i] for i in bound])
+        if finite is not None:
+            logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
         chosen = self._pick(logits, finite, seqs, None if plain else positions)
         if bound:
             scores = logits.gather(-1, chosen.token_ids[..., None])[..., 0]

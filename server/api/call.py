@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from engine.request import Decoding, Mode
 from server.api.fields import check_modes
 from server.api.requests import GenerationRequest
-from server.api.structured_outputs import check_grammar_mode, requested_grammar
+from server.api.structured_outputs import check_grammar_mode, check_stop_tokens, requested_grammar
 from server.generation.job import RequestedGrammar
 from server.text.served_model import ServedModel
 
@@ -34,5 +34,6 @@ def validate(fields: Fields, model: ServedModel) -> Call[Fields]:
     grammar = requested_grammar(fields.response_format, fields.structured_outputs)
     if grammar is not None:
         check_grammar_mode(grammar.param, decoding, model.info.decodings, infill=fields.infills)
+        check_stop_tokens(grammar, fields.stop_token_ids, model.tokenizer)
     mode: Mode = "infill" if fields.infills and decoding in ("auto", "diffusion") else decoding
     return Call(fields, decoding, mode, grammar)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,19 +13,11 @@ from engine.validate import check_grammar_mode as check_mode
 from server.api.fields import Strict, invalid
 from server.generation.job import RequestedGrammar
 from server.http.errors import BadRequest, from_request_error
+from server.http.json_codec import encode_exactly
+from server.text.tokenizer import Tokenizer
 
 MAX_CHOICES = MAX_SCHEMA_BYTES // 4
 """A list of more is longer than MAX_SCHEMA_BYTES, however short its strings are."""
-
-
-def _as_text(schema: Any) -> str:
-    """The JSON of a schema, cut off once it is longer than any that is accepted."""
-    text = ""
-    for piece in json.JSONEncoder().iterencode(schema):
-        text += piece
-        if len(text) > MAX_SCHEMA_BYTES:
-            break
-    return text
 
 
 class JsonSchemaFormat(Strict):
@@ -36,7 +28,8 @@ class JsonSchemaFormat(Strict):
     description: str | None = None
     """What the schema is for; it changes nothing."""
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    """A JSON schema; always enforced."""
+    """A JSON schema; always enforced. An object with `properties` has no others unless `additionalProperties` or
+    `unevaluatedProperties` allows them."""
     strict: bool | None = None
     """Accepted: a schema is always enforced."""
 
@@ -59,21 +52,41 @@ class ResponseFormat(Strict):
     def grammar(self) -> Grammar | None:
         """None for any text."""
         if self.json_schema is not None:
-            return Grammar(kind="json_schema", source=_as_text(self.json_schema.schema_))
+            return Grammar(kind="json_schema", source=encode_exactly(self.json_schema.schema_))
         return Grammar(kind="json_object") if self.type == "json_object" else None
 
 
+UNSUPPORTED = ("grammar", "structural_tag", "whitespace_pattern", "_backend")
+"""vLLM's members of `structured_outputs` that nothing here can fulfil. Its client sends them as null."""
+
+
 class StructuredOutputs(Strict):
-    """vLLM's way to ask for a grammar: exactly one of the fields, or none of them."""
+    """vLLM's way to ask for a grammar: exactly one of json, regex, choice and json_object, or none of them."""
 
     json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
-    """A JSON schema, as an object or as text."""
+    """A JSON schema, as an object or as text. An object with `properties` has no others unless `additionalProperties`
+    or `unevaluatedProperties` allows them."""
     regex: str | None = None
     """A regular expression that the whole answer matches."""
     choice: Annotated[list[str] | None, Field(max_length=MAX_CHOICES, fail_fast=True)] = None
     """The answers to choose from."""
     json_object: bool | None = None
     """Any JSON object."""
+    disable_any_whitespace: bool = False
+    """JSON without any white space. Otherwise there is at most one space between two tokens."""
+    disable_additional_properties: bool = False
+    """Accepted: objects with `properties` have no others unless the schema says so."""
+    disable_fallback: bool = False
+    """Accepted: there is one grammar library."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if refused := next((name for name in UNSUPPORTED if data.get(name) is not None), None):
+            raise invalid(f"must not have '{refused}', which is not supported")
+        return {name: value for name, value in data.items() if name not in UNSUPPORTED}
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -84,14 +97,15 @@ class StructuredOutputs(Strict):
     @property
     def grammar(self) -> Grammar | None:
         """None where no field is set."""
+        compact = self.disable_any_whitespace
         if self.json_ is not None:
-            source = self.json_ if isinstance(self.json_, str) else _as_text(self.json_)
-            return Grammar(kind="json_schema", source=source)
+            source = self.json_ if isinstance(self.json_, str) else encode_exactly(self.json_)
+            return Grammar(kind="json_schema", source=source, compact=compact)
         if self.regex is not None:
             return Grammar(kind="regex", source=self.regex)
         if self.choice is not None:
-            return Grammar(kind="choice", source=json.dumps(self.choice))
-        return Grammar(kind="json_object") if self.json_object else None
+            return Grammar(kind="choice", source=encode_exactly(self.choice))
+        return Grammar(kind="json_object", compact=compact) if self.json_object else None
 
 
 def requested_grammar(
@@ -115,3 +129,23 @@ def check_grammar_mode(field: str, decoding: str, decodings: tuple[str, ...], *,
         check_mode("infill" if infill else decoding, decodings, field)
     except RequestError as error:
         raise from_request_error(error) from None
+
+
+def check_stop_tokens(grammar: RequestedGrammar, stop_token_ids: Sequence[int], tokenizer: Tokenizer) -> None:
+    """Raises BadRequest for a stop token that is text of the answer's form: the answer could then never be whole."""
+    for token in stop_token_ids:
+        text = tokenizer.decode([token]) if 0 <= token < tokenizer.vocab_size else ""
+        if text and _may_hold(grammar.grammar, text):
+            raise BadRequest(
+                f"'stop_token_ids' names token {token}, {text!r}, which an answer in the form of '{grammar.param}' may "
+                "need: the form says where the answer ends.",
+                "stop_token_ids",
+                "invalid_value",
+            )
+
+
+def _may_hold(grammar: Grammar, text: str) -> bool:
+    """Whether a token may be a part of an answer, as far as the kind of grammar tells."""
+    if grammar.kind in ("json_schema", "json_object"):
+        return all(char >= " " for char in text)  # control characters are escaped in JSON strings
+    return True

@@ -76,7 +76,7 @@ class GrammarChecker:
             check_grammar_size(grammar)
         except RequestError as error:
             raise BadRequest(str(error), param, "invalid_value") from None
-        key = hashlib.sha256(f"{grammar.kind}:{grammar.source}".encode()).digest()
+        key = hashlib.sha256(f"{grammar.kind}:{grammar.compact}:{grammar.source}".encode()).digest()
         known = self._recall(key)
         if known is None:
             known = await self._ask_in_turn(key, grammar)
@@ -148,17 +148,17 @@ class GrammarChecker:
     async def _start(self) -> str | None:
         """Starts a worker and waits until it has read the tokenizer; says so if no grammar can be used with that."""
         await self._await_killed()
-        self._process = await asyncio.create_subprocess_exec(
-            *self._argv,
-            env=package_environment(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,  # a client could make a library write without end
-            start_new_session=True,
-        )
         try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                env=package_environment(),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,  # a client could make a library write without end
+                start_new_session=True,
+            )
             return await self._exchange(b"", START_SECONDS)
-        except (TimeoutError, WorkerDied):
+        except (OSError, WorkerDied):  # an OSError also where no file descriptor or process is left, or time
             message = "Grammars cannot be compiled right now; try again shortly."
             raise Unavailable(message, "grammar_unavailable") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import msgspec
@@ -15,8 +16,12 @@ import msgspec
 MAX_DEPTH = 32
 """Deepest nesting of a request. A JSON schema is the only part of a request that nests at all deeply."""
 
+EXACT_MEMBERS = ("response_format", "structured_outputs")
+"""Members of a request that may hold a JSON schema: its numbers are limits of the answer, and are kept as written."""
+
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _encoder = msgspec.json.Encoder()
+_exact_encoder = msgspec.json.Encoder(decimal_format="number")
 _LINE_ENDS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
 
 
@@ -34,7 +39,7 @@ def encode_json(value: object) -> bytes:
 
 
 def decode_json(body: bytes) -> Any:
-    """Reads one JSON value; raises InvalidJson."""
+    """Reads one JSON value; raises InvalidJson. In EXACT_MEMBERS of an object a number may be a `Decimal`."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as exc:
@@ -54,7 +59,25 @@ def decode_json(body: bytes) -> Any:
     _check_depth(value)
     if _ESCAPED_SURROGATE.search(body):
         _check_surrogates(value)
+    exact = [name for name in EXACT_MEMBERS if isinstance(value, dict) and isinstance(value.get(name), dict)]
+    if exact:
+        kept = json.loads(text, parse_float=_keep_number, parse_int=_keep_number)
+        value |= {name: kept[name] for name in exact}
     return value
+
+
+def encode_exactly(value: object) -> str:
+    """JSON text with every `Decimal` as a number of just these digits."""
+    return _exact_encoder.encode(value).decode()
+
+
+def _keep_number(text: str) -> int | Decimal:
+    if len(text) < 16 and text.lstrip("-").isdigit():
+        return int(text)
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise InvalidJson("The request body holds a number that is out of range.") from None
 
 
 def _refuse_constant(name: str) -> Any:

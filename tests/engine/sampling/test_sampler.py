@@ -183,6 +183,15 @@ def test_bias_cannot_bring_back_a_banned_token() -> None:
     assert not torch.isin(engine_choice(random_logits(2, 20), seqs).token_ids, torch.tensor(BANNED)).any()
 
 
+@pytest.mark.parametrize("repetition", [1e-46, 1e-30, 10.0])
+def test_penalties_cannot_bring_back_a_banned_token(repetition: float) -> None:
+    """A factor that is zero in float32 would turn a banned token's -inf into NaN, which no comparison beats."""
+    logits = random_logits(1, 1).float()
+    logits[..., :6] = 0.0
+    seqs = group([Sampling(repetition_penalty=repetition)], answers=(*BANNED, 1))
+    assert int(engine_choice(logits, seqs).token_ids) not in BANNED
+
+
 def test_penalties_leave_unseen_tokens_alone() -> None:
     seqs = group([Sampling(repetition_penalty=2.0, presence_penalty=1.0, frequency_penalty=1.0)], (9, 9, 9))
     logits = random_logits(1, 1)

@@ -9,8 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from engine.request import Grammar
-from server.api.structured_outputs import ResponseFormat, StructuredOutputs, check_grammar_mode, requested_grammar
+from server.api.structured_outputs import (
+    ResponseFormat,
+    StructuredOutputs,
+    check_grammar_mode,
+    check_stop_tokens,
+    requested_grammar,
+)
+from server.generation.job import RequestedGrammar
 from server.http.errors import BadRequest
+from tests.fakes import INFO, builtin_tokenizer
 
 SCHEMA = {"type": "object", "properties": {"é": {"type": "integer"}}, "required": ["é"], "additionalProperties": False}
 NAMED = {"name": "answer", "schema": SCHEMA, "strict": True, "description": "What was asked."}
@@ -53,6 +61,22 @@ def test_a_regex_is_taken_as_it_is() -> None:
         {"response_format": {"type": "text"}},
         {"structured_outputs": {}},
         {"structured_outputs": {"json": None, "json_object": False}},
+        {"response_format": {"type": "text", "json_schema": None}},
+        {
+            "structured_outputs": dict.fromkeys(
+                (
+                    "json",
+                    "regex",
+                    "choice",
+                    "json_object",
+                    "grammar",
+                    "structural_tag",
+                    "whitespace_pattern",
+                    "_backend",
+                )
+            )
+        },
+        {"structured_outputs": {"disable_any_whitespace": True, "disable_additional_properties": True}},
         {"response_format": {"type": "text"}, "structured_outputs": {}},
     ],
 )
@@ -75,11 +99,73 @@ def test_neutral_values_ask_for_nothing(fields: dict[str, Any]) -> None:
         {"structured_outputs": {"choice": [1]}},
         {"structured_outputs": {"grammar": "root ::= a"}},
         {"structured_outputs": {"json": {}, "whitespace_pattern": " *"}},
+        {"structured_outputs": {"json": {}, "structural_tag": "x"}},
+        {"structured_outputs": {"json": {}, "_backend": "xgrammar"}},
+        {"structured_outputs": {"json": {}, "disable_any_whitespace": 1}},
+        {"structured_outputs": {"json": {}, "unknown": None}},
+        {"response_format": {"type": None}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": None, "schema": {}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": None}}},
     ],
 )
 def test_what_would_not_be_honoured_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         grammar_of(**fields)
+
+
+@pytest.mark.parametrize("name", ["grammar", "structural_tag", "whitespace_pattern", "_backend"])
+def test_what_vllm_knows_and_this_server_does_not_is_refused_by_name(name: str) -> None:
+    """A client would look for a mistake in its spelling."""
+    with pytest.raises(ValidationError, match=f"'{name}', which is not supported"):
+        grammar_of(structured_outputs={"json": {}, name: "x"})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structured_outputs": {"json": SCHEMA, "regex": None, "choice": None, "json_object": None, "grammar": None,
+                                "disable_fallback": False, "disable_any_whitespace": None,
+                                "disable_additional_properties": False, "whitespace_pattern": None}},
+        {"response_format": {"type": "json_schema", "json_schema": NAMED | {"strict": None, "description": None}}},
+    ],
+)  # fmt: skip
+def test_null_members_are_not_sent(fields: dict[str, Any]) -> None:
+    """An SDK that writes out its defaults would be refused."""
+    grammar = grammar_of(**fields)
+    assert grammar is not None
+    assert json.loads(grammar.source) == SCHEMA
+
+
+def test_nulls_within_a_schema_are_values() -> None:
+    """`const: null` would lose its constant."""
+    wanted = {"const": None, "enum": [None], "default": None}
+    grammar = grammar_of(structured_outputs={"json": wanted})
+    assert grammar is not None
+    assert json.loads(grammar.source) == wanted
+
+
+def test_white_space_can_be_disabled() -> None:
+    """The field would be accepted and mean nothing."""
+    for form in ({"json": SCHEMA}, {"json_object": True}):
+        for compact in (True, False):
+            grammar = grammar_of(structured_outputs=form | {"disable_any_whitespace": compact})
+            assert grammar is not None
+            assert grammar.compact is compact
+
+
+def test_a_stop_token_that_the_form_may_need_is_refused() -> None:
+    """The answer could never be whole: it would fail in its middle."""
+    tokenizer = builtin_tokenizer()
+    brace, line = tokenizer.encode_text("}"), tokenizer.encode_text("\n")
+    assert len(brace) == len(line) == 1
+    for kind in ("json_schema", "json_object", "regex", "choice"):
+        wanted = RequestedGrammar(Grammar(kind=kind, source="{}"), "response_format")  # type: ignore[arg-type]
+        check_stop_tokens(wanted, [*INFO.end_token_ids, 10**9], tokenizer)
+        with pytest.raises(BadRequest, match="response_format") as refused:
+            check_stop_tokens(wanted, brace, tokenizer)
+        assert refused.value.param == "stop_token_ids"
+        if kind.startswith("json"):
+            check_stop_tokens(wanted, line, tokenizer)  # a line break is never within JSON here
 
 
 def test_two_forms_at_once_are_refused() -> None:

@@ -193,5 +193,5 @@ def test_too_few_pages_delay_answers_and_change_none() -> None:
         assert [answer.json()["choices"][0]["text"] for answer in together] == alone
         assert all(answer.json()["usage"]["completion_tokens"] == 100 for answer in together)
         assert server.metric("preemptions_total") > 0
-        never = server.complete(prompt=[9] * 100, max_tokens=100)
+        never = server.complete(prompt=[9] * 160, max_tokens=100)
         assert (never.status_code, never.json()["error"]["code"]) == (400, "context_length_exceeded")

@@ -4,8 +4,10 @@ merely unlucky schema takes the server's memory, its processor or its engine awa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from engine.config import EngineInfo
 from engine.models.files import model_directory
 from engine.request import MAX_REGEX_LENGTH, MAX_SCHEMA_BYTES, Grammar
 from server.engine_link.grammar_checker import GrammarChecker
-from server.http.errors import BadRequest, Overloaded
+from server.http.errors import BadRequest, Overloaded, Unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -186,6 +188,28 @@ async def test_no_more_wait_than_there_is_room_for() -> None:
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(results[0], BadRequest)
     assert results[1] is None
+    await made.close()
+
+
+async def test_without_a_file_descriptor_left_a_client_is_told_to_come_back() -> None:
+    """The client would be told of a fault of the server's that nobody can find, and stay away."""
+    made = checker()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, before[1]))
+    held: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        for _ in range(2):
+            with pytest.raises(Unavailable) as refused:
+                await made.check(OBJECT)
+            assert (refused.value.status, refused.value.code) == (503, "grammar_unavailable")
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    await made.check(OBJECT)
     await made.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.http.json_codec import MAX_DEPTH, InvalidJson, decode_json, encode_json
+from server.http.json_codec import EXACT_MEMBERS, MAX_DEPTH, InvalidJson, decode_json, encode_exactly, encode_json
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,21 @@ def test_what_is_not_plain_json_is_refused_with_a_reason(body: bytes, says: str)
 
 def test_a_number_beyond_floats_is_left_to_the_schema_which_names_the_field() -> None:
     assert decode_json(b'{"temperature": 1e999}')["temperature"] == float("inf")
+
+
+@pytest.mark.parametrize("member", EXACT_MEMBERS)
+@pytest.mark.parametrize("number", ["9007199254740993", "0.1000000000000000055511151", "1E+400", "-0.10", "12"])
+def test_numbers_of_a_schema_are_kept_as_they_are_written(member: str, number: str) -> None:
+    """The answer would keep to a rounded number, without a word."""
+    value = decode_json(f'{{"temperature": 0.10, "{member}": {{"json": {{"const": {number}}}}}}}'.encode())
+    assert value["temperature"] == 0.1
+    assert type(value["temperature"]) is float
+    assert encode_exactly(value[member]) == f'{{"json":{{"const":{number}}}}}'
+
+
+def test_a_number_that_nobody_can_hold_is_refused() -> None:
+    with pytest.raises(InvalidJson, match="out of range"):
+        decode_json(b'{"structured_outputs": {"json": {"const": 1e99999999999999999999}}}')
 
 
 def test_a_whole_surrogate_pair_is_a_character() -> None:
