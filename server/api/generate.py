@@ -1,8 +1,8 @@
-"""The way of a generation request, the same at every endpoint: parse, prepare, run, answer.
+"""The way of a generation request, the same at every endpoint: parse, prepare, admit, answer.
 
-Each stage hands a frozen value to the next and is not asked again: a Call (valid fields, decoding mode, grammar), a Job
-(token ids, limits, seeds, one engine request a choice), a Generation (in flight), a Response. What differs between
-endpoints is in their `Endpoint`.
+Each stage hands a frozen value to the next and is not asked again: a Call (fields, decoding mode, grammar), a Job
+(token ids, limits, seeds, one engine request a choice), a Generation (entering it submits the requests, leaving it
+drops what is unfinished), a Response. What differs between endpoints is in their `Endpoint`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from server.api.call import Call, Fields, validate
 from server.api.common import parse_body, service_of
 from server.api.prepare import Limits
 from server.api.requests import parse_generation
+from server.generation.answer import TimeLimits, answer_streamed, answer_whole
+from server.generation.generation import Generation
 from server.generation.job import Job
 from server.generation.request_log import RequestLog
-from server.generation.run import Generation
-from server.generation.stream import TimeLimits, answer_streamed, answer_whole
 from server.generation.writer import AnswerWriter
 from server.operation.service import Service
 from server.text.served_model import ServedModel
@@ -32,7 +32,7 @@ from server.text.tokenizer import Tokenizer
 class Endpoint(Generic[Fields]):
     """An endpoint that generates: its request model, its preparation, and the writer of its answers."""
 
-    fields: type[Fields]
+    request_model: type[Fields]
     prepare: Callable[[Call[Fields], ServedModel, Limits], Awaitable[Job]]
     """Raises BadRequest."""
     writer: Callable[[Job, Tokenizer], AnswerWriter]
@@ -42,11 +42,11 @@ class Endpoint(Generic[Fields]):
         service, model = _open(request)
         call = await parse_body(request, lambda data: self._parse(data, model))
         job = await self.prepare(call, model, _limits_of(service))
-        generation = await _run(job, model, service, request)
+        generation = await _admit(job, model, service, request)
         return await self._answer(generation, model, service, request)
 
     def _parse(self, data: Any, model: ServedModel) -> Call[Fields]:
-        return validate(parse_generation(self.fields, data), model)
+        return validate(parse_generation(self.request_model, data), model)
 
     async def _answer(self, generation: Generation, model: ServedModel, service: Service, request: Request) -> Response:
         options = service.config.server
@@ -72,10 +72,13 @@ def _limits_of(service: Service) -> Limits:
     return Limits(options.max_choices, options.clip_max_tokens)
 
 
-async def _run(job: Job, model: ServedModel, service: Service, request: Request) -> Generation:
-    """Admits a job. Raises BadRequest for a grammar that does not compile, Overloaded or Unavailable."""
+async def _admit(job: Job, model: ServedModel, service: Service, request: Request) -> Generation:
+    """Lets a job in; entering the Generation submits its requests.
+
+    Raises BadRequest for a grammar that does not compile, Overloaded or Unavailable.
+    """
     if job.grammar is not None and service.grammars is not None:
         await service.grammars.check(job.grammar.grammar, job.grammar.param)
-    service.admission.admit(len(job.choices), sum(len(choice.prompt_token_ids) for choice in job.requests))
+    service.admission.check_job(len(job.choices), sum(len(choice.prompt_token_ids) for choice in job.requests))
     request.state.admitted = True  # from here on the request log tells what became of it
     return Generation(service.engine, job, model.tokenizer, service.metrics.record_tokens)

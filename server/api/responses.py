@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from server.generation.choice import ScoredToken
-from server.generation.run import Generation
+from server.generation.generation import Generation
 
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""

@@ -9,10 +9,11 @@ from msgspec import UNSET, UnsetType
 
 from server.api.responses import DiffusionMeta, Ending, FinishReason, Response, Usage, usage_of
 from server.generation.choice import ChoiceState, Delta, Draft, ScoredToken
+from server.generation.generation import Generation
 from server.generation.job import Job, StreamForm
 from server.generation.parts import AnswerText, Part
-from server.generation.run import Generation
-from server.generation.writer import DONE, AnswerWriter, sse_event
+from server.generation.sse import DONE, sse_event
+from server.generation.writer import AnswerWriter
 from server.text.tokenizer import Tokenizer
 
 Logprobs = TypeVar("Logprobs", bound=Response)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from server.generation.run import Generation
+from server.generation.generation import Generation
 from server.http.errors import CLIENT_CLOSED_REQUEST, ApiError
 from server.operation.metrics import Metrics
 from server.text.tokenizer import Tokenizer

@@ -32,8 +32,11 @@ class Admission:
         if over > 0 and len(self._engine.in_flight):  # an idle server takes any valid request
             raise Overloaded("Too many requests are waiting; try again shortly.", self._retry_after(over))
 
-    def admit(self, choices: int, prompt_tokens: int) -> None:
-        """Raises Unavailable or Overloaded when a job of so many choices and prompt tokens cannot be taken now."""
+    def check_job(self, choices: int, prompt_tokens: int) -> None:
+        """Raises Unavailable or Overloaded when a job of so many choices and prompt tokens cannot be taken now.
+
+        Reserves nothing: a job counts once it is submitted.
+        """
         self.check_queue(choices)
         waiting = self._engine.in_flight.waiting_tokens
         if waiting and waiting + prompt_tokens > self._max_queued_tokens:

@@ -19,8 +19,8 @@ from server.api.responses import (
 )
 from server.api.writer import OpenAIWriter, ended_by
 from server.generation.choice import Draft, ScoredToken
+from server.generation.generation import Generation
 from server.generation.parts import Part, text_of
-from server.generation.run import Generation
 
 
 class TokenLogprob(Response):

@@ -42,7 +42,7 @@ def admission(of: FakeEngine, *, max_running: int = 2, max_queued: int = 1, max_
 async def test_as_many_wait_as_the_limit_says(in_flight: int, choices: int, taken: bool) -> None:
     guard = admission(engine(in_flight))
     if taken:
-        guard.admit(choices, 10)
+        guard.check_job(choices, 10)
         return
     with pytest.raises(Overloaded) as refused:
         guard.check_queue(choices)
@@ -51,15 +51,15 @@ async def test_as_many_wait_as_the_limit_says(in_flight: int, choices: int, take
 
 async def test_an_idle_server_takes_any_request() -> None:
     """A request with more choices than may wait could otherwise never be served, however empty the server."""
-    admission(engine(), max_queued=0).admit(100, 10**9)
+    admission(engine(), max_queued=0).check_job(100, 10**9)
 
 
 async def test_waiting_prompt_tokens_are_bounded_too() -> None:
     """A few enormous prompts would hold a queue that its length alone calls short."""
     guard = admission(engine(2, prompt=40), max_queued=100)
-    guard.admit(1, 20)
+    guard.check_job(1, 20)
     with pytest.raises(Overloaded, match="prompt tokens"):
-        guard.admit(1, 21)
+        guard.check_job(1, 21)
 
 
 @pytest.mark.parametrize("state", [state for state in EngineState if state is not EngineState.RUNNING])

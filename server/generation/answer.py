@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.generation.generation import Generation
 from server.generation.request_log import RequestLog
-from server.generation.run import Generation
-from server.generation.writer import KEEPALIVE, AnswerWriter, sse_event
+from server.generation.sse import KEEPALIVE, sse_event
+from server.generation.writer import AnswerWriter
 from server.http.errors import (
     CLIENT_CLOSED_REQUEST,
     INTERNAL_ERROR,

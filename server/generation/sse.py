@@ -1,0 +1,15 @@
+"""The form of server-sent events."""
+
+from __future__ import annotations
+
+from server.http.json_codec import encode_json
+
+DONE = b"data: [DONE]\n\n"
+"""OpenAI's end of a stream."""
+KEEPALIVE = b": keep-alive\n\n"
+"""A comment, which readers of server-sent events ignore."""
+
+
+def sse_event(payload: object, name: str = "") -> bytes:
+    """One server-sent event with a JSON payload. name: its type, for formats that have any."""
+    return (b"event: " + name.encode() + b"\n" if name else b"") + b"data: " + encode_json(payload) + b"\n\n"
