@@ -3,7 +3,7 @@
 `python -m engine.grammar.worker --tokenizer PATH ...` answers one line of JSON when it is ready, then one for each line
 with a `Grammar`, until the end of stdin: null, or a string that says what is wrong. A grammar can explode in time, in
 memory or in depth of recursion; here that ends this process alone. What passes is compiled again by the engine,
-with the same limits and four times the stack.
+with the library's limits as here and four times the stack, but with no limit on time or memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A valid request together with what it asks of the served model: decoding mode and grammar."""
+"""A well-formed request together with what it asks of the served model: decoding mode and grammar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from engine.request import Decoding, Mode
 from server.api.fields import check_modes
 from server.api.requests import GenerationRequest
-from server.api.structured_outputs import check_grammar_mode, check_stop_tokens, requested_grammar
+from server.api.structured_outputs import check_stop_tokens, refuse_denoised_grammar, requested_grammar
 from server.generation.job import RequestedGrammar
 from server.text.served_model import ServedModel
 
@@ -17,7 +17,10 @@ Fields = TypeVar("Fields", bound=GenerationRequest)
 
 @dataclass(frozen=True)
 class Call(Generic[Fields]):
-    """The result of the first stage of a request: every field is valid, alone and in the decoding mode."""
+    """The result of the first stage of a request: every field is well-formed and has a meaning in the mode.
+
+    The prompt, and ranges that depend on the model, are checked in `prepare`.
+    """
 
     fields: Fields
     decoding: Decoding
@@ -33,7 +36,7 @@ def validate(fields: Fields, model: ServedModel) -> Call[Fields]:
     check_modes(fields.model_fields_set, type(fields).model_fields, decoding, infill=fields.infills)
     grammar = requested_grammar(fields.response_format, fields.structured_outputs)
     if grammar is not None:
-        check_grammar_mode(grammar.param, decoding, model.info.decodings, infill=fields.infills)
+        refuse_denoised_grammar(grammar.param, decoding, model.info.decodings, infill=fields.infills)
         check_stop_tokens(grammar, fields.stop_token_ids, model.tokenizer)
     mode: Mode = "infill" if fields.infills and decoding in ("auto", "diffusion") else decoding
     return Call(fields, decoding, mode, grammar)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from server.generation.job import Endpoint
+from server.generation.job import EndpointName
 from server.http.errors import BadRequest
 
 
@@ -90,18 +90,18 @@ class Unsupported:
 
     neutral: tuple[Any, ...] = ()
     """Values that ask for nothing; the first one is told to clients."""
-    endpoints: tuple[Endpoint, ...] = ("completions", "chat")
+    endpoints: tuple[EndpointName, ...] = ("completions", "chat")
     hint: str = ""
     neutral_in_chat: tuple[Any, ...] | None = None
     """Those of the chat endpoint, where they differ."""
 
-    def neutral_at(self, endpoint: Endpoint) -> tuple[Any, ...]:
+    def neutral_at(self, endpoint: EndpointName) -> tuple[Any, ...]:
         """The neutral values at an endpoint."""
         return self.neutral_in_chat if endpoint == "chat" and self.neutral_in_chat is not None else self.neutral
 
 
-_CHAT: tuple[Endpoint, ...] = ("chat",)
-_COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
+_CHAT: tuple[EndpointName, ...] = ("chat",)
+_COMPLETIONS: tuple[EndpointName, ...] = ("completions",)
 
 UNSUPPORTED: dict[str, Unsupported] = {
     "store": Unsupported((False,)),
@@ -182,7 +182,7 @@ UNSUPPORTED: dict[str, Unsupported] = {
 }
 
 
-def take_known(data: dict[str, Any], endpoint: Endpoint, fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
+def take_known(data: dict[str, Any], endpoint: EndpointName, fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """The fields of a request as sent that a request model reads.
 
     Raises BadRequest for the first field that is unknown, or that is in a table above and has a value it may not have.
@@ -220,7 +220,7 @@ def unknown_parameter(name: str, known: Iterable[str], prefix: str = "") -> BadR
     return BadRequest(f"Unknown parameter: '{shown}'.{hint}", shown, "unknown_parameter")
 
 
-def _check_neutral(name: str, value: Any, data: dict[str, Any], endpoint: Endpoint) -> None:
+def _check_neutral(name: str, value: Any, data: dict[str, Any], endpoint: EndpointName) -> None:
     entry = UNSUPPORTED[name]
     neutral = entry.neutral_at(endpoint)
     accepted = (*neutral, data.get("n") or 1) if name == "best_of" else neutral

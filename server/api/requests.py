@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from server.api.fields import FieldFacts, Strict, invalid, take_known, unknown_parameter
 from server.api.structured_outputs import ResponseFormat, StructuredOutputs
-from server.generation.job import Endpoint
+from server.generation.job import EndpointName
 from server.http.errors import BadRequest
 
 MAX_STOPS = 16
@@ -126,7 +126,7 @@ class StreamOptions(Strict):
 class GenerationRequest(Strict):
     """The fields that every endpoint which generates has in common."""
 
-    endpoint: ClassVar[Endpoint]
+    endpoint: ClassVar[EndpointName]
     id_prefix: ClassVar[str]
     """What the ids of its answers begin with."""
     prompt_param: ClassVar[str]
@@ -135,7 +135,7 @@ class GenerationRequest(Strict):
     model: OptionalText = None
     """The served name, or an alias that also chooses the decoding mode. May be left out."""
     max_tokens: Annotated[int | None, Field(ge=1, le=MAX_COUNT)] = None
-    """Most tokens to generate. Completions: 16 by default, 0 with echo; chats: the rest of the context."""
+    """Most tokens to generate. Unset: the rest of the context."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from engine.errors import RequestError
 from engine.request import MAX_SCHEMA_BYTES, Grammar
-from engine.validate import check_grammar_mode as check_mode
+from engine.validate import check_grammar_mode
 from server.api.fields import Strict, invalid
 from server.generation.job import RequestedGrammar
 from server.http.errors import BadRequest, from_request_error
@@ -123,10 +123,10 @@ def requested_grammar(
     return found[0] if found else None
 
 
-def check_grammar_mode(field: str, decoding: str, decodings: tuple[str, ...], *, infill: bool) -> None:
+def refuse_denoised_grammar(field: str, decoding: str, decodings: tuple[str, ...], *, infill: bool) -> None:
     """Raises BadRequest where the answer would be denoised, which no grammar can bind. field: what asks for a form."""
     try:
-        check_mode("infill" if infill else decoding, decodings, field)
+        check_grammar_mode("infill" if infill else decoding, decodings, field)
     except RequestError as error:
         raise from_request_error(error) from None
 

@@ -1,6 +1,6 @@
 """Checks that a grammar compiles, in a worker process that may be killed, before the engine gets the request.
 
-A grammar is therefore compiled twice: once here, with bounds on time and memory, and once in the engine.
+A grammar is therefore compiled twice: once here, with bounds on time and memory, and once in the engine, with neither.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from engine.validate import check_grammar_size
 from server.engine_link.child import package_environment
 from server.http.errors import BadRequest, Overloaded, Unavailable
 
+COMPILE_SECONDS = 5.0
+"""Most time that compiling one grammar may take."""
+COMPILE_BYTES = 2**30
+"""Most memory that the worker may take for it, beyond what it has when it is ready."""
 REMEMBER_KILLS = 60.0
 """Seconds for which a grammar whose compilation had to be stopped is refused at once. Later it may be tried again."""
 START_SECONDS = 60.0
@@ -44,8 +48,8 @@ class GrammarChecker:
         info: EngineInfo,
         directory: Path,
         *,
-        seconds: float = 5.0,
-        memory_bytes: int = 2**30,
+        seconds: float = COMPILE_SECONDS,
+        memory_bytes: int = COMPILE_BYTES,
         cache_size: int = 512,
         max_waiting: int = 16,
     ) -> None:

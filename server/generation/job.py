@@ -7,7 +7,7 @@ from typing import Literal
 
 from engine.request import Decoding, Grammar, Request
 
-Endpoint = Literal["completions", "chat"]
+EndpointName = Literal["completions", "chat"]
 """The endpoints that generate, by the name that metrics and the request log use."""
 
 
@@ -64,7 +64,7 @@ class Job:
     """One HTTP generation request, ready to run."""
 
     id: str
-    endpoint: Endpoint
+    endpoint: EndpointName
     model: str
     """The name the client used."""
     created: int

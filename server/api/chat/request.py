@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 from server.api.chat.messages import Messages
 from server.api.fields import invalid
 from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest
-from server.generation.job import Endpoint
+from server.generation.job import EndpointName
 
 
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions"""
 
-    endpoint: ClassVar[Endpoint] = "chat"
+    endpoint: ClassVar[EndpointName] = "chat"
     id_prefix: ClassVar[str] = "chatcmpl"
     prompt_param: ClassVar[str] = "messages"
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from server.api.call import Call
-from server.api.completions.request import CompletionRequest
+from server.api.completions.request import DEFAULT_MAX_TOKENS, CompletionRequest
 from server.api.prepare import Limits, check_num_choices, fit_max_tokens, make_job, request_template, with_prompt
 from server.generation.job import Echo, Job
 from server.http.errors import BadRequest
 from server.text.served_model import ServedModel, run_encoding
-
-DEFAULT_MAX_TOKENS = 16
-"""OpenAI's default for completions."""
 
 
 async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Limits) -> Job:

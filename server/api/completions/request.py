@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from server.api.fields import invalid
 from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest, OptionalText
-from server.generation.job import Endpoint
+from server.generation.job import EndpointName
 
 
 def _is_ids(value: list[Any]) -> bool:
@@ -46,10 +46,14 @@ Prompt = Annotated[
 ]
 
 
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for completions."""
+
+
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions"""
 
-    endpoint: ClassVar[Endpoint] = "completions"
+    endpoint: ClassVar[EndpointName] = "completions"
     id_prefix: ClassVar[str] = "cmpl"
     prompt_param: ClassVar[str] = "prompt"
 

@@ -15,7 +15,7 @@ from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, Strict
 from server.api.info import Health, Model, ModelList, Ready, Version
 from server.api.requests import GenerationRequest
 from server.api.tokens import DetokenizeRequest, Prompt, TokenizeRequest, Tokens
-from server.generation.job import Endpoint
+from server.generation.job import EndpointName
 from server.http.errors import Error
 from server.version import VERSION
 
@@ -169,7 +169,7 @@ def _make_nullable(schema: Schema) -> None:
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **outside}
 
 
-def _accepted_fields(endpoint: Endpoint, known: Schema) -> Schema:
+def _accepted_fields(endpoint: EndpointName, known: Schema) -> Schema:
     """The fields that are accepted without effect, or with their neutral values only."""
     fields: Schema = {}
     for name, entry in UNSUPPORTED.items():

@@ -12,8 +12,8 @@ from engine.request import Grammar
 from server.api.structured_outputs import (
     ResponseFormat,
     StructuredOutputs,
-    check_grammar_mode,
     check_stop_tokens,
+    refuse_denoised_grammar,
     requested_grammar,
 )
 from server.generation.job import RequestedGrammar
@@ -177,11 +177,11 @@ def test_diffusion_is_refused_with_what_can_be_used_instead() -> None:
     """Half of an answer would follow the schema, or a client would not know what to change."""
     modes = ("ar", "diffusion", "speculative", "auto")
     for mode in ("ar", "speculative", "auto"):
-        check_grammar_mode("response_format", mode, modes, infill=False)
+        refuse_denoised_grammar("response_format", mode, modes, infill=False)
     with pytest.raises(BadRequest, match="use one of: ar, speculative, auto") as refused:
-        check_grammar_mode("response_format", "diffusion", modes, infill=False)
+        refuse_denoised_grammar("response_format", "diffusion", modes, infill=False)
     assert refused.value.param == "response_format"
     with pytest.raises(BadRequest, match="suffix"):
-        check_grammar_mode("structured_outputs", "auto", modes, infill=True)
+        refuse_denoised_grammar("structured_outputs", "auto", modes, infill=True)
     with pytest.raises(BadRequest, match="no other mode"):
-        check_grammar_mode("response_format", "diffusion", ("diffusion",), infill=False)
+        refuse_denoised_grammar("response_format", "diffusion", ("diffusion",), infill=False)

@@ -7,7 +7,7 @@ import pytest
 from engine.events import DraftUpdated, Finished, TokenLogprob, TokensSettled
 from engine.request import Request
 from server.generation.choice import ChoiceState, ScoredToken
-from server.generation.job import Choice, Endpoint, Job
+from server.generation.job import Choice, EndpointName, Job
 from tests.fakes import stats_of
 from tests.server.text.test_tokenizer_kinds import RUST, TOKENIZERS
 
@@ -19,7 +19,7 @@ def ids_of(name: str, text: str) -> list[int]:
     return ids
 
 
-def choice_of(name: str, prompt: list[int], endpoint: Endpoint, stops: tuple[str, ...] = ()) -> ChoiceState:
+def choice_of(name: str, prompt: list[int], endpoint: EndpointName, stops: tuple[str, ...] = ()) -> ChoiceState:
     request = Request(request_id="r", prompt_token_ids=prompt, max_tokens=100)
     job = Job(
         id="j", endpoint=endpoint, model="m", created=0, choices=(Choice(request, 0),), stops=stops, include_stop=False,
