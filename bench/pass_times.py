@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.batch import CAUSAL, PREFILL, BatchPlan, KVLimits, Phase, Span, StepGroup
+from engine.batch import CAUSAL, BatchPlan, KVLimits, Phase, Span, StepGroup
 from engine.device.devices import synchronise
 from engine.engine import Engine
 from engine.measure.roofline import WorkCounter
@@ -58,7 +58,7 @@ def make_plan(engine: Engine, kind: PassKind) -> BatchPlan:
                 num_logits=num_logits, logit_start=kind.width - num_logits,
             )
         )  # fmt: skip
-    return BatchPlan([StepGroup(PREFILL, kind.phase, num_logits, spans)])
+    return BatchPlan([StepGroup("", kind.phase, num_logits, spans)])
 
 
 def counter_of(engine: Engine) -> WorkCounter:

@@ -99,7 +99,7 @@ class StepGroup:
     """Spans that take the same step, contiguous in the batch: one mode, one phase, one count of logit rows."""
 
     mode: str
-    """The spans' mode, or PREFILL."""
+    """The spans' mode; empty in prefill, the same in every mode, and in passes that are only timed."""
     phase: Phase
     num_logits: int
     spans: list[Span] = field(default_factory=list)
@@ -109,10 +109,6 @@ class StepGroup:
         starts = np.array([span.start + span.logit_start + shift for span in self.spans], dtype=np.int64)
         positions: np.ndarray = starts[:, None] + np.arange(self.num_logits)
         return positions
-
-
-PREFILL = "prefill"
-"""In place of a mode in step groups of prefill chunks, which do not depend on the mode."""
 
 
 @dataclass(slots=True, eq=False)

@@ -88,7 +88,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """KV of prompts stays for later requests that begin alike; see also `cache_salt` of a request."""
     shared_commit: bool = True
     """Diffusion: the commit pass of a finished block carries the first denoising step of the next one. A different
-    schedule (that step sees a mask where the seed would stand), so it changes answers: configuration, never load. On
+    schedule (that step sees a mask where the anchor would stand), so it changes answers: configuration, never load. On
     the built-in model it is as often right and takes up to a third fewer passes."""
     shared_verify_below: Annotated[int, NOT_NEGATIVE] = 3
     """Speculation: with at most this many running sequences a verifying pass also drafts the next block. Never

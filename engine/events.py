@@ -8,7 +8,10 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probability of a settled token under the distribution that chose it, and of the likeliest ones."""
+    """Natural-log probability of a token and of the likeliest ones, before temperature and filters.
+
+    For a token of the answer after bias, penalties, grammar and bans; for one of the prompt by the model's own logits.
+    """
 
     token_id: int
     logprob: float
@@ -17,7 +20,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GenerationStats(msgspec.Struct, kw_only=True):
-    """Running totals of one choice. `passes` counts draft, verify, denoise and commit passes, not prefill."""
+    """Running totals of one choice. `passes` counts every pass but those of prefill; a shared pass once."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -14,7 +14,7 @@ from collections.abc import Sequence as Rows
 
 import torch
 
-from engine.batch import PREFILL, BatchPlan, Span, StepGroup
+from engine.batch import BatchPlan, Phase, Span, StepGroup
 from engine.decoding.results import STEP_FAILED, Choices, HostChoices, StepOutcome, to_host
 from engine.models.spec import BlockStart
 from engine.sampling.sampler import Sampler
@@ -81,12 +81,14 @@ class DecodingPolicy(GroupStep):
 def decode(
     plan: BatchPlan, logits: Rows[torch.Tensor | None], policies: Mapping[str, DecodingPolicy], prefill: GroupStep
 ) -> list[StepOutcome]:
-    """The outcomes of a pass, in plan order: `decide` for each group, one copy to the host, `conclude` for each span.
+    """The outcomes of a pass, prefill included, in plan order.
+
+    `decide` for each group, one copy to the host, `conclude` for each span.
 
     logits: of each group [n, num_logits, V], or None if it asked for none. An exception in `decide` is the caller's to
     handle; one in `conclude` becomes the outcome of its sequence alone.
     """
-    steps = [prefill if group.mode == PREFILL else policies[group.mode] for group in plan.groups]
+    steps = [prefill if group.phase is Phase.PREFILL else policies[group.mode] for group in plan.groups]
     choices = [
         None if rows is None else step.decide(group, rows)
         for step, group, rows in zip(steps, plan.groups, logits, strict=True)

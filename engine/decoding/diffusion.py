@@ -80,7 +80,7 @@ def denoise_choices(
 ) -> Choices:
     """Chooses a token at every masked position and decides which of them settle. logits: [n, r, V]."""
     device = logits.device
-    blocks = [block for span in group.spans if (block := refined_block(span)) is not None]
+    blocks = [_block_of(span) for span in group.spans]
     seqs = [span.seq for span in group.spans]
     masked = to_device([block.masked for block in blocks], device)
     unsettled = to_device([_unsettled(block) for block in blocks], device)
@@ -95,6 +95,14 @@ def denoise_choices(
     state = UnmaskState(masked, to_device(thresholds, device, confidences.dtype), to_device(quotas, device))
     unmask, remask = select_unmask(confidences, state)
     return with_logprobs(Choices(chosen.token_ids, chosen.finite, confidences, unmask, remask), chosen, group)
+
+
+def _block_of(span: Span) -> Block:
+    """The block that a span refines, while choices are made. Only `conclude` may find that it has been rejected."""
+    block = refined_block(span)
+    if block is None:
+        raise RuntimeError("a denoising span has its block until the choices of its pass are concluded")
+    return block
 
 
 def _unsettled(block: Block) -> list[int]:

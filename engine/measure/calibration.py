@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from engine.batch import CAUSAL, PREFILL, BatchPlan, Phase, Span, StepGroup
+from engine.batch import CAUSAL, BatchPlan, Phase, Span, StepGroup
 from engine.config import EngineConfig
 from engine.decoding.width import CostTable
 from engine.runner.model_runner import ModelRunner
@@ -72,7 +72,7 @@ def _verifying_pass(runner: ModelRunner, width: int, batch: int, context: int) -
     for row in range(batch):
         seq = Sequence.placeholder(row, [(row * num_pages + i) % pool.num_pages for i in range(num_pages)])
         spans.append(Span(seq, Phase.VERIFY, context, [0] * width, CAUSAL, num_logits=width))
-    return BatchPlan([StepGroup(PREFILL, Phase.VERIFY, width, spans)])
+    return BatchPlan([StepGroup("", Phase.VERIFY, width, spans)])
 
 
 def _time_pass(runner: ModelRunner, plan: BatchPlan) -> float:

@@ -9,7 +9,7 @@ from engine.batch import BatchPlan, Phase, block_ends
 
 
 class Packer:
-    """Turns plans into PackedPasses. It holds the page table and knows nothing of the model or the device."""
+    """Turns plans into PackedPasses. It keeps its own copy of the page table, apart from model and device."""
 
     def __init__(self, page_size: int, table_shape: tuple[int, int], has_adapter: bool) -> None:
         """table_shape: rows of the page table, and pages of each. has_adapter: the model drafts with an adapter."""

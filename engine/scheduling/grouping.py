@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.batch import PREFILL, BatchPlan, Phase, Span, StepGroup
+from engine.batch import BatchPlan, Phase, Span, StepGroup
 
 # Within a pass the causal spans come first: a shared pass's second span depends on what the first one settles.
 PHASE_ORDER = {phase: i for i, phase in enumerate(
@@ -17,7 +17,7 @@ def group_spans(planned: Iterable[list[Span]]) -> BatchPlan:
     groups: dict[tuple[str, Phase, int], StepGroup] = {}
     for spans in planned:
         for span in spans:
-            key = (PREFILL if span.phase is Phase.PREFILL else span.seq.mode, span.phase, span.num_logits)
+            key = ("" if span.phase is Phase.PREFILL else span.seq.mode, span.phase, span.num_logits)
             if key not in groups:
                 groups[key] = StepGroup(*key)
             groups[key].spans.append(span)

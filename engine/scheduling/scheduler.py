@@ -124,7 +124,7 @@ class Scheduler:
         target = policy.cache_target(seq)
         # At least one prompt token has to be run for its logit, and no shared page may ever be written.
         pages = self._prefix_cache.match(seq, (target - policy.needs_anchor(seq)) // self.config.page_size)
-        # A policy that needs nothing cached starts with its first span: pages for that.
+        # A policy that needs nothing cached (today's all need the prompt) starts with its first span: pages for that.
         missing = self._pages_for(target or policy.positions_wanted(seq)) - len(pages)
         if self.allocator.num_free - self.num_running < missing:
             self.allocator.release(pages)

@@ -118,7 +118,7 @@ def test_the_shape_of_a_mixed_plan() -> None:
     a, b, c = sequence("a"), sequence("b"), sequence("c")
     plan = BatchPlan(
         [
-            StepGroup("prefill", Phase.PREFILL, 0, [Span(b, Phase.PREFILL, 16, [1] * 8, CAUSAL, 0)]),
+            StepGroup("", Phase.PREFILL, 0, [Span(b, Phase.PREFILL, 16, [1] * 8, CAUSAL, 0)]),
             StepGroup("ar", Phase.DECODE, 1, [Span(a, Phase.DECODE, 5, [1], CAUSAL, 1)]),
             StepGroup("ar", Phase.VERIFY, 4, [Span(c, Phase.VERIFY, 20, [1] * 4, CAUSAL, 4)]),
             StepGroup("ar", Phase.DRAFT, 4, [Span(c, Phase.DRAFT, 24, [1] * 4, KVLimits.up_to(28), 4, second=True)]),

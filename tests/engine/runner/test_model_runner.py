@@ -17,7 +17,7 @@ def test_every_token_gets_its_own_limit_and_position(tiny_engine: MakeEngine) ->
         for row, (start, size, limits) in enumerate(shapes)
     ]
     for chosen in (spans, spans[:2], *([span] for span in spans)):
-        packed = runner.packer.pack(BatchPlan([StepGroup("prefill", Phase.PREFILL, 0, chosen)]))
+        packed = runner.packer.pack(BatchPlan([StepGroup("", Phase.PREFILL, 0, chosen)]))
         places = [(span, position) for span in chosen for position in range(span.start, span.end)]
         assert packed.inputs[1].tolist() == [position for _, position in places]
         assert packed.inputs[2].tolist() == [span.limits.at(position) for span, position in places]

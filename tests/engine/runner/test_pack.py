@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.attention.packed_pass import MappedPages
-from engine.batch import CAUSAL, PREFILL, BatchPlan, KVLimits, Phase, Span, StepGroup
+from engine.batch import CAUSAL, BatchPlan, KVLimits, Phase, Span, StepGroup
 from engine.engine import Engine
 from engine.runner.pack import Packer
 from engine.sequence import Sequence
@@ -30,7 +30,7 @@ def sequence(row: int, pages: list[int]) -> Sequence:
 
 
 def plan_of(*spans: Span) -> BatchPlan:
-    return BatchPlan([StepGroup(PREFILL, span.phase, span.num_logits, [span]) for span in spans])
+    return BatchPlan([StepGroup("", span.phase, span.num_logits, [span]) for span in spans])
 
 
 def test_tokens_positions_limits_slots_and_logit_rows() -> None:
