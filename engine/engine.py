@@ -53,10 +53,10 @@ class Engine:
         One with a grammar queues once that has been compiled, beside the passes; if that fails it ends with an error.
         """
         check_request(request, self.info)
-        ends = frozenset(request.stop_token_ids)
-        if not request.ignore_eos:
-            ends |= self._end_token_ids
-        seq = Sequence(request, ends, self._arrivals, received_at=time.monotonic())
+        ends, model_ends = frozenset(request.stop_token_ids), self._end_token_ids
+        barred = model_ends - ends if request.ignore_eos else frozenset()
+        ends |= model_ends - barred
+        seq = Sequence(request, ends, self._arrivals, barred_token_ids=barred, received_at=time.monotonic())
         self._arrivals += 1
         seq.stats.prompt_tokens = seq.num_prompt
         self.policies[seq.mode].begin(seq)

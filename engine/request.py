@@ -23,6 +23,8 @@ MAX_SCHEMA_BYTES = 64 * 1024
 MAX_REGEX_LENGTH = 4096
 """Longest regular expression, in characters."""
 
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
+"""Logits are multiplied and divided by it: beyond these bounds they would leave the range of their type."""
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: logits divided by them would leave the range of float32."""
 
@@ -52,6 +54,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    """In [MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY]; 1: off."""
     logit_bias: dict[int, float] = {}
     min_tokens: int = 0
     """End and stop tokens are banned while fewer tokens than this have been generated."""
@@ -96,7 +99,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     """Ends the answer besides the model's own end tokens."""
     ignore_eos: bool = False
-    """The model's own end tokens are ordinary tokens."""
+    """The model's own end tokens are never chosen, unless `stop_token_ids` names them."""
     priority: int = 0
     """Lower is served first; equal priorities are served first come first."""
     cache_salt: str = ""

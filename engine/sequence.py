@@ -101,11 +101,13 @@ class Sequence:
 
     request: Request
     end_token_ids: frozenset[int]
-    """Tokens that end this answer. Written by the policy's `begin`."""
+    """Tokens that end this answer. Never written."""
     arrival: int
     """Number of requests that came before; ties of priority are broken by it. Never written."""
     token_ids: list[int] = field(default_factory=list)
     """The prompt and every settled token. Written by scheduling.outcome."""
+    barred_token_ids: frozenset[int] = frozenset()
+    """Tokens that this answer never holds: it runs to its given length. Written by `bar`."""
     grammar: GrammarState | None = None
     """Position of the answer in the grammar it must follow; None for any text. Written by the engine, once."""
     stats: GenerationStats = field(default_factory=GenerationStats)
@@ -148,13 +150,18 @@ class Sequence:
     mode: str = field(init=False)
     """Name of the policy that decodes the sequence. Never written."""
     plain: bool = field(init=False)
-    """No parameter of the request has a say in which token is chosen. Never written."""
+    """No parameter of the request has a say in which token is chosen. Written by `bar`."""
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             self.token_ids = list(self.request.prompt_token_ids)
         self.mode = self.request.decoding.mode
-        self.plain = self.request.sampling.plain and self.request.grammar is None
+        self.plain = self.request.sampling.plain and self.request.grammar is None and not self.barred_token_ids
+
+    def bar(self, token_ids: frozenset[int]) -> None:
+        """Makes sure that the answer never holds these tokens."""
+        self.barred_token_ids |= token_ids
+        self.plain = self.plain and not self.barred_token_ids
 
     @classmethod
     def placeholder(cls, row: int, pages: list[int]) -> Sequence:

@@ -12,8 +12,10 @@ from engine.config import EngineInfo
 from engine.errors import RequestError
 from engine.request import (
     MAX_REGEX_LENGTH,
+    MAX_REPETITION_PENALTY,
     MAX_SCHEMA_BYTES,
     MAX_SEED,
+    MIN_REPETITION_PENALTY,
     DecodingParams,
     Grammar,
     Request,
@@ -150,10 +152,14 @@ def _check_decoding(decoding: DecodingParams, info: EngineInfo) -> None:
 
 
 def _check_sampling(request: Request, info: EngineInfo) -> None:
-    """Seed, minimum length, log-probabilities and biases are within their ranges."""
+    """Seed, repetition penalty, minimum length, log-probabilities and biases are within their ranges."""
     sampling: SamplingParams = request.sampling
     if not 0 <= sampling.seed <= MAX_SEED:
         raise RequestError(f"seed must be in [0, 2**53), not {sampling.seed}.", "seed")
+    least, most = MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
+    if not least <= sampling.repetition_penalty <= most:
+        message = f"repetition_penalty must be between {least} and {most}, not {sampling.repetition_penalty}."
+        raise RequestError(message, "repetition_penalty")
     if sampling.min_tokens > request.max_tokens:
         raise RequestError(
             f"min_tokens ({sampling.min_tokens}) must not be greater than max_tokens ({request.max_tokens}).",

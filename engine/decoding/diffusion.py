@@ -9,7 +9,6 @@ is still a mask and takes no part in the step: the anchor that the same pass cho
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as Rows
 
 import torch
 
@@ -75,9 +74,7 @@ class Diffusion(DecodingPolicy):
         return outcome
 
 
-def denoise_choices(
-    sampler: Sampler, group: StepGroup, logits: torch.Tensor, min_tokens: Rows[int] | None = None
-) -> Choices:
+def denoise_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
     """Chooses a token at every masked position and decides which of them settle. logits: [n, r, V]."""
     device = logits.device
     blocks = [_block_of(span) for span in group.spans]
@@ -85,7 +82,7 @@ def denoise_choices(
     masked = to_device([block.masked for block in blocks], device)
     unsettled = to_device([_unsettled(block) for block in blocks], device)
     positions = to_device(group.logit_positions(), device)
-    chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled, min_tokens=min_tokens)
+    chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled)
     confidences = chosen.log_probabilities().exp()
     masked[:, 0] &= ~to_device([block.awaits_anchor for block in blocks], device)
     thresholds = [

@@ -29,7 +29,7 @@ class Infill(DecodingPolicy):
 
     def begin(self, seq: Sequence) -> None:
         seq.block = Block.fresh(seq.num_prompt, seq.request.max_tokens, 0)
-        seq.end_token_ids |= self.end_token_ids
+        seq.bar(seq.end_token_ids | self.end_token_ids)
 
     def plan(self, seq: Sequence) -> list[Span]:
         if seq.block is None:
@@ -43,8 +43,7 @@ class Infill(DecodingPolicy):
         return seq.num_prompt + seq.request.max_tokens + len(seq.request.suffix_token_ids or ())
 
     def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
-        never_end = [span.seq.request.max_tokens for span in group.spans]
-        return denoise_choices(self.sampler, group, logits, min_tokens=never_end)
+        return denoise_choices(self.sampler, group, logits)
 
     def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:
         return denoise_outcome(span, choices, i)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,37 @@ def model_directory(model: str) -> Path:
     if model == "builtin":
         return Path(engine.builtin.__file__).parent
     directory = Path(model).expanduser()
-    if not directory.is_dir():
+    if not is_present(directory) or not directory.is_dir():
         raise ModelLoadError(f"There is no model directory {directory} (give a directory, or `builtin`).")
     return directory
+
+
+def is_present(path: Path) -> bool:
+    """Whether there is a file or a directory at `path`.
+
+    Raises ModelLoadError for one that cannot be reached, and where `path` or a directory above it is a broken link:
+    caches of models are made of links, and a file that got lost behind its link was not left out on purpose.
+    """
+    try:
+        path.stat()
+    except ValueError:  # no path at all, such as one with a zero byte
+        return False
+    except OSError as error:
+        for place in (path, *path.parents):
+            if os.path.islink(place) and not os.path.exists(place):
+                raise ModelLoadError(_broken_link(place, error)) from None
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise ModelLoadError(f"{path} cannot be read: {error.strerror}.") from None
+        return False
+    return True
+
+
+def _broken_link(link: Path, error: OSError) -> str:
+    # The text of the link is what `ls` shows; the place tells which file to bring, however many links lead there.
+    return (
+        f"{link} is a broken link: it points to {os.readlink(link)}, and {os.path.realpath(link)} cannot be reached "
+        f"({error.strerror}). Fetch the model again, or copy it together with the files that its links point to."
+    )
 
 
 @dataclass(frozen=True)
@@ -31,13 +61,14 @@ class ConfigFile:
 
     @classmethod
     def read(cls, path: Path, *, optional: bool = False) -> ConfigFile:
-        """`optional`: a missing file reads as an empty object. A damaged one is an error all the same."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        """`optional`: a missing file reads as an empty object. A damaged one, or a broken link, is an error all the
+        same."""
+        if not is_present(path):
             if optional:
                 return cls(path, {})
-            raise ModelLoadError(f"There is no {path.name} in {path.parent}.") from None
+            raise ModelLoadError(f"There is no {path.name} in {path.parent}.")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ModelLoadError(f"{path} cannot be read as JSON: {error}") from error
         if not isinstance(values, dict):
@@ -74,17 +105,20 @@ class ConfigFile:
             raise self.error(key, "true or false")
         return value
 
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        """An id, a list of ids, or nothing: as a tuple."""
+    def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
+        """An id, a list of ids, or nothing: as a tuple. All are below `vocab_size`."""
         value = self.values.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if any(type(token) is not int or token < 0 for token in ids):
             raise self.error(key, "a token id or a list of token ids")
+        for token in ids:
+            if token >= vocab_size:
+                raise ModelLoadError(f"{self.path}: {key} {token} is outside the vocabulary of {vocab_size}.")
         return tuple(ids)
 
-    def token_id(self, key: str) -> int | None:
-        """One id, or None where the key is missing or null."""
-        ids = self.token_ids(key)
+    def token_id(self, key: str, vocab_size: int) -> int | None:
+        """One id below `vocab_size`, or None where the key is missing or null."""
+        ids = self.token_ids(key, vocab_size)
         if len(ids) > 1:
             raise self.error(key, "one token id")
         return ids[0] if ids else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +15,9 @@ from engine.models.decoder import Decoder
 from engine.models.decoder_config import DecoderConfig
 from engine.models.families.description import ModelDescription
 from engine.models.families.registry import describe_model
-from engine.models.files import ConfigFile
+from engine.models.files import ConfigFile, is_present
 from engine.models.spec import ModelSpec
-from engine.models.weights import fill_from_files, fill_with_random, find_weight_files
+from engine.models.weights import fill_from_files, fill_with_random, find_weight_files, holds_the_same
 
 DTYPES = {
     "float64": torch.float64,
@@ -25,6 +26,9 @@ DTYPES = {
     "float16": torch.float16,
 }
 """The types of weights, activations and KV, by the names that options and config.json give them."""
+
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+"""The decoder's names of the two tensors that may be one."""
 
 BLOCK_MARGIN = 1024
 """Positions beyond the model's longest text that a batch may still name: a block may reach past the text's end."""
@@ -54,7 +58,7 @@ def load_model(
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
     """
-    if not directory.is_dir():
+    if not is_present(directory) or not directory.is_dir():
         raise ModelLoadError(f"There is no model directory {directory}.")
     config_file = ConfigFile.read(directory / "config.json")
     generation = ConfigFile.read(directory / "generation_config.json", optional=True)
@@ -72,13 +76,38 @@ def load_model(
     if load_format == "dummy":
         fill_with_random({**decoder.targets(), **decoder.adapter_targets()}, device)
     else:
-        names = description.names
-        wanted = {name: path for name, path in files.items() if not names.is_ignored(name)}
-        fill_from_files(decoder.targets(), wanted, names.decoder_names, names.published_name)
+        _fill_decoder(decoder, files, description)
         if adapter_directory is not None:
+            names = description.names
             adapter_files = find_weight_files(adapter_directory, "adapter_model")
             fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
     return LoadedModel(decoder, description.spec, config)
+
+
+def _fill_decoder(decoder: Decoder, files: Mapping[str, Path], description: ModelDescription) -> None:
+    """Loads the model's own weights. Where the head is the embedding, a checkpoint may store either, or both alike."""
+    names, targets = description.names, decoder.targets()
+    wanted = {name: path for name, path in files.items() if not names.is_ignored(name)}
+    heads: dict[str, Path] = {}
+    if description.config.tied_head:
+        heads = {name: path for name, path in wanted.items() if names.decoder_names(name) == (HEAD,)}
+    own = {name: path for name, path in wanted.items() if name not in heads}
+    decoder_names = names.decoder_names
+    if heads and not any(EMBEDDING in decoder_names(name) for name in own):
+        # Writers that store a shared tensor once keep the name that sorts first: often the head's.
+        stand_in = next(iter(heads))
+        own[stand_in] = heads.pop(stand_in)
+        fill_from_files(
+            targets, own, lambda name: (EMBEDDING,) if name == stand_in else decoder_names(name), names.published_name
+        )
+    else:
+        fill_from_files(targets, own, decoder_names, names.published_name)
+    for name, path in heads.items():
+        if not holds_the_same(path, name, targets[EMBEDDING]):
+            raise ModelLoadError(
+                f"{path}: {name} differs from the embedding, but config.json says that the two are one: set "
+                f"{description.keys.tied_head} to false there if this is the model's own head, or remove the tensor."
+            )
 
 
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:
@@ -97,7 +126,7 @@ def _find_adapter(directory: Path, description: ModelDescription) -> Path | None
     if description.adapter_folder is None:
         return None
     adapter = directory / description.adapter_folder
-    return adapter if adapter.is_dir() else None
+    return adapter if is_present(adapter) and adapter.is_dir() else None
 
 
 def _read_adapter(directory: Path) -> DraftAdapter:

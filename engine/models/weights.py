@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelLoadError
-from engine.models.files import ConfigFile
+from engine.models.files import ConfigFile, is_present
 from engine.models.linear import Target
 
 Targets = Mapping[str, Target]
@@ -23,16 +23,22 @@ Targets = Mapping[str, Target]
 FLOATING = ("F64", "F32", "F16", "BF16")
 """Stored types that convert to any other without a scale: quantised weights would load as noise."""
 
+SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers that show the bits of an element, by its bytes."""
+
+PIECE = 4096
+"""Rows that are compared at a time."""
+
 
 def find_weight_files(directory: Path, stem: str = "model") -> dict[str, Path]:
     """Checkpoint tensor name -> file, from `{stem}.safetensors.index.json` or the single `{stem}.safetensors`.
 
-    Raises ModelLoadError for a missing or damaged file, naming it.
+    Raises ModelLoadError for a missing or damaged file and for a broken link, naming it.
     """
     index_path = directory / f"{stem}.safetensors.index.json"
     single = directory / f"{stem}.safetensors"
-    if not index_path.exists():
-        if not single.exists():
+    if not is_present(index_path):
+        if not is_present(single):
             raise ModelLoadError(_no_weights(directory, single.name))
         return dict.fromkeys(_stored_names(single), single)
     index = ConfigFile.read(index_path)
@@ -46,7 +52,7 @@ def find_weight_files(directory: Path, stem: str = "model") -> dict[str, Path]:
             raise weight_map.error(name, "the name of a file in the same directory")
         files[name] = directory / filename
     shards = sorted(set(files.values()))
-    absent = [path.name for path in shards if not path.exists()]
+    absent = [path.name for path in shards if not is_present(path)]
     if absent:
         raise ModelLoadError(f"{index_path} names {listing(absent)}, missing from {directory}.")
     for path in shards:
@@ -76,6 +82,24 @@ def fill_from_files(
         with _open(path) as file:
             for name, filled in tensors:
                 _load(file, path, name, filled)
+
+
+def holds_the_same(path: Path, name: str, target: Target) -> bool:
+    """Whether loading a checkpoint's tensor into a filled target would leave every bit of it as it is.
+
+    Compares a few rows at a time: the tensor may be one of the largest. Raises ModelLoadError for a misshapen or
+    non-floating one.
+    """
+    loaded = target.values()
+    bits = SAME_SIZE[loaded.element_size()]
+    with _open(path) as file:
+        part = _slice(file, path, name, target.shape)
+        for start in range(0, len(loaded), PIECE):
+            rows = loaded[start : start + PIECE]
+            converted = torch.empty_like(rows).copy_(part[start : start + len(rows)])
+            if not torch.equal(converted.view(bits), rows.view(bits)):
+                return False
+    return True
 
 
 def _match(
@@ -137,16 +161,21 @@ def _stored_names(path: Path) -> Iterable[str]:
 
 def _load(file: Any, path: Path, name: str, targets: list[Target]) -> None:
     """Loads one tensor of an open file: its rows go to the targets, in order."""
+    rows = [target.shape[0] for target in targets]
+    _slice(file, path, name, (sum(rows), *targets[0].shape[1:]))
+    for target, tensor in zip(targets, file.get_tensor(name).split_with_sizes(rows), strict=True):
+        target.load(tensor)
+
+
+def _slice(file: Any, path: Path, name: str, expected: tuple[int, ...]) -> Any:
+    """One tensor of an open file, not read yet. Raises ModelLoadError unless it has the shape and a floating type."""
     part = file.get_slice(name)
     shape, stored = tuple(part.get_shape()), part.get_dtype()
-    rows = [target.shape[0] for target in targets]
-    expected = (sum(rows), *targets[0].shape[1:])
     if shape != expected:
         raise ModelLoadError(f"{path}: {name} has shape {shape}; config.json makes it {expected}.")
     if stored not in FLOATING:
         raise ModelLoadError(f"{path}: {name} is stored as {stored}; supported are {', '.join(FLOATING)}.")
-    for target, tensor in zip(targets, file.get_tensor(name).split_with_sizes(rows), strict=True):
-        target.load(tensor)
+    return part
 
 
 def _no_weights(directory: Path, wanted: str) -> str:

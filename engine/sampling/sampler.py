@@ -1,8 +1,8 @@
 """Sampler: from a step group's logits to tokens. Bans, grammars, bias, penalties, temperature, filters and noise.
 
-The order is the same in every decoding mode: logit_bias, min_tokens, penalties, grammar, banned ids, temperature,
-top_k, top_p, min_p, noise. Grammar and bans come after the other edits, so that none of these can undo them.
-Shapes: n spans of a group, r logit rows each, V vocabulary.
+The order is the same in every decoding mode: logit_bias, barred ends (min_tokens, ignore_eos), penalties, grammar,
+banned ids, temperature, top_k, top_p, min_p, noise. Grammar and bans come after the other edits, so that none of
+these can undo them. Shapes: n spans of a group, r logit rows each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from engine.sampling.history import TokenHistory
 from engine.sampling.logprobs import all_finite, log_probabilities, widened
 from engine.sampling.picker import TokenPicker
 from engine.sequence import Sequence
+
+EVERY_POSITION = 2**62
+"""A position beyond any."""
 
 
 @dataclass(slots=True)
@@ -68,33 +71,29 @@ class Sampler:
         *,
         unsettled: torch.Tensor | None = None,
         cumulative: bool = False,
-        min_tokens: Rows[int] | None = None,
         draft_tokens: Rows[Rows[int]] | None = None,
     ) -> Chosen:
         """Chooses a token at every row.
 
         logits: [n, r, V] raw; overwritten. positions: [n, r] int64, absolute positions of the tokens being chosen;
-        None only if every sequence is plain and nothing overrides `min_tokens`.
+        None only if every sequence is plain.
         unsettled: [n, r] int64, tokens of the open block that count as history, -1 where none; with `cumulative` row i
         sees unsettled[: i + 1] only (verification), else every row sees all of them (denoising).
-        min_tokens: overrides the requests' own (a policy that bans end tokens altogether).
         draft_tokens: for each span the r - 1 tokens between its rows; row i is bound by the grammar's state after the
         first i of them. None: grammars do not bind (the result is a draft).
         """
-        plain = min_tokens is None and all(seq.plain for seq in seqs)
+        plain = all(seq.plain for seq in seqs)
         if positions is None and not plain:
             raise ValueError("positions are needed: a request's parameters have a say in the choice")
         bound = [] if plain or draft_tokens is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
-        edited = not plain and (
-            bool(bound) or min_tokens is not None or any(seq.request.sampling.edits for seq in seqs)
-        )
+        edited = bool(bound) or (not plain and any(seq.request.sampling.edits or seq.barred_token_ids for seq in seqs))
         finite = None
         if edited or self._kernel is None:
             finite = all_finite(logits)
             logits = widened(logits)
         if edited and positions is not None:
             self._apply_bias(logits, seqs)
-            self._apply_min_tokens(logits, seqs, positions, min_tokens)
+            self._bar_ends(logits, seqs, positions)
             self._apply_penalties(logits, seqs, unsettled, cumulative)
             if draft_tokens is not None and bound:
                 self._apply_grammars(logits, bound, [seqs[i] for i in bound], [draft_tokens[i] for i in bound])
@@ -176,15 +175,13 @@ class Sampler:
             bias = to_device(values, self._device, logits.dtype)[:, None]
             logits[to_device(rows, self._device), :, to_device(tokens, self._device)] += bias
 
-    def _apply_min_tokens(
-        self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor, override: Rows[int] | None
-    ) -> None:
-        minima = override if override is not None else [seq.request.sampling.min_tokens for seq in seqs]
-        entries = [
-            (i, token, seq.num_prompt + minimum)
-            for i, (seq, minimum) in enumerate(zip(seqs, minima, strict=True))
-            if minimum
-            for token in seq.end_token_ids
+    def _bar_ends(self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor) -> None:
+        entries = [(i, token, EVERY_POSITION) for i, seq in enumerate(seqs) for token in seq.barred_token_ids]
+        entries += [
+            (i, token, seq.num_prompt + seq.request.sampling.min_tokens)
+            for i, seq in enumerate(seqs)
+            if seq.request.sampling.min_tokens
+            for token in seq.end_token_ids - seq.barred_token_ids
         ]
         if entries:
             columns = to_device(entries, self._device)

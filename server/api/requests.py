@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import ErrorDetails
 
+from engine.request import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
 from server.api.fields import FieldFacts, Strict, invalid, take_known, unknown_parameter
 from server.api.structured_outputs import ResponseFormat, StructuredOutputs
 from server.generation.job import EndpointName
@@ -25,8 +26,6 @@ MAX_COUNT = 2**31
 """Bound of numbers that count tokens or candidates; each has a tighter limit of its own elsewhere."""
 MIN_SENT_SEED, MAX_SENT_SEED = -(2**63), 2**64 - 1
 """Seeds that clients may send: what 64 bits hold, signed or not."""
-MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
-"""Logits are multiplied and divided by it: beyond these bounds they would leave the range of their type."""
 
 SPECULATES = FieldFacts(modes=("auto", "speculative", "diffusion"))
 DENOISES = FieldFacts(modes=("diffusion",))
@@ -155,7 +154,7 @@ class GenerationRequest(Strict):
     stop_token_ids: list[int] = Field(default=[], max_length=MAX_STOP_TOKENS, fail_fast=True)
     """Tokens that end the answer."""
     ignore_eos: bool = False
-    """Treat the model's end tokens as ordinary ones."""
+    """The model's own end tokens are never generated: the answer runs on to max_tokens. A grammar still ends it."""
     min_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     """End tokens are banned, and stop strings ignored, until so many tokens have been generated."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0

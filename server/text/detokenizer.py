@@ -76,8 +76,10 @@ class _ByteDecoder:
         return text
 
     def flush(self) -> str:
+        text = _wrong_rest(self._utf8)
         self._utf8.reset()
-        return ""
+        self.offset += len(text)
+        return text
 
     def preview(self, token_ids: Sequence[int]) -> str:
         kept = (token for token in token_ids if not (self._skips and self._texts.is_skipped(token)))
@@ -127,10 +129,11 @@ class _PieceDecoder:
         return text
 
     def flush(self) -> str:
-        text = self._give_whole_characters()
+        text = self._give_wrong_bytes() if _wrong_rest(self._utf8) else self._give_whole_characters()
         if self._texts.may_split_characters and self._pending:
             text = self._append(self._pending)
-            text = text.removesuffix("\ufffd") if self._lossy.getstate()[0] else text
+            half = self._lossy.getstate()[0] and not _wrong_rest(self._lossy)
+            text = text.removesuffix("\ufffd") if half else text
         self._pending = []
         self._given += len(text)
         return text
@@ -201,6 +204,15 @@ class _PieceDecoder:
         self._utf8.reset()
         self._cut = self._wrong = False
         return text
+
+
+def _wrong_rest(decoder: codecs.IncrementalDecoder) -> str:
+    """The text of bytes that wait although they begin no character; empty where they do begin one.
+
+    Python's decoder waits for the third byte of a surrogate, which is wrong by its second.
+    """
+    text = decoder.getstate()[0].decode("utf-8", "replace")
+    return text if len(text) > 1 else ""
 
 
 class StopFinder:

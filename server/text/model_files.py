@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from engine.errors import ModelLoadError
-from engine.models.files import model_directory
+from engine.models.files import is_present, model_directory
 
 BUILTIN = "builtin"
 
@@ -19,17 +20,18 @@ def default_name(model: str) -> str:
     """The name by which a model is served when none is configured."""
     if model == BUILTIN or _is_repository(model):
         return model
-    return Path(model).resolve().name or model
+    return Path(os.path.realpath(model)).name or model  # unlike resolve(), not upset by links in a circle
 
 
 def resolve_model(model: str) -> Path:
-    """The directory of the model's files, fetched if need be. Blocking. Raises ModelLoadError with one line."""
+    """The directory of the model's files, fetched if need be. Blocking. Raises ModelLoadError with one line,
+    also for a broken link: what stands behind its name is not fetched in its place."""
     if model == BUILTIN:
         return model_directory(model)
     path = Path(model)
-    if path.is_dir():
-        return path.resolve()
-    if path.exists():
+    if is_present(path):
+        if path.is_dir():
+            return path.resolve()
         raise ModelLoadError(f"{model} is a file; a model is a directory in a published layout")
     if not _is_repository(model):
         raise ModelLoadError(f"no such model directory: {model} (nor is it '{BUILTIN}' or shaped like org/name)")
@@ -37,7 +39,7 @@ def resolve_model(model: str) -> Path:
 
 
 def _is_repository(model: str) -> bool:
-    return not Path(model).exists() and _REPOSITORY.fullmatch(model) is not None
+    return not os.path.exists(model) and _REPOSITORY.fullmatch(model) is not None
 
 
 def _fetch(repository: str) -> Path:

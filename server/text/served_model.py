@@ -12,6 +12,7 @@ import anyio.to_thread
 
 from engine.config import EngineInfo
 from engine.errors import ModelLoadError
+from engine.models.files import is_present
 from engine.request import Decoding
 from server.http.errors import BadRequest, NotFound
 from server.text.chat_template import ChatTemplate, Message
@@ -46,7 +47,7 @@ class ServedModel:
     @classmethod
     def load(cls, name: str, info: EngineInfo, directory: Path, *, dummy: bool = False) -> ServedModel:
         """Reads the tokenizer of a model directory; a dummy model may lack one. Blocking. Raises ModelLoadError."""
-        lacking = dummy and not (directory / "tokenizer.json").exists()
+        lacking = dummy and not is_present(directory / "tokenizer.json")
         files = TokenizerFiles.dummy(info) if lacking else TokenizerFiles.read(directory)
         try:
             return cls(name, info, Tokenizer(files, info))

@@ -23,9 +23,13 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from engine.config import EngineInfo
 from engine.errors import ModelLoadError
+from engine.models.files import is_present
 from server.text.detokenizer import IncrementalDecoder
 from server.text.dummy_tokenizer import TEMPLATE, dummy_tokenizer
 from server.text.token_texts import TokenTexts, byte_alphabet
+
+NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "sep_token", "cls_token")
+"""The keys of tokenizer_config.json that transformers reads single tokens from."""
 
 
 class EncodingError(ValueError):
@@ -49,6 +53,7 @@ class TokenizerFiles:
         if spec is None:
             raise ModelLoadError(f"{directory} has no tokenizer.json")
         config = _read_json(directory / "tokenizer_config.json") or {}
+        _check_named_tokens(directory / "tokenizer_config.json", config)
         return cls(spec, config, _read_template(directory, config))
 
     @classmethod
@@ -58,10 +63,10 @@ class TokenizerFiles:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    if not is_present(path):
+        return None
     try:
         value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError) as exc:
         raise ModelLoadError(f"cannot read {path}: {exc}") from None
     if not isinstance(value, dict):
@@ -69,14 +74,23 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
+def _check_named_tokens(path: Path, config: dict[str, Any]) -> None:
+    """Raises ModelLoadError for a token that tokenizer_config.json names by anything but its text, such as its id."""
+    for key in NAMED_TOKENS:
+        value = config.get(key)
+        text = value.get("content") if isinstance(value, dict) else value
+        if value is not None and not isinstance(text, str):
+            raise ModelLoadError(f"{path}: {key} must be the token's text, not {value!r}")
+
+
 def _read_template(directory: Path, config: dict[str, Any]) -> str | None:
     """chat_template.jinja wins over tokenizer_config.json's field: one template, or a list of named ones."""
-    try:
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        pass
-    except OSError as exc:
-        raise ModelLoadError(f"cannot read {directory / 'chat_template.jinja'}: {exc}") from None
+    path = directory / "chat_template.jinja"
+    if is_present(path):
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except OSError as exc:
+            raise ModelLoadError(f"cannot read {path}: {exc}") from None
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

@@ -52,8 +52,8 @@ class Run:
     def __post_init__(self) -> None:
         self.model.reset()
         self.end_ids = frozenset(self.task.stop_token_ids)
-        if not self.task.ignore_eos:
-            self.end_ids |= self.model.end_ids
+        self.barred_ids = frozenset(self.model.end_ids) - self.end_ids if self.task.ignore_eos else frozenset()
+        self.end_ids |= frozenset(self.model.end_ids) - self.barred_ids
 
     @property
     def finished(self) -> bool:
@@ -70,7 +70,7 @@ class Run:
 
     def choose(self, logits: np.ndarray, position: int, unsettled: Sequence[int] = (), end: bool = True) -> Choice:
         """unsettled: further tokens of the history. end: whether end tokens may be chosen once `min_tokens` allow."""
-        banned = set(self.model.banned_ids)
+        banned = set(self.model.banned_ids) | self.barred_ids
         if not end or position < len(self.task.prompt) + self.task.sampling.min_tokens:
             banned |= self.end_ids
         return choose(

@@ -147,7 +147,7 @@ def test_logit_bias_and_min_tokens_do_something(client: OpenAI) -> None:
 
 def test_errors_are_the_sdks_own(client: OpenAI) -> None:
     with pytest.raises(BadRequestError, match="maximum context length is 1024"):
-        client.chat.completions.create(model="builtin", messages=QUESTION, max_tokens=5000)
+        client.completions.create(model="builtin", prompt="x" * 5000)
     with pytest.raises(NotFoundError):
         client.chat.completions.create(model="gpt-4", messages=QUESTION)
 

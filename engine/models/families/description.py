@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.errors import ModelLoadError
 from engine.models.decoder_config import DecoderConfig
 from engine.models.families.names import WeightNames
 from engine.models.files import ConfigFile
 from engine.models.rope import OPTIONAL_PARAMETERS, REQUIRED_PARAMETERS, QueryScaling, RopeConfig
 from engine.models.spec import ModelSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelDescription:
-    """Everything about a checkpoint but its weights."""
-
-    config: DecoderConfig
-    spec: ModelSpec
-    names: WeightNames
-    adapter_folder: str | None = None
-    """Folder of the draft adapter within the checkpoint, for families that have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +28,19 @@ class ConfigKeys:
 
 
 LLAMA_KEYS = ConfigKeys()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """Everything about a checkpoint but its weights."""
+
+    config: DecoderConfig
+    spec: ModelSpec
+    names: WeightNames
+    keys: ConfigKeys = LLAMA_KEYS
+    """The keys that the config was read by, for messages."""
+    adapter_folder: str | None = None
+    """Folder of the draft adapter within the checkpoint, for families that have one."""
 
 
 def read_decoder_config(
@@ -97,16 +97,13 @@ def read_rope_config(config: ConfigFile) -> RopeConfig:
     return RopeConfig(theta=theta, kind=kind, parameters=parameters, query_scaling=scaling)
 
 
-def read_end_tokens(config: ConfigFile, generation: ConfigFile) -> tuple[int, ...]:
-    """Union of the end tokens of config.json and generation_config.json, in the order they are named."""
-    return tuple(dict.fromkeys((*config.token_ids("eos_token_id"), *generation.token_ids("eos_token_id"))))
+def read_end_tokens(config: ConfigFile, generation: ConfigFile, vocab_size: int) -> tuple[int, ...]:
+    """Union of the end tokens of config.json and generation_config.json, in the order they are named.
 
-
-def check_token_ids(config: ConfigFile, vocab_size: int, ids: Mapping[str, int | None]) -> None:
-    """Raises ModelLoadError for a special token outside the vocabulary."""
-    for key, token in ids.items():
-        if token is not None and token >= vocab_size:
-            raise ModelLoadError(f"{config.path}: {key} {token} is outside the vocabulary of {vocab_size}.")
+    Raises ModelLoadError for a bad one, naming the file that holds it.
+    """
+    found = [file.token_ids("eos_token_id", vocab_size) for file in (config, generation)]
+    return tuple(dict.fromkeys(token for ids in found for token in ids))
 
 
 def _refuse_unsupported(config: ConfigFile, qkv_bias: bool) -> None:

@@ -5,12 +5,7 @@ Source: the published checkpoints' config.json and tensor names (arXiv 2607.0572
 
 from __future__ import annotations
 
-from engine.models.families.description import (
-    ModelDescription,
-    check_token_ids,
-    read_decoder_config,
-    read_end_tokens,
-)
+from engine.models.families.description import ModelDescription, read_decoder_config, read_end_tokens
 from engine.models.families.names import WeightNames
 from engine.models.files import ConfigFile
 from engine.models.spec import ModelSpec
@@ -28,20 +23,18 @@ NAMES = WeightNames(
 
 
 def describe_nemotron_labs_diffusion(config: ConfigFile, generation: ConfigFile) -> ModelDescription:
-    """config.json and generation_config.json -> description. Raises ModelLoadError naming a bad key."""
+    """config.json and generation_config.json -> description. Raises ModelLoadError naming file and key of a bad
+    value."""
     decoder = read_decoder_config(config)
-    mask = config.integer("mask_token_id", minimum=0)
-    pad = config.token_id("pad_token_id")
-    bos = config.token_id("bos_token_id")
-    ends = read_end_tokens(config, generation)
-    special = {"mask_token_id": mask, "pad_token_id": pad, "bos_token_id": bos, "eos_token_id": max(ends, default=None)}
-    check_token_ids(config, decoder.vocab_size, special)
+    mask = config.token_id("mask_token_id", decoder.vocab_size)
+    if mask is None:
+        raise config.error("mask_token_id", "a token id")
     spec = ModelSpec(
         family="nemotron_labs_diffusion",
         mask_token_id=mask,
-        pad_token_id=pad,
-        bos_token_id=bos,
-        end_token_ids=ends,
+        pad_token_id=config.token_id("pad_token_id", decoder.vocab_size),
+        bos_token_id=config.token_id("bos_token_id", decoder.vocab_size),
+        end_token_ids=read_end_tokens(config, generation, decoder.vocab_size),
         block_length=config.integer("block_size", minimum=2),
     )
     return ModelDescription(config=decoder, spec=spec, names=NAMES, adapter_folder="linear_spec_lora")

@@ -167,11 +167,13 @@ def test_min_tokens_bans_end_tokens_by_position(sampling: Sampling) -> None:
     assert ends.tolist() == [False, False, False, True, True, True]
 
 
-def test_an_override_of_min_tokens_holds_for_every_row() -> None:
-    """Infill bans ends from a gap whatever the request said."""
+def test_barred_tokens_are_chosen_at_no_position() -> None:
+    """`ignore_eos` and infill bar the ends from an answer, at its last position as at its first."""
     logits = random_logits(2, 6)
     logits[..., END] = 50.0
-    chosen = engine_choice(logits, group([GREEDY, GREEDY]), min_tokens=[50, 0])
+    seqs = group([GREEDY, GREEDY])
+    seqs[0].bar(frozenset([END]))
+    chosen = engine_choice(logits, seqs)
     assert not (chosen.token_ids[0] == END).any()
     assert (chosen.token_ids[1] == END).all()
 

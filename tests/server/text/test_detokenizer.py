@@ -136,6 +136,23 @@ def test_an_answer_continues_its_prompt(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", ["byte_level", *BYTES])
+def test_the_start_of_a_surrogate_is_no_half_character(name: str) -> None:
+    """It is wrong by its second byte. Python's decoder waits for the third, and the end of the answer would be lost."""
+    wrong = {
+        byte: token for token in range(RUST[name].get_vocab_size()) if (byte := single_byte(name, token)) is not None
+    }
+    ids = [wrong[0xED], wrong[0xA0]]
+    decoder = IncrementalDecoder(TEXTS[name])
+    assert "".join(map(decoder.step, ids)) + decoder.flush() == RUST[name].decode(ids) == "\ufffd\ufffd"
+
+
+def single_byte(name: str, token: int) -> int | None:
+    """The byte that a token stands for; None if it stands for none or for several."""
+    raw = None if TEXTS[name].is_skipped(token) else TEXTS[name].token_bytes(token)
+    return raw[0] if raw and len(raw) == 1 else None
+
+
+@pytest.mark.parametrize("name", ["byte_level", *BYTES])
 def test_an_answer_completes_the_character_that_its_prompt_ends_in(name: str) -> None:
     """A client that lets an answer go on by its ids would lose the character that the first answer was cut in."""
     ids = RUST[name].encode("x日本", add_special_tokens=False).ids

@@ -54,6 +54,37 @@ def test_end_tokens_are_the_union_of_both_files() -> None:
     assert describe({"eos_token_id": 3}, eos_token_id=None).spec.end_token_ids == (3,)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (500, "eos_token_id 500 is outside the vocabulary of 96"),
+        ([2, 96], "eos_token_id 96 is outside the vocabulary of 96"),
+        (-1, "eos_token_id must be a token id or a list of token ids, not -1"),
+        ([2, "3"], "eos_token_id must be a token id or a list of token ids, not [2, '3']"),
+        (True, "eos_token_id must be a token id or a list of token ids, not True"),
+    ],
+)
+@pytest.mark.parametrize("other", [2, 95])
+def test_a_bad_end_token_is_blamed_on_the_file_that_holds_it(value: Any, message: str, other: int) -> None:
+    """An operator would search the wrong file for a value that is not in it."""
+    with pytest.raises(ModelLoadError) as caught:
+        describe({"eos_token_id": value}, eos_token_id=other)
+    assert str(caught.value).startswith(f"model/generation_config.json: {message}")
+    with pytest.raises(ModelLoadError) as caught:
+        describe({"eos_token_id": other}, eos_token_id=value)
+    assert str(caught.value).startswith(f"model/config.json: {message}")
+
+
+@pytest.mark.parametrize("key", ["mask_token_id", "pad_token_id", "bos_token_id"])
+def test_other_special_tokens_are_those_of_the_config(key: str) -> None:
+    """A stray value of a file that is not read for this token would refuse a good model, or be blamed for another."""
+    assert describe({key: 500}).spec == describe().spec
+    for value, message in ((96, f"{key} 96 is outside"), (-1, f"{key} must be"), ("5", f"{key} must be")):
+        with pytest.raises(ModelLoadError) as caught:
+            describe({key: 5}, **{key: value})
+        assert str(caught.value).startswith(f"model/config.json: {message}")
+
+
 def test_mask_and_padding_are_banned_but_not_a_padding_that_ends_text() -> None:
     """A user would read mask or padding text, or an answer could never end."""
     assert describe().spec.banned_token_ids == (5, 0)
