@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return base
 
 
+def open_files(pid: int) -> list[str]:
+    """What a process has open. A connection may be closed while they are listed."""
+    targets = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            targets.append(os.readlink(path))
+    return targets
+
+
 @pytest.mark.parametrize("length", [40, 76, 200])
 def test_a_server_starts_whatever_the_length_of_the_temporary_folder(tmp_path: Path, length: int) -> None:
     """The path of a Unix socket has at most 107 bytes; test runners and batch systems have long folders."""
@@ -28,8 +38,7 @@ def test_a_server_starts_whatever_the_length_of_the_temporary_folder(tmp_path: P
     folder.mkdir()
     with server(["tests.serve_with_fake_engine", "echo"], env={"TMPDIR": str(folder)}) as process:
         assert process.complete().status_code == 200
-        made = [path for path in Path(f"/proc/{process.process.pid}/fd").iterdir() if PREFIX in os.readlink(path)]
-        [lock] = {Path(os.readlink(path)) for path in made}
+        [lock] = {Path(target) for target in open_files(process.process.pid) if PREFIX in target}
         assert lock.parent.stat().st_mode & 0o777 == 0o700
         process.process.send_signal(signal.SIGTERM)
         assert process.process.wait(20) == 0
