@@ -162,7 +162,7 @@ def test_a_client_that_has_gone_is_noticed(steady: ServerProcess, stream: bool, 
             client.shutdown(socket.SHUT_WR)
             time.sleep(0.5)
     wait_for("the work to end", lambda: steady.metric("requests_running") == 0, 1.5)
-    assert steady.metric("requests_total", 'status="499"') == dropped + 1
+    wait_for("it to be counted", lambda: steady.metric("requests_total", 'status="499"') == dropped + 1)
 
 
 def test_a_client_that_has_gone_while_it_waits_is_noticed() -> None:
