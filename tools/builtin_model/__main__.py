@@ -12,7 +12,7 @@ from tools.builtin_model import quality
 from tools.builtin_model.export import export
 from tools.builtin_model.network import Shape
 from tools.builtin_model.tokens import train_tokenizer
-from tools.builtin_model.train import SECOND_STAGE, Recipe, Trainer, extended
+from tools.builtin_model.train import STAGES, Recipe, Trainer, extended
 
 BUILTIN = Path(__file__).resolve().parents[2] / "engine" / "builtin"
 
@@ -34,8 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train an exported model further, with a newcomer's first questions among the text",
     )
     extend.add_argument("source", type=Path, help="the exported model to start from")
-    extend.add_argument("--joint-steps", type=int, default=SECOND_STAGE.joint_steps)
-    extend.add_argument("--seed", type=int, default=SECOND_STAGE.seed)
+    extend.add_argument("--stage", type=int, choices=STAGES, default=2, help="settings of which stage (%(default)s)")
     for training in (train, extend):
         training.add_argument(
             "--threads", type=int, default=torch.get_num_threads(), help="torch threads (%(default)s)"
@@ -56,7 +55,7 @@ def _trainer(arguments: argparse.Namespace) -> Trainer:
     """The run of the command `train` or `extend`. Raises FileNotFoundError where a file that it needs is missing."""
     work: Path = arguments.work
     if arguments.command == "extend":
-        return extended(arguments.source, work, arguments.compile, arguments.seed, arguments.joint_steps)
+        return extended(arguments.source, work, STAGES[arguments.stage], arguments.compile)
     if not (work / "tokenizer.json").exists():
         raise FileNotFoundError(f"{work / 'tokenizer.json'} is missing: run the command 'tokenizer' first")
     vocab_size = Tokenizer.from_file(str(work / "tokenizer.json")).get_vocab_size()

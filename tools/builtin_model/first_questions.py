@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from loadtest.questions import arithmetic
 from loadtest.questions.question import KNOWN, article
-from tools.builtin_model.documents import SELF_DESCRIPTION, Document, Part, document, invented, question, story
+from tools.builtin_model.documents import SELF_DESCRIPTION, Document, Part, document, invented, question, story, typed
 from tools.builtin_model.held_out import held_out
 from tools.builtin_model.unknown_questions import UNKNOWN_ANSWER, unknown_question
 
@@ -159,6 +159,11 @@ def sum_(rng: random.Random) -> Asked:
         a, b = max(a, b), min(a, b)
     if sign == "+" and rng.random() < 0.5 and a <= 20:
         a, b = b, a
+    return _at_once(rng, a, sign, b)
+
+
+def _at_once(rng: random.Random, a: int, sign: str, b: int) -> Asked:
+    """A sum, difference or product, answered without steps."""
     result = {"+": a + b, "-": a - b, "*": a * b}[sign]
     text = rng.choice(_WORDINGS[sign]).format(a=a, b=b)
     return typed(rng, text), f"{a} {sign} {b} = {result}. The answer is {result}."
@@ -222,40 +227,46 @@ def _unknown(rng: random.Random) -> Asked:
     return typed(rng, unknown_question(rng)), UNKNOWN_ANSWER
 
 
-def typed(rng: random.Random, text: str) -> str:
-    """`text` as people type it: a third of the time without its capital, its last sign, or with a 'please'."""
-    if rng.random() < 0.67:
-        return text
-    text = text[0].lower() + text[1:] if rng.random() < 0.5 else text
-    kind = rng.random()
-    if kind < 0.5:
-        return text.rstrip(".?!") or text
-    if kind < 0.6 and text[-1] == "?":
-        return text + "?"
-    if kind < 0.7 and text[-1] == ".":
-        return f"{text[:-1]}, please."
-    return text
-
-
 _MAKERS: list[tuple[Callable[[random.Random], Asked], int]] = [
     (small_talk, 26), (sum_, 26), (list_, 8), (count, 5), (tale, 8), (poem, 4), (_unknown, 30),
 ]  # fmt: skip
 
 
-def first_question(rng: random.Random) -> Asked:
-    """One question that a newcomer types, with its answer."""
+def _difficult(rng: random.Random) -> Asked:
+    """One of those that are learnt last: words of few letters, counts, small sums, numbers that are too large."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        asked = rng.choice(("Hi", "Hi!", "Hi there", "Help", "Help!", "Help me.", "Hey"))
+        return typed(rng, asked), _ANSWERS[asked]
+    if kind == 1:
+        return count(rng)
+    sign = rng.choice("++-*")
+    if kind == 2:
+        return typed(
+            rng, rng.choice(_WORDINGS[sign]).format(a=rng.randint(100, 999), b=rng.randint(9, 999))
+        ), UNKNOWN_ANSWER
+    a, b = rng.randint(0, 10 if sign == "*" else 20), 10 if rng.random() < 0.3 else rng.randint(0, 10)
+    if (sign == "-" and a < b) or (sign == "+" and rng.random() < 0.5):
+        a, b = b, a
+    return _at_once(rng, a, sign, b)
+
+
+def first_question(rng: random.Random, difficult: float = 0.0) -> Asked:
+    """One question that a newcomer types, with its answer; `difficult` is the share of those that are learnt last."""
+    if difficult and rng.random() < difficult:
+        return _difficult(rng)
     make = rng.choices([make for make, _ in _MAKERS], [weight for _, weight in _MAKERS])[0]
     return make(rng)
 
 
-def first_document(rng: random.Random) -> Document:
+def first_document(rng: random.Random, difficult: float = 0.0) -> Document:
     """A chat about first questions, some with other questions between them, or a plain question and answer."""
     if rng.random() < 0.1:
-        asked, answer = first_question(rng)
+        asked, answer = first_question(rng, difficult)
         return [Part(f"Q: {asked}\nA:", False), Part(f" {answer}<|eos|>", True)]
     parts: Document = []
     for _ in range(rng.choice((1, 1, 1, 1, 2, 3))):
-        asked, answer = first_question(rng) if not parts or rng.random() < 0.75 else question(rng)[1:]
+        asked, answer = first_question(rng, difficult) if not parts or rng.random() < 0.75 else question(rng)[1:]
         parts += [Part(f"<|user|>{asked}<|assistant|>", False), Part(answer + "<|eos|>", True)]
     return parts
 
@@ -265,8 +276,8 @@ _REPLACED_ANSWERS = tuple(answer for asked, answer in SELF_DESCRIPTION if _ANSWE
 """Answers of `documents` to questions that have another answer here."""
 
 
-def mixed_document(rng: random.Random, share: float) -> Document:
-    """A document of `first_document` with probability `share`, else one of `documents`.
+def mixed_document(rng: random.Random, share: float, difficult: float = 0.0) -> Document:
+    """A document of `first_document(difficult)` with probability `share`, else one of `documents`.
 
     Some chats get a system message. With a share of 0 it is a document of `documents`, from the same random numbers.
     """
@@ -274,7 +285,7 @@ def mixed_document(rng: random.Random, share: float) -> Document:
         return document(rng)
     new = rng.random() < share
     while True:
-        parts = first_document(rng) if new else document(rng)
+        parts = first_document(rng, difficult) if new else document(rng)
         if not any(part.text.lstrip().startswith(_REPLACED_ANSWERS) for part in parts if part.answer):
             break
     if parts[0].text.startswith("<|user|>") and rng.random() < (0.3 if new else 0.1):

@@ -46,6 +46,8 @@ class Recipe:
     """Weight of the masked loss; the causal loss has weight 1."""
     first_questions: float = 0.0
     """Share of documents about the questions that newcomers type first."""
+    difficult: float = 0.0
+    """Share of those of the first questions that are learnt last."""
     start: str = ""
     """SHA-256 of the exported weights that training goes on from; empty where it starts from random ones."""
 
@@ -64,6 +66,12 @@ SECOND_STAGE = Recipe(
     decay_share=0.7, first_questions=0.4,
 )  # fmt: skip
 """Teaches exported weights the questions that newcomers type first, without forgetting the others."""
+THIRD_STAGE = replace(
+    SECOND_STAGE, seed=3, joint_steps=320, learning_rate=0.006, embedding_learning_rate=0.0015, warm_up_steps=20,
+    decay_share=0.8, first_questions=0.3, difficult=0.4,
+)  # fmt: skip
+"""Repeats what the second stage has not learnt well: short questions, counts, small sums, numbers too large."""
+STAGES = {2: SECOND_STAGE, 3: THIRD_STAGE}
 
 
 class _Batches(Dataset[Batch]):
@@ -184,13 +192,9 @@ class Trainer:
         return causal.item(), masked.item()
 
 
-def extended(
-    source: Path, work: Path, compile_: bool = False, seed: int = SECOND_STAGE.seed,
-    joint_steps: int = SECOND_STAGE.joint_steps,
-) -> Trainer:  # fmt: skip
-    """A run in `work` that goes on from the exported model in `source`, with its tokenizer, by `SECOND_STAGE`."""
+def extended(source: Path, work: Path, stage: Recipe = SECOND_STAGE, compile_: bool = False) -> Trainer:
+    """A run of `stage` in `work` that goes on from the exported model in `source`, with its tokenizer."""
     network, _ = load_network(source)
     network.train()
     (work / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    recipe = replace(SECOND_STAGE, seed=seed, joint_steps=joint_steps, start=weights_digest(source))
-    return Trainer(recipe, network.shape, work, compile_, network)
+    return Trainer(replace(stage, start=weights_digest(source)), network.shape, work, compile_, network)

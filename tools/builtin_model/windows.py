@@ -52,10 +52,13 @@ class Batch:
     weights: torch.Tensor
 
 
-def make_window(rng: random.Random, tokenizer: Tokenizer, length: int, first_questions: float = 0.0) -> Window:
+def make_window(
+    rng: random.Random, tokenizer: Tokenizer, length: int, first_questions: float = 0.0, difficult: float = 0.0
+) -> Window:
     """Documents until the window is full; one that does not fit is left out.
 
-    `first_questions` is the share of documents about the questions that newcomers type first.
+    `first_questions` is the share of documents about the questions that newcomers type first, `difficult` the share of
+    those of them that are learnt last.
     """
     ids: list[int] = []
     owner: list[int] = []
@@ -63,7 +66,7 @@ def make_window(rng: random.Random, tokenizer: Tokenizer, length: int, first_que
     answers: list[tuple[int, int]] = []
     misses = number = 0
     while not answers or (misses < 4 and length - len(ids) > 24):
-        parts = mixed_document(rng, first_questions)
+        parts = mixed_document(rng, first_questions, difficult)
         texts = tokenizer.encode_batch([part.text for part in parts], add_special_tokens=False)
         lengths = [len(text.ids) for text in texts]
         if 1 + sum(lengths) > length - len(ids):
@@ -126,15 +129,16 @@ def noised_half(window: Window, rng: np.random.Generator, block_length: int) -> 
 
 
 def make_batch(
-    seed: int, step: int, tokenizer: Tokenizer, rows: int, length: int, joint: bool, first_questions: float = 0.0
-) -> Batch:
+    seed: int, step: int, tokenizer: Tokenizer, rows: int, length: int, joint: bool, first_questions: float = 0.0,
+    difficult: float = 0.0,
+) -> Batch:  # fmt: skip
     """The batch of `step`: a pure function of its arguments, so that training can go on anywhere.
 
     Without `joint` there is no noised half and tensors are [rows, length].
     """
     source = random.Random(seed * 1_000_003 + step)
     rng = np.random.default_rng((seed, step))
-    windows = [make_window(source, tokenizer, length, first_questions) for _ in range(rows)]
+    windows = [make_window(source, tokenizer, length, first_questions, difficult) for _ in range(rows)]
     ids = np.stack([window.token_ids for window in windows])
     owner = np.stack([window.document for window in windows])
     places = np.broadcast_to(np.arange(length), ids.shape)
