@@ -19,12 +19,13 @@ from engine.engine import Engine
 from engine.models.files import model_directory
 from tests.engine.driving import ask, drive
 from tools.builtin_model.documents import SELF_DESCRIPTION, document
-from tools.builtin_model.export import export, held_out_prompts
+from tools.builtin_model.export import export, held_out_prompts, load_network, weights_digest
+from tools.builtin_model.first_questions import first_document, mixed_document
 from tools.builtin_model.held_out import held_out
 from tools.builtin_model.network import Shape
 from tools.builtin_model.quality import calibration, measure, table
 from tools.builtin_model.tokens import SPECIAL, train_tokenizer
-from tools.builtin_model.train import Recipe, Trainer
+from tools.builtin_model.train import SECOND_STAGE, THIRD_STAGE, Recipe, Trainer, extended
 from tools.builtin_model.windows import EOS, MASK, make_batch
 
 RECIPE = Recipe(rows=2, length=128, causal_steps=2, joint_steps=4, warm_up_steps=1)
@@ -47,13 +48,16 @@ def trainer(work: Path, folder: Path, recipe: Recipe = RECIPE) -> Trainer:
     return Trainer(recipe, shape, folder)
 
 
+def asked_in(text: str) -> list[str]:
+    return re.findall(r"<\|user\|>(.*?)<\|assistant\|>", text) + re.findall(r"Q: (.*?)\nA:", text)
+
+
 def test_no_document_holds_a_question_that_is_held_out() -> None:
     """The quality table would measure memory."""
     rng = random.Random(0)
     of_itself = {asked for asked, _ in SELF_DESCRIPTION}  # never asked to measure by
     for _ in range(3000):
-        text = "".join(part.text for part in document(rng))
-        asked = re.findall(r"<\|user\|>(.*?)<\|assistant\|>", text) + re.findall(r"Q: (.*?)\nA:", text)
+        asked = asked_in("".join(part.text for part in document(rng)))
         assert not [
             question
             for question in asked
@@ -64,12 +68,52 @@ def test_no_document_holds_a_question_that_is_held_out() -> None:
     assert all(held_out(prompt["prompt"].removeprefix("<|user|>").removesuffix("<|assistant|>")) for prompt in prompts)
 
 
-def test_the_documents_stay_the_same() -> None:
+def test_first_questions_leave_out_what_the_model_is_measured_by() -> None:
+    """The quality table would measure memory; small talk that the load test asks too is the exception."""
+    measured = {
+        prompt["prompt"].removeprefix("<|user|>").removesuffix("<|assistant|>") for prompt in held_out_prompts(32)
+    }
+    rng = random.Random(4)
+    seen = {asked for _ in range(6000) for asked in asked_in("".join(part.text for part in first_document(rng, 0.2)))}
+    assert len(seen) > 3000
+    assert seen & measured <= {"What is the capital of France?", "Which city is the capital of France?"}
+
+
+@pytest.mark.parametrize(
+    ("share", "difficult", "digest"),
+    [
+        (0.0, 0.0, "60c885be870ea59ea3f39c2e6dfa79b56350f3e15d659825fa359ac76b0a3775"),
+        (0.4, 0.0, "da3f0e23f4a906470bddaeb160783bba636892e32c5288848d6456213a416dde"),
+        (0.3, 0.4, "ca471df3a5125a6dbed49e28d2e77f6f564566952c63cdd6f392924f11c916b5"),
+    ],
+)
+def test_the_documents_stay_the_same(share: float, difficult: float, digest: str) -> None:
     """The published weights could not be made again."""
     rng = random.Random(3)
-    sample = [[tuple(part) for part in document(rng)] for _ in range(500)]
-    digest = "60c885be870ea59ea3f39c2e6dfa79b56350f3e15d659825fa359ac76b0a3775"
+    sample = [[tuple(part) for part in mixed_document(rng, share, difficult)] for _ in range(500)]
     assert hashlib.sha256(repr(sample).encode()).hexdigest() == digest
+
+
+def test_sums_among_the_first_questions_are_right() -> None:
+    """The model would be taught that two and two is five."""
+    rng = random.Random(5)
+    text = "".join(part.text for _ in range(3000) for part in first_document(rng, 0.2))
+    sums = re.findall(r"<\|assistant\|>(\d+) ([-+*]) (\d+) = (-?\d+)\. The answer is (-?\d+)\.<", text)
+    assert len(sums) > 300
+    for a, sign, b, result, answer in sums:
+        assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign] == int(result) == int(answer)
+
+
+def test_one_question_has_one_answer() -> None:
+    """Two answers to a question would both be learnt, each half."""
+    rng = random.Random(6)
+    answers: dict[str, set[str]] = {}
+    for _ in range(4000):
+        parts = mixed_document(rng, 0.5, 0.2)
+        for asked, answer in zip(parts[::2], parts[1::2], strict=False):
+            if asked.text.startswith("<|user|>") and not answer.text.startswith("Once upon a time"):
+                answers.setdefault(asked.text, set()).add(answer.text)
+    assert not {asked: given for asked, given in answers.items() if len(given) > 1}
 
 
 def test_the_shipped_prompts_are_the_exported_ones() -> None:
@@ -169,6 +213,23 @@ def test_what_is_exported_is_what_was_trained(work: Path, tmp_path: Path) -> Non
     results, number = measure(tmp_path / "model", 1, [Cell("ar", 4, 32), Cell("speculative", 4, 32)])
     assert [result.same_as_ar for result in results] == [1.0, 1.0]
     assert f"{number} held-out prompts" in table(results, number)
+
+
+def test_training_goes_on_from_exported_weights(work: Path, tmp_path: Path) -> None:
+    """What the model lacks could only be taught by training it from the start."""
+    trainer(work, tmp_path / "run", replace(RECIPE, causal_steps=3, joint_steps=0)).train()
+    export(tmp_path / "run", tmp_path / "first")
+    second = tmp_path / "second"
+    second.mkdir()
+    stage = replace(SECOND_STAGE, joint_steps=2)
+    longer = extended(tmp_path / "first", second, stage)
+    given, _ = load_network(tmp_path / "first")
+    for (name, expected), (_, found) in zip(given.named_parameters(), longer.network.named_parameters(), strict=True):
+        assert torch.equal(expected, found), name
+    assert longer.recipe == replace(stage, start=weights_digest(tmp_path / "first"))
+    longer.save()
+    with pytest.raises(ValueError, match="other settings"):
+        extended(tmp_path / "first", second, THIRD_STAGE)
 
 
 def test_confidence_is_judged_by_what_is_right() -> None:

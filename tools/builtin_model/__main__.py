@@ -12,12 +12,12 @@ from tools.builtin_model import quality
 from tools.builtin_model.export import export
 from tools.builtin_model.network import Shape
 from tools.builtin_model.tokens import train_tokenizer
-from tools.builtin_model.train import Recipe, Trainer
+from tools.builtin_model.train import STAGES, Recipe, Trainer, extended
 
 BUILTIN = Path(__file__).resolve().parents[2] / "engine" / "builtin"
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, prog="python -m tools.builtin_model", description="Make the built-in model."
     )
@@ -25,19 +25,46 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("tokenizer", allow_abbrev=False, help="train the tokenizer on generated text (seconds)")
     train = commands.add_parser("train", allow_abbrev=False, help="train the model, or go on where it stopped")
-    train.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (%(default)s)")
-    train.add_argument(
-        "--compile", action="store_true", help="compile the loss (needs a C++ compiler; 1.4 times as fast)"
-    )
-    train.add_argument("--until", type=int, help="stop after this step")
     train.add_argument("--causal-steps", type=int, default=Recipe.causal_steps)
     train.add_argument("--joint-steps", type=int, default=Recipe.joint_steps)
     train.add_argument("--seed", type=int, default=Recipe.seed)
+    extend = commands.add_parser(
+        "extend",
+        allow_abbrev=False,
+        help="train an exported model further, with a newcomer's first questions among the text",
+    )
+    extend.add_argument("source", type=Path, help="the exported model to start from")
+    extend.add_argument("--stage", type=int, choices=STAGES, default=2, help="settings of which stage (%(default)s)")
+    for training in (train, extend):
+        training.add_argument(
+            "--threads", type=int, default=torch.get_num_threads(), help="torch threads (%(default)s)"
+        )
+        training.add_argument(
+            "--compile", action="store_true", help="compile the loss (needs a C++ compiler; 1.4 times as fast)"
+        )
+        training.add_argument("--until", type=int, help="stop after this step")
     written = commands.add_parser("export", allow_abbrev=False, help="write the published layout")
     written.add_argument("target", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
     judged = commands.add_parser("quality", allow_abbrev=False, help="the model card's tables, in Markdown (minutes)")
     judged.add_argument("model", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
     judged.add_argument("--each", type=int, default=32, help="held-out prompts of a category (%(default)s)")
+    return parser
+
+
+def _trainer(arguments: argparse.Namespace) -> Trainer:
+    """The run of the command `train` or `extend`. Raises FileNotFoundError where a file that it needs is missing."""
+    work: Path = arguments.work
+    if arguments.command == "extend":
+        return extended(arguments.source, work, STAGES[arguments.stage], arguments.compile)
+    if not (work / "tokenizer.json").exists():
+        raise FileNotFoundError(f"{work / 'tokenizer.json'} is missing: run the command 'tokenizer' first")
+    vocab_size = Tokenizer.from_file(str(work / "tokenizer.json")).get_vocab_size()
+    recipe = Recipe(seed=arguments.seed, causal_steps=arguments.causal_steps, joint_steps=arguments.joint_steps)
+    return Trainer(recipe, Shape(vocab_size), work, arguments.compile)
+
+
+def main() -> None:
+    parser = _parser()
     arguments = parser.parse_args()
     if arguments.command == "quality":
         results, number = quality.measure(arguments.model, arguments.each, quality.cells())
@@ -53,12 +80,12 @@ def main() -> None:
     if arguments.command == "export":
         print(f"{arguments.target / 'model.safetensors'}: SHA-256 {export(work, arguments.target)}")
         return
-    if not (work / "tokenizer.json").exists():
-        parser.error(f"{work / 'tokenizer.json'} is missing: run the command 'tokenizer' first")
-    vocab_size = Tokenizer.from_file(str(work / "tokenizer.json")).get_vocab_size()
     torch.set_num_threads(arguments.threads)
-    recipe = Recipe(seed=arguments.seed, causal_steps=arguments.causal_steps, joint_steps=arguments.joint_steps)
-    Trainer(recipe, Shape(vocab_size), work, arguments.compile).train(arguments.until)
+    try:
+        trainer = _trainer(arguments)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    trainer.train(arguments.until)
 
 
 if __name__ == "__main__":

@@ -136,6 +136,21 @@ def document(rng: random.Random) -> Document:
     return _to_continue(rng, code.removeprefix("```python\n").removesuffix("\n```"))
 
 
+def typed(rng: random.Random, text: str) -> str:
+    """`text` as people type it: a third of the time without its capital, its last sign, or with a 'please'."""
+    if rng.random() < 0.67:
+        return text
+    text = text[0].lower() + text[1:] if rng.random() < 0.5 else text
+    kind = rng.random()
+    if kind < 0.5:
+        return text.rstrip(".?!") or text
+    if kind < 0.6 and text[-1] == "?":
+        return text + "?"
+    if kind < 0.7 and text[-1] == ".":
+        return f"{text[:-1]}, please."
+    return text
+
+
 def _to_continue(rng: random.Random, text: str, least: int = 1) -> Document:
     """`text`, of which at least `least` characters are given, up to a space early in it."""
     spaces = [i for i, char in enumerate(text) if char == " " and least <= i < len(text) * 0.4]

@@ -59,7 +59,12 @@ def export(work: Path, target: Path) -> str:
     (target / "tokenizer.json").write_bytes((work / "tokenizer.json").read_bytes())
     lines = [json.dumps(line, ensure_ascii=False) for line in held_out_prompts(6, stories=True)]
     (target / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
+    return weights_digest(target)
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 of an exported model's weights, in hexadecimal."""
+    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
 
 
 def write_model(network: Network, target: Path) -> None:

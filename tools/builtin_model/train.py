@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
+from tools.builtin_model.export import load_network, weights_digest
 from tools.builtin_model.network import Network, Shape
 from tools.builtin_model.windows import Batch, make_batch
 
@@ -43,6 +44,12 @@ class Recipe:
     """Share of all steps, at the end, in which the learning rates fall to zero."""
     diffusion_weight: float = 1.5
     """Weight of the masked loss; the causal loss has weight 1."""
+    first_questions: float = 0.0
+    """Share of documents about the questions that newcomers type first."""
+    difficult: float = 0.0
+    """Share of those of the first questions that are learnt last."""
+    start: str = ""
+    """SHA-256 of the exported weights that training goes on from; empty where it starts from random ones."""
 
     @property
     def steps(self) -> int:
@@ -52,6 +59,19 @@ class Recipe:
         """Factor on the learning rates in `step`: a linear warm-up, a plateau, a linear decay."""
         left = (self.steps - step) / max(1.0, self.steps * self.decay_share)
         return min(1.0, (step + 1) / self.warm_up_steps, left)
+
+
+SECOND_STAGE = Recipe(
+    seed=2, causal_steps=0, joint_steps=680, learning_rate=0.008, embedding_learning_rate=0.002, warm_up_steps=40,
+    decay_share=0.7, first_questions=0.4,
+)  # fmt: skip
+"""Teaches exported weights the questions that newcomers type first, without forgetting the others."""
+THIRD_STAGE = replace(
+    SECOND_STAGE, seed=3, joint_steps=320, learning_rate=0.006, embedding_learning_rate=0.0015, warm_up_steps=20,
+    decay_share=0.8, first_questions=0.3, difficult=0.4,
+)  # fmt: skip
+"""Repeats what the second stage has not learnt well: short questions, counts, small sums, numbers too large."""
+STAGES = {2: SECOND_STAGE, 3: THIRD_STAGE}
 
 
 class _Batches(Dataset[Batch]):
@@ -67,7 +87,7 @@ class _Batches(Dataset[Batch]):
             self.tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         step, recipe = self.first + index, self.recipe
         joint = step >= recipe.causal_steps
-        return make_batch(recipe.seed, step, self.tokenizer, recipe.rows, recipe.length, joint)
+        return make_batch(recipe.seed, step, self.tokenizer, recipe.rows, recipe.length, joint, recipe.first_questions)
 
 
 def losses(network: Network, batch: Batch, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,11 +103,16 @@ def losses(network: Network, batch: Batch, length: int) -> tuple[torch.Tensor, t
 
 
 class Trainer:
-    """One run in `work`, which holds tokenizer.json and receives checkpoint.pt and log.jsonl."""
+    """One run in `work`, which holds tokenizer.json and receives checkpoint.pt and log.jsonl.
 
-    def __init__(self, recipe: Recipe, shape: Shape, work: Path, compile_: bool = False) -> None:
+    Starts from the parameters of `network` where it is given, else from random ones.
+    """
+
+    def __init__(
+        self, recipe: Recipe, shape: Shape, work: Path, compile_: bool = False, network: Network | None = None
+    ) -> None:
         self.recipe, self.work = recipe, work
-        self.network = Network(shape, recipe.seed)
+        self.network = network or Network(shape, recipe.seed)
         matrices = [p for n, p in self.network.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in self.network.named_parameters() if p.ndim != 2 or "embed" in n]
         self.optimizers: list[torch.optim.Optimizer] = [
@@ -96,7 +121,7 @@ class Trainer:
         ]
         self.rates = [recipe.learning_rate, recipe.embedding_learning_rate]
         self.step = 0
-        self.half = torch.cpu._is_amx_tile_supported()
+        self.half = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         self.losses = torch.compile(losses, dynamic=False) if compile_ else losses
         self.resume()
 
@@ -165,3 +190,11 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return causal.item(), masked.item()
+
+
+def extended(source: Path, work: Path, stage: Recipe = SECOND_STAGE, compile_: bool = False) -> Trainer:
+    """A run of `stage` in `work` that goes on from the exported model in `source`, with its tokenizer."""
+    network, _ = load_network(source)
+    network.train()
+    (work / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    return Trainer(replace(stage, start=weights_digest(source)), network.shape, work, compile_, network)

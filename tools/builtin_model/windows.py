@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from tools.builtin_model.documents import document
+from tools.builtin_model.first_questions import mixed_document
 
 BOS, EOS, MASK, PAD = 1, 2, 5, 0
 BLOCK_LENGTHS, BLOCK_SHARES = (4, 8, 16, 32, 64), (0.08, 0.15, 0.26, 0.43, 0.08)
@@ -52,15 +52,21 @@ class Batch:
     weights: torch.Tensor
 
 
-def make_window(rng: random.Random, tokenizer: Tokenizer, length: int) -> Window:
-    """Documents until the window is full; one that does not fit is left out."""
+def make_window(
+    rng: random.Random, tokenizer: Tokenizer, length: int, first_questions: float = 0.0, difficult: float = 0.0
+) -> Window:
+    """Documents until the window is full; one that does not fit is left out.
+
+    `first_questions` is the share of documents about the questions that newcomers type first, `difficult` the share of
+    those of them that are learnt last.
+    """
     ids: list[int] = []
     owner: list[int] = []
     weights: list[float] = []
     answers: list[tuple[int, int]] = []
     misses = number = 0
     while not answers or (misses < 4 and length - len(ids) > 24):
-        parts = document(rng)
+        parts = mixed_document(rng, first_questions, difficult)
         texts = tokenizer.encode_batch([part.text for part in parts], add_special_tokens=False)
         lengths = [len(text.ids) for text in texts]
         if 1 + sum(lengths) > length - len(ids):
@@ -122,14 +128,17 @@ def noised_half(window: Window, rng: np.random.Generator, block_length: int) -> 
     )  # fmt: skip
 
 
-def make_batch(seed: int, step: int, tokenizer: Tokenizer, rows: int, length: int, joint: bool) -> Batch:
+def make_batch(
+    seed: int, step: int, tokenizer: Tokenizer, rows: int, length: int, joint: bool, first_questions: float = 0.0,
+    difficult: float = 0.0,
+) -> Batch:  # fmt: skip
     """The batch of `step`: a pure function of its arguments, so that training can go on anywhere.
 
     Without `joint` there is no noised half and tensors are [rows, length].
     """
     source = random.Random(seed * 1_000_003 + step)
     rng = np.random.default_rng((seed, step))
-    windows = [make_window(source, tokenizer, length) for _ in range(rows)]
+    windows = [make_window(source, tokenizer, length, first_questions, difficult) for _ in range(rows)]
     ids = np.stack([window.token_ids for window in windows])
     owner = np.stack([window.document for window in windows])
     places = np.broadcast_to(np.arange(length), ids.shape)
