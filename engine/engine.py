@@ -53,6 +53,8 @@ class Engine:
         One with a grammar queues once that has been compiled, beside the passes; if that fails it ends with an error.
         """
         check_request(request, self.info)
+        if request.request_id in self._compiling or request.request_id in self.scheduler:
+            raise RequestError(f"request id {request.request_id!r} is in use", "request_id")
         ends, model_ends = frozenset(request.stop_token_ids), self._end_token_ids
         barred = model_ends - ends if request.ignore_eos else frozenset()
         ends |= model_ends - barred
@@ -60,34 +62,21 @@ class Engine:
         self._arrivals += 1
         seq.stats.prompt_tokens = seq.num_prompt
         self.policies[seq.mode].begin(seq)
-        try:
-            self._enqueue(seq)
-        except KeyError as error:
-            raise RequestError(str(error.args[0]), "request_id") from None
-
-    def _enqueue(self, seq: Sequence) -> None:
-        """Raises KeyError if the sequence's request id is in use."""
-        request = seq.request
-        if request.request_id in self._compiling:
-            raise KeyError(f"request id {request.request_id!r} is in use")
-        if request.grammar is not None and seq.grammar is None:
-            self._compiling.add(request.request_id, seq, request.grammar)
-        else:
+        if request.grammar is None:
             self.scheduler.add(seq)
+        else:
+            self._compiling.add(request.request_id, seq, request.grammar)
 
     def _enqueue_compiled(self) -> list[GenerationEvent]:
         """Queues the sequences whose grammars are ready. Returns the Finished events of those that never will be."""
         events: list[GenerationEvent] = []
         for done in self._compiling.take(idle=not self.scheduler.has_work):
-            seq, error = done.item, done.error
-            if done.grammar is not None:
+            seq = done.item
+            if done.grammar is None:
+                events.append(finish_event(seq, "error", error=done.error))
+            else:
                 seq.grammar = GrammarState(done.grammar, seq.end_token_ids, seq.num_prompt)
-                try:
-                    self._enqueue(seq)
-                except KeyError as taken:
-                    error = str(taken.args[0])
-            if error:
-                events.append(finish_event(seq, "error", error=error))
+                self.scheduler.add(seq)
         return events
 
     def _load_vocabulary(self) -> GrammarVocabulary:

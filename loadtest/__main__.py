@@ -124,8 +124,10 @@ async def _sweep(args: argparse.Namespace) -> Report:
             return None if outcome.interrupted else _summary(args, outcome)
 
         results = await run_sweep(cells, args.repeats, run_cell, stop)
-    settings = _settings(args, model, load_of(args, args.concurrency[0], args.seed)) | {"repeats": args.repeats}
-    del settings["concurrency"]
+    settings = _settings(args, model, load_of(args, None, args.seed)) | {"repeats": args.repeats}
+    for name in ("concurrency", "requests", "warmup"):  # unless given, a cell derives them from its concurrency
+        if getattr(args, name) is None or name == "concurrency":
+            settings.pop(name, None)
     return Report(kind="sweep", settings=settings, interrupted=stop.is_set(), cells=results)
 
 

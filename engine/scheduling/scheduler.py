@@ -75,6 +75,10 @@ class Scheduler:
         self._finish(seq)
         return [finish_event(seq, "abort")]
 
+    def __contains__(self, request_id: str) -> bool:
+        """Whether a sequence of this request is waiting or running."""
+        return request_id in self._sequences
+
     @property
     def has_work(self) -> bool:
         """Whether any sequence waits or runs."""

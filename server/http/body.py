@@ -13,6 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from server.http.errors import BadRequest, BodyTooLarge, ClientGone
 from server.http.json_codec import InvalidJson, decode_json
 
+EXACT_MEMBERS = ("response_format", "structured_outputs")
+"""Members of a request that may hold a JSON schema: its numbers are limits of the answer, and are kept as written."""
 LARGE_BODY = 64 * 1024
 """Bytes from which a body is parsed in a thread, one such body at a time, so that no other request waits for it."""
 
@@ -65,7 +67,7 @@ def _parse_large(body: bytes, parse: Callable[[Any], _T]) -> _T:
 
 def _decode(body: bytes) -> Any:
     try:
-        return decode_json(body)
+        return decode_json(body, exact=EXACT_MEMBERS)
     except InvalidJson as exc:
         raise BadRequest(str(exc), None, "invalid_json") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -15,9 +16,6 @@ import msgspec
 
 MAX_DEPTH = 32
 """Deepest nesting of a request. A JSON schema is the only part of a request that nests at all deeply."""
-
-EXACT_MEMBERS = ("response_format", "structured_outputs")
-"""Members of a request that may hold a JSON schema: its numbers are limits of the answer, and are kept as written."""
 
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _encoder = msgspec.json.Encoder()
@@ -38,8 +36,11 @@ def encode_json(value: object) -> bytes:
     return data
 
 
-def decode_json(body: bytes) -> Any:
-    """Reads one JSON value; raises InvalidJson. In EXACT_MEMBERS of an object a number may be a `Decimal`."""
+def decode_json(body: bytes, *, exact: Iterable[str] = ()) -> Any:
+    """Reads one JSON value; raises InvalidJson.
+
+    exact: members of the outermost object whose numbers are kept as written: those that no float holds are `Decimal`.
+    """
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as exc:
@@ -59,10 +60,10 @@ def decode_json(body: bytes) -> Any:
     _check_depth(value)
     if _ESCAPED_SURROGATE.search(body):
         _check_surrogates(value)
-    exact = [name for name in EXACT_MEMBERS if isinstance(value, dict) and isinstance(value.get(name), dict)]
-    if exact:
+    members = [name for name in exact if isinstance(value, dict) and isinstance(value.get(name), dict)]
+    if members:
         kept = json.loads(text, parse_float=_keep_number, parse_int=_keep_number)
-        value |= {name: kept[name] for name in exact}
+        value |= {name: kept[name] for name in members}
     return value
 
 

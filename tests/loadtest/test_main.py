@@ -103,6 +103,11 @@ def test_one_command_checks_that_concurrency_pays(
     words = ["sweep", "--concurrency", "1,4", "--requests", "4", "--repeats", "2", "--warmup", "0", "--no-stream"]
     status, report = run(fake, tmp_path, *words, "--min-ratio", "1.3")
     assert status == 0
+    assert {name: report["settings"].get(name) for name in ("concurrency", "requests", "warmup")} == {
+        "concurrency": None,
+        "requests": 4,
+        "warmup": 0,
+    }
     assert [cell["cell"]["concurrency"] for cell in report["cells"]] == [1, 4]
     assert report["cells"][1]["throughput_ratio"]["median"] > 1.3
     assert len(report["cells"][1]["repeats"]) == 2
@@ -117,6 +122,14 @@ def test_a_sweep_asks_new_questions_in_every_cell(fake: FakeServer, tmp_path: Pa
     asked = [body["messages"][0]["content"] for body in fake.bodies]
     assert len(asked) == len(set(asked)) == 16
     assert [body["decoding"] for body in fake.bodies[::4]] == ["ar", "diffusion"] * 2
+
+
+def test_a_sweep_claims_no_setting_that_differs_between_its_cells(fake: FakeServer, tmp_path: Path) -> None:
+    """Whoever ran it again with the first cell's number of requests would measure something else."""
+    words = ["--duration", "0.2", "--repeats", "1", "--categories", "add"]
+    status, report = run(fake, tmp_path, "sweep", "--concurrency", "1,2", *words)
+    assert status == 0
+    assert not {"concurrency", "requests", "warmup"} & set(report["settings"])
 
 
 def test_quality_scores_each_mode_on_the_same_questions(fake: FakeServer, tmp_path: Path) -> None:

@@ -89,6 +89,18 @@ def test_a_key_in_use_is_refused(queue: GrammarQueue[str]) -> None:
         queue.add("a", "another", choice("a"))
 
 
+def test_an_id_in_use_is_refused_before_a_grammar_is_compiled(text_engine: MakeEngine) -> None:
+    """Refused only once the grammar was ready, the error would end the stream of the request that has the id."""
+    engine = text_engine()
+    engine.add(ask("r", PROMPT, max_tokens=6))
+    with pytest.raises(RequestError, match="in use"):
+        engine.add(ask("r", PROMPT, grammar=choice("yes")))
+    answers: dict[str, Answer] = {}
+    while engine.has_work:
+        step(engine, answers)
+    assert answers["r"].finished.reason != "error"
+
+
 def test_passes_go_on_while_a_grammar_is_compiled(text_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One large schema would stop everybody's stream for as long as it takes to compile."""
     release = threading.Event()

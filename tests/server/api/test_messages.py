@@ -123,6 +123,14 @@ def test_null_fields_of_parts_and_calls_are_not_sent() -> None:
     ]
 
 
+def test_numbers_of_arguments_are_those_that_templates_can_render() -> None:
+    """Some fields of a request are read as numbers that `tojson` refuses. A tool may have parameters of their names."""
+    function = {"name": "ask", "arguments": '{"response_format": {"x": 1.5}}'}
+    [read] = for_template({"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]})
+    x = read["tool_calls"][0]["function"]["arguments"]["response_format"]["x"]
+    assert (type(x), x) == (float, 1.5)
+
+
 def test_tool_messages_have_the_form_of_transformers() -> None:
     function = {"name": "add", "arguments": '{"a": 1, "b": [2]}'}
     read = for_template(
