@@ -74,7 +74,9 @@ THIRD_STAGE = replace(
 STAGES = {2: SECOND_STAGE, 3: THIRD_STAGE}
 
 
-class _Batches(Dataset[Batch]):
+class Batches(Dataset[Batch]):
+    """The batches of a run from step `first` on, each made when it is asked for; see make_batch for shapes."""
+
     def __init__(self, recipe: Recipe, tokenizer_file: Path, first: int) -> None:
         self.recipe, self.tokenizer_file, self.first = recipe, tokenizer_file, first
         self.tokenizer: Tokenizer | None = None
@@ -87,7 +89,16 @@ class _Batches(Dataset[Batch]):
             self.tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         step, recipe = self.first + index, self.recipe
         joint = step >= recipe.causal_steps
-        return make_batch(recipe.seed, step, self.tokenizer, recipe.rows, recipe.length, joint, recipe.first_questions)
+        return make_batch(
+            recipe.seed,
+            step,
+            self.tokenizer,
+            recipe.rows,
+            recipe.length,
+            joint,
+            recipe.first_questions,
+            recipe.difficult,
+        )
 
 
 def losses(network: Network, batch: Batch, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,7 +184,7 @@ class Trainer:
         self.save()
 
     def _batches(self) -> Iterator[Batch]:
-        dataset = _Batches(self.recipe, self.work / "tokenizer.json", self.step)
+        dataset = Batches(self.recipe, self.work / "tokenizer.json", self.step)
         yield from DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
 
     def one_step(self, batch: Batch) -> tuple[float, float]:
@@ -196,5 +207,6 @@ def extended(source: Path, work: Path, stage: Recipe = SECOND_STAGE, compile_: b
     """A run of `stage` in `work` that goes on from the exported model in `source`, with its tokenizer."""
     network, _ = load_network(source)
     network.train()
+    trainer = Trainer(replace(stage, start=weights_digest(source)), network.shape, work, compile_, network)
     (work / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    return Trainer(replace(stage, start=weights_digest(source)), network.shape, work, compile_, network)
+    return trainer
