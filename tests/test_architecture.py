@@ -16,7 +16,7 @@ import pytest
 from tests.source_tree import PACKAGES, ROOT, imports_of, modules, of, tree_of, within
 
 SERVER_MAY_USE = {
-    "engine.config", "engine.errors", "engine.events", "engine.messages", "engine.models.files", "engine.models.spec",
+    "engine.config", "engine.errors", "engine.events", "engine.messages", "engine.models.files",
     "engine.request", "engine.validate",
 }  # fmt: skip
 """The engine's types and files: whatever crosses the process boundary."""
@@ -214,7 +214,7 @@ def test_a_function_can_be_read_without_scrolling(module: str) -> None:
 def test_what_a_step_sends_to_the_device_it_sends_without_waiting() -> None:
     """An ordinary copy lets the GPU run dry first: tens of microseconds each, several a step."""
     for module in of("engine"):
-        if within(module, {"bench", "engine.device.transfer", "engine.models", "engine.sampling.noise"}):
+        if within(module, {"engine.device.transfer", "engine.models", "engine.sampling.noise"}):
             continue  # not in a step, or not on a GPU's fast path
         for function in (node for node in ast.walk(tree_of(module)) if isinstance(node, ast.FunctionDef)):
             for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):

@@ -249,10 +249,15 @@ def test_prometheus_finds_its_alerts() -> None:
     mounted = {target.removeprefix(folder): source for source, target, *_ in mounts}
     for file in prometheus_config()["rule_files"]:
         assert (ROOT / mounted[file]).samefile(CONFIGS / file)
+
+
+def test_prometheus_accepts_its_alerts() -> None:
+    """A rule that it cannot read keeps all of them from being loaded."""
     program = shutil.which("promtool")
-    if program is not None:
-        done = subprocess.run([program, "check", "rules", CONFIGS / "prometheus-alerts.yml"], capture_output=True)
-        assert done.returncode == 0, done.stderr
+    if program is None:
+        pytest.skip("no promtool here")
+    done = subprocess.run([program, "check", "rules", CONFIGS / "prometheus-alerts.yml"], capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_dashboard_fits_its_data_source_and_its_page() -> None:

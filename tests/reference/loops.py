@@ -1,7 +1,7 @@
 """Every decoding mode as a naive loop: one sequence, one pass after the other, Python lists, nothing clever.
 
 Written from the published rules alone, on transformers' own model, and sharing no code with the engine: what the two
-agree on, they agree on for two reasons. A *seed* is a token already chosen whose KV is not yet written.
+agree on, they agree on for two reasons. An *anchor* is a token already chosen whose KV is not yet written.
 """
 
 from __future__ import annotations
@@ -111,19 +111,19 @@ class Run:
 class Canvas:
     """A block being refined: None where masked."""
 
-    def __init__(self, start: int, length: int, *, seed: int | None = None, end: bool = True) -> None:
+    def __init__(self, start: int, length: int, *, anchor: int | None = None, end: bool = True) -> None:
         self.start = start
         self.tokens: list[int | None] = [None] * length
         self.logprobs: list[np.ndarray | None] = [None] * length
         self.settled = 0
         self.steps = 0
         self.end = end
-        if seed is not None:
-            self.place(seed)
+        if anchor is not None:
+            self.place(anchor)
 
-    def place(self, seed: int) -> None:
-        """Puts the settled seed at position 0."""
-        self.tokens[0], self.settled = seed, 1
+    def place(self, anchor: int) -> None:
+        """Puts the settled anchor at position 0."""
+        self.tokens[0], self.settled = anchor, 1
 
     @property
     def finished(self) -> bool:
@@ -137,9 +137,9 @@ class Canvas:
 def autoregressive(model: ReferenceModel, task: Task) -> Run:
     """One token a pass."""
     run = Run(model, task)
-    seed = run.next_token(task.prompt)
+    anchor = run.next_token(task.prompt)
     while not run.finished:
-        seed = run.next_token([seed])
+        anchor = run.next_token([anchor])
         run.passes += 1
     return run
 
@@ -147,12 +147,12 @@ def autoregressive(model: ReferenceModel, task: Task) -> Run:
 def diffusion(model: ReferenceModel, task: Task) -> Run:
     """Block diffusion; a finished block is committed by a causal pass of its own."""
     run = Run(model, task)
-    seed = run.next_token(task.prompt)
+    anchor = run.next_token(task.prompt)
     while not run.finished:
-        canvas = Canvas(model.num_cached, min(task.block_length, run.remaining + 1), seed=seed)
+        canvas = Canvas(model.num_cached, min(task.block_length, run.remaining + 1), anchor=anchor)
         _refine_to_the_end(run, canvas)
         if not run.finished:
-            seed = run.next_token(canvas.whole)
+            anchor = run.next_token(canvas.whole)
             run.passes += 1
     return run
 
@@ -160,13 +160,13 @@ def diffusion(model: ReferenceModel, task: Task) -> Run:
 def diffusion_shared_commit(model: ReferenceModel, task: Task) -> Run:
     """Block diffusion; the committing pass carries the first denoising step of the next canvas.
 
-    That step sees a mask where the seed would stand: position 0 takes no part, and the seed is no history yet.
+    That step sees a mask where the anchor would stand: position 0 takes no part, and the anchor is no history yet.
     """
     run = Run(model, task)
-    seed = run.next_token(task.prompt)
+    anchor = run.next_token(task.prompt)
     if run.finished:
         return run
-    canvas = Canvas(model.num_cached, min(task.block_length, run.remaining + 1), seed=seed)
+    canvas = Canvas(model.num_cached, min(task.block_length, run.remaining + 1), anchor=anchor)
     while True:
         _refine_to_the_end(run, canvas)
         if run.finished:
@@ -178,7 +178,7 @@ def diffusion_shared_commit(model: ReferenceModel, task: Task) -> Run:
         choice = run.choose(causal, canvas.start)
         run.record(choice.margin)
         if length > 1:
-            _denoise(run, canvas, awaits_seed=True)
+            _denoise(run, canvas, awaits_anchor=True)
         run.settle(choice.token, choice.logprobs)
         if run.finished:
             return run
@@ -199,13 +199,13 @@ def infill(model: ReferenceModel, task: Task) -> Run:
 def speculative(model: ReferenceModel, task: Task) -> Run:
     """Linear self-speculation: draft every mask in one bidirectional pass, verify in a causal one."""
     run = Run(model, task)
-    seed = run.next_token(task.prompt)
+    anchor = run.next_token(task.prompt)
     while not run.finished:
         start = model.num_cached
         width = min(task.block_length, run.remaining)
-        block = [seed]
+        block = [anchor]
         if width > 1:
-            logits = model.bidirectional([seed] + [model.mask_id] * (width - 1), drafting=True)
+            logits = model.bidirectional([anchor] + [model.mask_id] * (width - 1), drafting=True)
             block += [run.choose(logits[i], start + i).token for i in range(1, width)]
             run.passes += 1
             run.denoising_steps += 1
@@ -223,7 +223,7 @@ def speculative(model: ReferenceModel, task: Task) -> Run:
             run.record(choice.margin)
             run.settle(choice.token, choice.logprobs)
         model.crop(start + len(chosen))
-        seed = chosen[-1].token
+        anchor = chosen[-1].token
     return run
 
 
@@ -236,7 +236,7 @@ def _refine_to_the_end(run: Run, canvas: Canvas) -> None:
         _settle_left_of_masks(run, canvas)
 
 
-def _denoise(run: Run, canvas: Canvas, *, awaits_seed: bool = False) -> None:
+def _denoise(run: Run, canvas: Canvas, *, awaits_anchor: bool = False) -> None:
     """One denoising step: unmasks what is confident enough, and as many more as the schedule wants."""
     ids = [run.model.mask_id if token is None else token for token in canvas.tokens]
     logits = run.model.bidirectional(ids + (run.task.suffix or []))
@@ -244,7 +244,7 @@ def _denoise(run: Run, canvas: Canvas, *, awaits_seed: bool = False) -> None:
     choices = {
         j: run.choose(logits[j], canvas.start + j, unsettled, canvas.end)
         for j, token in enumerate(canvas.tokens)
-        if token is None and not (awaits_seed and j == 0)
+        if token is None and not (awaits_anchor and j == 0)
     }
     steps_left = max(1, (run.task.max_denoising_steps or len(canvas.tokens)) - canvas.steps)
     quota = math.ceil(len(choices) / steps_left)

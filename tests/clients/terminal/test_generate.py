@@ -13,8 +13,8 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +22,9 @@ import httpx
 import pytest
 
 from server.terminal.command import main
-from server.terminal.local_server import OPTIONS
 from tests.clients.conftest import KEY, MODES, QUESTION, STORY, TALE
 from tests.http_helpers import ROOT, ask, plain_environment, wait_for
-from tests.server.processes import gone
+from tests.server.processes import descendants, gone
 
 COMMAND = (sys.executable, "-m", "server", "generate")
 MASK = "\u2592"
@@ -115,21 +114,7 @@ def plain(output: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output).replace("\r\n", "\n")
 
 
-def own_servers() -> dict[int, str]:
-    """Servers that `generate` started, and their engines: process ids and command lines."""
-    found: dict[int, tuple[int, str]] = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # gone in the meantime
-            continue
-        found[int(directory.name)] = (parent, line)
-    servers = {number for number, (_, line) in found.items() if " ".join(OPTIONS) in line}
-    return {number: line for number, (parent, line) in found.items() if number in servers or parent in servers}
-
-
-def await_end_of(processes: dict[int, str]) -> None:
+def await_end_of(processes: Collection[int]) -> None:
     wait_for(f"the end of {processes}", lambda: all(map(gone, processes)), 10)
 
 
@@ -251,25 +236,30 @@ def test_without_a_server_it_starts_one_and_leaves_nothing_behind(tmp_path: Path
     for name in ("server", "engine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
-    before = own_servers()
-    script = Path(sys.executable).parent / "lightcone"
-    done = subprocess.run(
-        [script, "generate", QUESTION, "--temperature", "0"], cwd=tmp_path, env=environment(None, PYTHONPATH=""),
-        capture_output=True, text=True, timeout=90, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "112" in done.stdout
-    await_end_of(dict(own_servers().items() - before.items()))
+    command = [Path(sys.executable).parent / "lightcone", "generate", QUESTION, "--temperature", "0"]
+    started: set[int] = set()
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(None, PYTHONPATH=""), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        while process.poll() is None:
+            with suppress(FileNotFoundError, ProcessLookupError):  # one may end while they are looked up
+                started.update(descendants(process.pid))
+            time.sleep(0.02)
+        answer, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "112" in answer
+    assert len(started) >= 2, "a server and its engine"
+    await_end_of(started)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("moment", ["starting", "generating"])
 def test_however_it_ends_its_server_ends_too(number: signal.Signals, moment: str) -> None:
-    before = own_servers()
     with terminal(None, TALE, "--decoding", "ar", "--watch", "--delay", "0.3") as running:
         running.read(until="starting" if moment == "starting" else "2 tokens")
-        wait_for("its server", lambda: bool(own_servers().items() - before.items()), 10)
-        started = dict(own_servers().items() - before.items())
+        wait_for("its server", lambda: bool(descendants(running.process.pid)), 10)
+        started = descendants(running.process.pid)
         assert moment == "starting" or len(started) == 2, "a server and its engine"
         os.killpg(running.process.pid, number)
         running.read()

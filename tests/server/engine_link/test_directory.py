@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,9 +47,15 @@ def test_a_server_starts_whatever_the_length_of_the_temporary_folder(tmp_path: P
         assert not lock.parent.exists()
 
 
-def test_what_a_killed_server_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
-    folder = Path("/tmp") / tmp_path.parent.parent.name / "k"  # short, so that it is used
-    folder.mkdir(exist_ok=True, parents=True)
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose sockets have paths short enough: it is used."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next_one(short_folder: Path) -> None:
+    folder = short_folder
     argv, env = ["tests.serve_with_fake_engine", "echo"], {"TMPDIR": str(folder)}
     with server(argv, env=env) as process:
         [left] = folder.glob(f"{PREFIX}*")

@@ -70,12 +70,15 @@ async def test_without_an_engine_nothing_is_taken(state: EngineState) -> None:
         admission(absent).check_queue()
 
 
-async def test_the_time_to_come_back_follows_the_rate_at_which_answers_end() -> None:
+async def test_the_time_to_come_back_follows_the_rate_at_which_answers_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed time makes clients come back too early, all at once, or far too late."""
     busy = engine(8)
     for number in range(4):
         event = Finished(request_id=str(number), reason="stop", stats=GenerationStats())
         busy.in_flight.deliver([event])
-    with pytest.raises(Overloaded) as refused:
-        admission(busy).check_queue()
-    assert 1 <= int(refused.value.headers["Retry-After"]) <= MAX_RETRY_AFTER
+    assert busy.in_flight.drain_rate() > 0
+    for rate, seconds in ((0.5, 4), (0.01, MAX_RETRY_AFTER), (100.0, 1)):  # 2 of the 4 that are left must end
+        monkeypatch.setattr(busy.in_flight, "drain_rate", lambda rate=rate: rate)
+        with pytest.raises(Overloaded) as refused:
+            admission(busy).check_queue()
+        assert int(refused.value.headers["Retry-After"]) == seconds

@@ -169,5 +169,5 @@ def test_the_speed_of_light_is_what_the_device_could_have_done() -> None:
 def test_pages_that_only_cache_a_prefix_are_not_in_use() -> None:
     """A balancer that took them for use would send nothing to the replica with the warmest cache."""
     metrics = Metrics("builtin")
-    metrics.record_step(StepStats(running=2, waiting=0, free_pages=12, cached_pages=8, num_pages=16))
+    metrics.record_step(StepStats(running=2, waiting=0, free_pages=12, num_pages=16))
     assert b'kv_cache_usage_ratio{model="builtin"} 0.25' in metrics.render()
