@@ -163,10 +163,7 @@ def add_parser(commands: options.Commands) -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--limit", type=int, default=None, help="use the first N prompts only")
-    parser.add_argument(
-        "--shared-commit", action=argparse.BooleanOptionalAction, default=True,
-        help="diffusion: commit of a block and first step of the next in one pass (default)",
-    )  # fmt: skip
+    options.add_shared_commit(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import time
 from engine.assembly import EngineParts, load_parts
 from engine.batch import BatchPlan
 from engine.config import EngineConfig
-from engine.decoding.contract import decode
+from engine.decoding.contract import outcomes_of
 from engine.decoding.results import STEP_FAILED, StepOutcome
 from engine.errors import RequestError
 from engine.events import GenerationEvent, StepStats
@@ -135,4 +135,4 @@ class Engine:
         started = time.monotonic()
         logits = self.runner.forward(plan)
         seconds = time.monotonic() - started
-        return decode(plan, logits, self.policies, self.prefill), seconds
+        return outcomes_of(plan, logits, self.policies, self.prefill), seconds

@@ -95,8 +95,6 @@ class StepStats(msgspec.Struct, kw_only=True):
     free_pages: int
     """Pages that can be had right now, the cached ones included."""
     num_pages: int
-    cached_pages: int = 0
-    """Of the free pages, those that hold reusable prefixes."""
     sequences: int = 0
     tokens: int = 0
     duration: float = 0.0

@@ -107,11 +107,11 @@ class Sequence:
     token_ids: list[int] = field(default_factory=list)
     """The prompt and every settled token. Written by scheduling.outcome."""
     barred_token_ids: frozenset[int] = frozenset()
-    """Tokens that this answer never holds: it runs to its given length. Written by `bar`."""
+    """Tokens that this answer never holds (`ignore_eos`, infill). Written by `bar`."""
     grammar: GrammarState | None = None
     """Position of the answer in the grammar it must follow; None for any text. Written by the engine, once."""
     stats: GenerationStats = field(default_factory=GenerationStats)
-    """Written by the scheduler and scheduling.outcome."""
+    """Written by the scheduler and scheduling.outcome; the prompt's length by the engine, once."""
     received_at: float = 0.0
     """time.monotonic() when the request came. Never written."""
 

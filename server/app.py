@@ -7,12 +7,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from engine.errors import RequestError
 from server.api import info, tokens
 from server.api.chat import route as chat
 from server.api.completions import route as completions
@@ -24,7 +22,6 @@ from server.http.keys import Keys
 from server.http.middleware import RequestChecks, RequestIds
 from server.operation.config import Config, ServerConfig
 from server.operation.service import Service
-from server.version import VERSION
 
 
 @asynccontextmanager
@@ -44,15 +41,7 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     """
     config = config or Config()
     service = Service(config, engine or _engine_client(config.server))
-    app = FastAPI(
-        title="Lightcone",
-        version=VERSION,
-        summary="OpenAI-compatible inference for diffusion language models",
-        docs_url=None,
-        redoc_url=None,
-        lifespan=_lifespan,
-        redirect_slashes=False,
-    )
+    app = FastAPI(docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
     app.state.service = service
     app.state.created = int(time.time())
     openapi.install(app, needs_key=config.server.has_keys, public_metrics=config.server.public_metrics)
@@ -60,7 +49,7 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
         _answer_head(module.router)
         app.include_router(module.router)
     handle_error = ErrorHandler(service.record_refusal)
-    for kind in (ClientGone, ApiError, RequestError, HTTPException, RequestValidationError):
+    for kind in (ClientGone, ApiError, HTTPException):
         app.add_exception_handler(kind, handle_error)
     _add_middleware(app, config.server, service, handle_error)
     return app

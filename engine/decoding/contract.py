@@ -1,4 +1,4 @@
-"""The contract of a decoding policy, and `decode`, which carries it out for the logits of a pass.
+"""The contract of a decoding policy, and `outcomes_of`, which carries it out for the logits of a pass.
 
 A policy never runs the model. It says which spans a sequence needs next (`plan`), turns a step group's logits into
 choices (`decide`: vectorised tensor arithmetic over the whole group, nothing leaves the device), and, once the choices
@@ -78,7 +78,7 @@ class DecodingPolicy(GroupStep):
 
 
 @torch.inference_mode()
-def decode(
+def outcomes_of(
     plan: BatchPlan, logits: Rows[torch.Tensor | None], policies: Mapping[str, DecodingPolicy], prefill: GroupStep
 ) -> list[StepOutcome]:
     """The outcomes of a pass, prefill included, in plan order.

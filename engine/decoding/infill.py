@@ -1,7 +1,7 @@
 """Infill: the gap between a prompt and a suffix, refined as one bidirectional window with the suffix in sight.
 
 The window (gap and suffix) is encoded again in every pass, so nothing beyond the prompt is ever cached; there is no
-anchor, and end tokens are banned because the gap's length is given.
+anchor, and end and stop tokens are barred because the gap's length is given.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from engine.decoding.blocks import block_span
 from engine.decoding.contract import DecodingPolicy
 from engine.decoding.diffusion import denoise_choices, denoise_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome
-from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
 
 
@@ -23,13 +22,9 @@ class Infill(DecodingPolicy):
     mode = "infill"
     block_start = "mask"
 
-    def __init__(self, sampler: Sampler, mask_token_id: int, end_token_ids: frozenset[int]) -> None:
-        super().__init__(sampler, mask_token_id)
-        self.end_token_ids = end_token_ids
-
     def begin(self, seq: Sequence) -> None:
         seq.block = Block.fresh(seq.num_prompt, seq.request.max_tokens, 0)
-        seq.bar(seq.end_token_ids | self.end_token_ids)
+        seq.bar(seq.end_token_ids)
 
     def plan(self, seq: Sequence) -> list[Span]:
         if seq.block is None:

@@ -24,7 +24,7 @@ def make_policies(
         Diffusion(sampler, mask, block_start=spec.block_start, shared_commit=config.shared_commit),
         SelfSpeculation(sampler, mask, controller, shared),
         Auto(sampler, mask, controller, shared),
-        Infill(sampler, mask, frozenset(spec.end_token_ids)),
+        Infill(sampler, mask),
     ]
     modes = (*spec.decodings, "infill") if spec.can_infill else spec.decodings
     return {policy.mode: policy for policy in policies if policy.mode in modes}

@@ -40,6 +40,7 @@ def default_threads() -> int:
     """torch threads on a CPU: all cores but one, which the API process needs.
 
     A pass whose threads wait for a core that another process holds is many times slower than one with a thread less.
+    Where the system does not tell which cores this process may use, it is 1.
     """
     return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1
 

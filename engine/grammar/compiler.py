@@ -20,6 +20,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 from tokenizers import Tokenizer
 
 from engine.errors import RequestError
+from engine.grammar.json_schema.keywords import ends_with_lone_backslash
 from engine.grammar.json_schema.library import LibrarySchema, any_object, library_schema
 from engine.grammar.state import CompiledGrammar, GrammarVocabulary
 from engine.request import Grammar
@@ -157,7 +158,7 @@ def _first_line(text: str) -> str:
 
 def _regex_body(grammar: Grammar) -> str:
     source = grammar.source
-    if (len(source) - len(source.rstrip("\\"))) % 2:
+    if ends_with_lone_backslash(source):
         raise RequestError("The regular expression cannot be used: it ends with a lone backslash.", "grammar")
     return f"/{regex_to_lark(source, 'dw')}/"  # \d and \w are ASCII, as in JSON Schema
 

@@ -35,7 +35,7 @@ class Chosen:
     """[n] bool: the model's logits held no NaN and no infinity."""
     logits: torch.Tensor
     """[n, r, V]: after bans, grammar, bias and penalties, before temperature: the distribution confidence is taken
-    from. Of the model's dtype where nothing but bans changed it."""
+    from. With a kernel of the model's dtype where nothing but bans changed it."""
     logprobs: torch.Tensor | None = None
     """[n, r]: natural-log probability of each chosen token; None until it has been computed."""
 
@@ -139,8 +139,8 @@ class Sampler:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens that `choose` would choose at each row, were the better ones refused.
 
-        logits: [n, r, V] of a Chosen; positions: [n, r]. Returns ([n, r, count] int64 ids, best first, and their
-        natural-log probabilities); count is at most V.
+        logits: [n, r, V] of a Chosen; positions: [n, r]. Returns ([n, r, min(count, V)] int64 ids, best first, and
+        their natural-log probabilities).
         """
         logits = widened(logits)
         scores = logits

@@ -237,7 +237,7 @@ class Scheduler:
             else:
                 self._after_step(outcome)
         stats.running, stats.waiting = self.num_running, self.num_waiting
-        stats.free_pages, stats.cached_pages = self.allocator.num_free, self.allocator.num_cached
+        stats.free_pages = self.allocator.num_free
         stats.preemptions, self._preemptions = self._preemptions, 0
         return events, stats
 

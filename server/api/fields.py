@@ -190,8 +190,7 @@ def take_known(data: dict[str, Any], endpoint: EndpointName, fields: Mapping[str
     taken: dict[str, Any] = {}
     for name, value in data.items():
         if name in fields:
-            if value is not None or FieldFacts.of(fields[name]).null_has_meaning:
-                taken[name] = value
+            taken[name] = value
         elif name in WITHOUT_EFFECT:
             if value is not None and not isinstance(value, WITHOUT_EFFECT[name]):
                 raise BadRequest(f"Invalid type for '{name}'.", name, "invalid_type")

@@ -10,7 +10,6 @@ from starlette.responses import Response as HttpResponse
 
 from server.api.common import json_response, service_of
 from server.api.responses import Count, Response
-from server.http.errors import NotFound
 from server.operation.metrics import CONTENT_TYPE
 from server.text.served_model import ServedModel
 from server.version import VERSION
@@ -87,9 +86,7 @@ async def list_models(request: Request) -> HttpResponse:
 async def get_model(request: Request, name: str) -> HttpResponse:
     """One model or alias. 404 for a name that is not served."""
     model = service_of(request).require_model()
-    if name not in model.names:
-        model.check_name(name)
-        raise NotFound(f"The model '{name[:100]}' does not exist.", "model", "model_not_found")
+    model.check_name(name)
     return json_response(_describe(model, name, request.app.state.created))
 
 

@@ -56,7 +56,7 @@ class ResponseFormat(Strict):
         return Grammar(kind="json_object") if self.type == "json_object" else None
 
 
-UNSUPPORTED = ("grammar", "structural_tag", "whitespace_pattern", "_backend")
+UNSUPPORTED_MEMBERS = ("grammar", "structural_tag", "whitespace_pattern", "_backend")
 """vLLM's members of `structured_outputs` that nothing here can fulfil. Its client sends them as null."""
 
 
@@ -84,9 +84,9 @@ class StructuredOutputs(Strict):
     def _refuse_unsupported(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if refused := next((name for name in UNSUPPORTED if data.get(name) is not None), None):
+        if refused := next((name for name in UNSUPPORTED_MEMBERS if data.get(name) is not None), None):
             raise invalid(f"must not have '{refused}', which is not supported")
-        return {name: value for name, value in data.items() if name not in UNSUPPORTED}
+        return {name: value for name, value in data.items() if name not in UNSUPPORTED_MEMBERS}
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:

@@ -10,6 +10,6 @@ KEEPALIVE = b": keep-alive\n\n"
 """A comment, which readers of server-sent events ignore."""
 
 
-def sse_event(payload: object, name: str = "") -> bytes:
-    """One server-sent event with a JSON payload. name: its type, for formats that have any."""
-    return (b"event: " + name.encode() + b"\n" if name else b"") + b"data: " + encode_json(payload) + b"\n\n"
+def sse_event(payload: object) -> bytes:
+    """One server-sent event with a JSON payload."""
+    return b"data: " + encode_json(payload) + b"\n\n"

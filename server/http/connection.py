@@ -16,14 +16,14 @@ from server.http.middleware import new_request_id
 
 KEEPALIVE_SECONDS = 60
 """Silence after which the kernel asks whether the peer still exists: one that vanished never closes its connection."""
+HALF_CLOSED_KEEPALIVE_SECONDS = 5
+"""The same, and the pause between two such questions, where the peer has said that it sends no more."""
 READ_BYTES = 32 * 1024
 """Most bytes parsed at once: what one connection may hold the others up for."""
 SMALL_CHUNK = 64
 """A chunk of a body with fewer bytes than this counts as small."""
 MAX_SMALL_CHUNKS = 4096
 """Most small chunks of one body: parsing a chunk costs the server a hundred times what it costs the sender."""
-HALF_CLOSED_KEEPALIVE_SECONDS = 5
-"""The same, and the pause between two such questions, where the peer has said that it sends no more."""
 HALF_CLOSED_CHECK_SECONDS = 0.25
 """How often a connection whose peer sends no more is looked at: a peer that is gone answers the next packet with a
 reset."""

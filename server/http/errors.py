@@ -234,8 +234,6 @@ def to_api_error(exc: Exception, request: Request) -> ApiError:
     """Any exception as the error the client sees. An unexpected one is logged here and never described."""
     if isinstance(exc, ApiError):
         return exc
-    if isinstance(exc, RequestError):
-        return from_request_error(exc)
     if isinstance(exc, HTTPException):
         return _from_http_exception(exc, request)
     if is_shortage(exc):

@@ -91,13 +91,13 @@ class Metrics:
 
     def _histograms(self) -> None:
         histogram = self._histogram
-        self.first_text = histogram("time_to_first_token_seconds", "Arrival to first settled text", _LATENCY)
-        self.first_draft = histogram("time_to_first_draft_seconds", "Arrival to first draft", _LATENCY)
+        self.first_text = histogram("time_to_first_token_seconds", "Admission to first settled text", _LATENCY)
+        self.first_draft = histogram("time_to_first_draft_seconds", "Admission to first draft", _LATENCY)
         self.inter_chunk = histogram("inter_chunk_seconds", "Between two chunks of a stream", _LATENCY)
         self.per_token = histogram(
             "request_time_per_output_token_seconds", "Seconds a token after the first text, by request", _LATENCY
         )
-        self.latency = histogram("e2e_request_latency_seconds", "Arrival to end of the answer", _LATENCY)
+        self.latency = histogram("e2e_request_latency_seconds", "Admission to end of the answer", _LATENCY)
         self.queue_time = histogram("queue_time_seconds", "Wait before the first pass", _LATENCY)
         self.step_duration = histogram("step_duration_seconds", "Passes, by the phase that leads", _LATENCY, ("phase",))
         self.tokens_per_pass = histogram("tokens_per_pass", "Tokens a pass, by choice", _PER_PASS)
@@ -175,7 +175,7 @@ class Metrics:
     def record_times(
         self, total: float, first_text: float | None, first_draft: float | None, completion_tokens: int
     ) -> None:
-        """Records the times of one HTTP generation request, in seconds from its arrival."""
+        """Records the times of one HTTP generation request, in seconds from its admission, when its prompt is ready."""
         self.latency.observe(total)
         if first_text is not None:
             self.first_text.observe(first_text)

@@ -18,11 +18,11 @@ ENFORCED_FORMATS = frozenset(
 """The formats that the grammar library enforces. JSON Schema lets any other be an annotation."""
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-OLD_DRAFTS = ("draft-03", "draft-04", "draft-06", "draft-07")
+OLD_DRAFTS = ("draft-04", "draft-06", "draft-07")
 """Drafts in which `$ref` stands alone: what is beside it counts for nothing."""
 LIST_ITEMS_DRAFTS = (*OLD_DRAFTS, "draft/2019-09")
 """Drafts that know no `prefixItems`."""
-DRAFTS = (*OLD_DRAFTS[1:], "draft/2019-09", "draft/2020-12")
+DRAFTS = (*LIST_ITEMS_DRAFTS, "draft/2020-12")
 
 _Schema = dict[str, Any]
 
@@ -98,10 +98,15 @@ def read_text(keyword: str, value: Any) -> str:
     return value
 
 
+def ends_with_lone_backslash(text: str) -> bool:
+    """Whether the last character of a regular expression escapes nothing."""
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
 def read_expression(keyword: str, value: Any) -> str:
     """A regular expression. Raises RequestError for what the library would take for another one."""
     text = read_text(keyword, value)
-    if (len(text) - len(text.rstrip("\\"))) % 2:
+    if ends_with_lone_backslash(text):
         raise unusable(f"'{keyword}' ends with a lone backslash")
     return text
 

@@ -17,6 +17,7 @@ from server.api.requests import GenerationRequest
 from server.api.tokens import DetokenizeRequest, Prompt, TokenizeRequest, Tokens
 from server.generation.job import EndpointName
 from server.http.errors import Error
+from server.http.keys import OPEN_PATHS
 from server.version import VERSION
 
 Schema = dict[str, Any]
@@ -69,13 +70,13 @@ def build(*, needs_key: bool, public_metrics: bool) -> Schema:
 
 
 def _add_security(document: Schema, *, public_metrics: bool) -> None:
-    """A key on every path but the open ones, in either of the headers."""
+    """A key on every path but the open ones, in one of two headers."""
     document["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer"},
         "azure_key": {"type": "apiKey", "in": "header", "name": "api-key"},
     }
     document["security"] = [{"key": []}, {"azure_key": []}]
-    for path in ("/health", "/ready", *(("/metrics",) if public_metrics else ())):
+    for path in OPEN_PATHS | ({"/metrics"} if public_metrics else set()):
         operation = document["paths"][path]["get"]
         operation["security"] = []
         operation["responses"].pop("401", None)
@@ -148,7 +149,7 @@ def _add_request(components: dict[str, Schema], model: type[Strict]) -> None:
     schema = _without_titles(schema)
     if issubclass(model, GenerationRequest):
         _make_nullable(schema)
-        schema["properties"] |= _accepted_fields(model.endpoint, schema["properties"])
+        schema["properties"] |= _accepted_fields(model.endpoint)
     schema["additionalProperties"] = False
     components[model.__name__] = schema
 
@@ -169,12 +170,12 @@ def _make_nullable(schema: Schema) -> None:
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **outside}
 
 
-def _accepted_fields(endpoint: EndpointName, known: Schema) -> Schema:
+def _accepted_fields(endpoint: EndpointName) -> Schema:
     """The fields that are accepted without effect, or with their neutral values only."""
     fields: Schema = {}
     for name, entry in UNSUPPORTED.items():
         neutral = entry.neutral_at(endpoint)
-        if endpoint in entry.endpoints and neutral and name not in known:
+        if endpoint in entry.endpoints and neutral:
             shape: Schema = {"enum": [*neutral, None]}
             if name == "best_of":
                 shape = {"type": ["integer", "null"], "minimum": 1}

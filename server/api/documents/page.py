@@ -22,7 +22,7 @@ td, th { border-top: 1px solid #e5e8ef; padding: .25rem .6rem; text-align: left;
 """
 
 
-@router.get("/docs", include_in_schema=False)
+@router.get("/docs")
 async def page(request: Request) -> HTMLResponse:
     """The routes and the fields of their requests."""
     document = request.app.openapi()
@@ -46,7 +46,7 @@ def _route(path: str, method: str, operation: dict[str, Any], components: dict[s
     return (
         f"<details><summary><span class='method {escape(method)}'>{escape(method.upper())}</span> "
         f"<code>{escape(path)}</code> {escape(operation.get('summary', ''))}</summary>"
-        f"<p>{escape(operation.get('description', ''))}</p>{tables}</details>"
+        f"{tables}</details>"
     )
 
 
