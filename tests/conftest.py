@@ -36,6 +36,20 @@ def tiny_engine(tiny_checkpoint: Path) -> MakeEngine:
 
 
 @pytest.fixture(scope="session")
+def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint whose tokens have texts, for grammars."""
+    from tests.reference.grammars import write_text_checkpoint
+
+    return write_text_checkpoint(tmp_path_factory.mktemp("models") / "text")
+
+
+@pytest.fixture(scope="session")
+def text_engine(text_checkpoint: Path) -> MakeEngine:
+    """Makes fresh float64 engines of the checkpoint whose tokens have texts."""
+    return engine_maker(text_checkpoint, "float64")
+
+
+@pytest.fixture(scope="session")
 def builtin_engine() -> MakeEngine:
     """Makes fresh float32 engines of the built-in model; they share weights."""
     from engine.models.files import model_directory

@@ -18,6 +18,8 @@ from engine.grammar.compiler import compile_grammar
 from engine.grammar.state import CompiledGrammar, GrammarVocabulary
 from engine.request import Grammar
 
+OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+TREE = {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#"}}, "required": ["v"]}
 REPEATED = settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
 END = 0
 NAMES = ("a", "b", "c", "a b", "é")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -17,7 +16,7 @@ import pytest
 
 from engine.grammar.state import NO_TOKEN_FITS, TOO_COMPLEX
 from engine.request import Grammar
-from tests.conftest import MakeEngine, engine_maker
+from tests.conftest import MakeEngine
 from tests.engine.driving import Answer, Visit, ask, drive
 from tests.reference.checkpoints import EOS
 from tests.reference.grammars import (
@@ -28,7 +27,6 @@ from tests.reference.grammars import (
     regex,
     schema,
     text_of,
-    write_text_checkpoint,
 )
 from tests.reference.prompts import builtin_tokenizer, prompt_ids
 
@@ -36,17 +34,6 @@ PROMPT = [40, 41, 42]
 CLOSING = {EOS: 8.0} | {TOKENS.index(text): bias for text, bias in (('"', 8.0), ('"}', 8.0), (".", 8.0), ("}", 20.0))}
 """A random model rarely closes what it has opened."""
 MODES = [("speculative", 2), ("speculative", 5), ("speculative", 8), ("speculative", 16), ("auto", 16)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_checkpoint(tmp_path_factory.mktemp("models") / "text")
-
-
-@pytest.fixture(scope="module")
-def text_engine(checkpoint: Path) -> MakeEngine:
-    """Engines of a tiny random model in float64 whose tokens have texts."""
-    return engine_maker(checkpoint, "float64")
 
 
 def one(make: MakeEngine, grammar: Grammar, decoding: str = "ar", **fields: Any) -> Answer:

@@ -15,10 +15,8 @@ from hypothesis import given
 from engine.errors import RequestError
 from engine.grammar.compiler import _matcher
 from engine.grammar.json_schema.library import library_schema
-from tests.reference.schemas import REPEATED, accepts, byte_vocabulary, schemas
+from tests.reference.schemas import OBJECT, REPEATED, TREE, accepts, byte_vocabulary, schemas
 
-OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-TREE = {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#"}}, "required": ["v"]}
 NESTED = {"type": "object", "properties": {"in": OBJECT}, "required": ["in"]}
 BASE = {"type": "object", "properties": {"k": {"type": "integer"}}, "required": ["k"]}
 MERGED = {"allOf": [{"$ref": "#/$defs/base"}, {"properties": {"m": OBJECT}}], "$defs": {"base": BASE}}

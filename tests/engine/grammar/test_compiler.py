@@ -11,7 +11,7 @@ from engine.errors import RequestError
 from engine.grammar.compiler import CACHE_SIZE, GrammarCompiler
 from engine.grammar.state import GrammarVocabulary
 from engine.request import Grammar
-from tests.conftest import MakeEngine, engine_maker
+from tests.conftest import MakeEngine
 from tests.engine.driving import Answer, ask, drive
 from tests.reference.grammars import (
     TOKENS,
@@ -23,21 +23,9 @@ from tests.reference.grammars import (
     regex,
     schema,
     vocabulary,
-    write_text_checkpoint,
 )
 
 PROMPT = [40, 41, 42]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_checkpoint(tmp_path_factory.mktemp("models") / "text")
-
-
-@pytest.fixture(scope="module")
-def text_engine(checkpoint: Path) -> MakeEngine:
-    """Engines of a tiny random model in float64 whose tokens have texts."""
-    return engine_maker(checkpoint, "float64")
 
 
 def one(make: MakeEngine, grammar: Grammar, mode: str = "ar", **fields: Any) -> Answer:
@@ -75,23 +63,23 @@ def test_a_grammar_that_cannot_be_used_ends_its_request_with_one_line(
     assert len(finished.error or "") < 300
 
 
-def test_schemas_say_only_what_json_schema_says(checkpoint: Path) -> None:
+def test_schemas_say_only_what_json_schema_says(text_checkpoint: Path) -> None:
     """A caller could switch the library's own options, or have white space for ever instead of an answer."""
     loose = {"type": "object", "x-guidance": {"whitespace_pattern": "[ ]+", "lenient": True}}
-    state = follower(compiled(checkpoint, schema(loose)), [TOKENS.index("{"), TOKENS.index(" ")])
+    state = follower(compiled(text_checkpoint, schema(loose)), [TOKENS.index("{"), TOKENS.index(" ")])
     may = allowed(masks_of([state], [[]], 1)[0, 0])
     assert may & {TOKENS.index(" "), TOKENS.index("  ")} == set()
     with pytest.raises(RequestError, match="not"):
-        compiled(checkpoint, schema(loose | {"not": {}}))
+        compiled(text_checkpoint, schema(loose | {"not": {}}))
 
 
-def test_compiled_grammars_are_kept_but_not_without_end(checkpoint: Path) -> None:
+def test_compiled_grammars_are_kept_but_not_without_end(text_checkpoint: Path) -> None:
     """Every request would pay for its schema anew, or a client with a new schema a request would fill the memory."""
     loads: list[int] = []
 
     def load() -> GrammarVocabulary:
         loads.append(1)
-        return vocabulary(checkpoint)
+        return vocabulary(text_checkpoint)
 
     compiler = GrammarCompiler(load)
     first = compiler.start(choice("yes"))

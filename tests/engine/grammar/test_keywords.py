@@ -12,10 +12,7 @@ import pytest
 
 from engine.errors import RequestError
 from engine.grammar.json_schema.library import library_schema
-from tests.reference.schemas import accepts, compile_schema
-
-OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-TREE = {"type": "object", "properties": {"v": {"type": "integer"}, "next": {"$ref": "#"}}, "required": ["v"]}
+from tests.reference.schemas import OBJECT, TREE, accepts, compile_schema
 
 
 def refusal(schema: Any) -> str:

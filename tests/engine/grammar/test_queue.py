@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ from engine.grammar.compiler import GrammarCompiler, compile_grammar
 from engine.grammar.queue import COMPILER_FAILED, GrammarQueue
 from engine.grammar.state import CompiledGrammar
 from engine.request import Grammar
-from tests.conftest import MakeEngine, engine_maker
+from tests.conftest import MakeEngine
 from tests.engine.driving import Answer, ask, assert_idle, step
-from tests.reference.grammars import choice, text_of, write_text_checkpoint
+from tests.reference.grammars import choice, text_of
 
 PROMPT = [40, 41, 42]
 COMPILED: Any = object()
@@ -45,13 +44,6 @@ def queue(compiler: FakeCompiler) -> GrammarQueue[str]:
     for key in "abc":
         queue.add(key, f"item {key}", choice(key))
     return queue
-
-
-@pytest.fixture(scope="module")
-def text_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
-    """Engines of a tiny random model in float64 whose tokens have texts."""
-    checkpoint: Path = write_text_checkpoint(tmp_path_factory.mktemp("models") / "text")
-    return engine_maker(checkpoint, "float64")
 
 
 def test_items_leave_once_they_are_compiled(queue: GrammarQueue[str], compiler: FakeCompiler) -> None:

@@ -23,19 +23,13 @@ from tests.reference.grammars import (
     masks_of,
     regex,
     text_of,
-    write_text_checkpoint,
 )
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_checkpoint(tmp_path_factory.mktemp("models") / "text")
-
-
 @pytest.mark.parametrize("choices", [("yes", "no", "abab", "ab"), ("{}", '{"', "item"), ("12", "1200", "")])
-def test_masks_of_choices_against_brute_force(checkpoint: Path, choices: tuple[str, ...]) -> None:
+def test_masks_of_choices_against_brute_force(text_checkpoint: Path, choices: tuple[str, ...]) -> None:
     """A token that leads nowhere would be offered, or one that is right withheld."""
-    grammar = compiled(checkpoint, choice(*choices))
+    grammar = compiled(text_checkpoint, choice(*choices))
     beginnings = {text[:end] for text in choices for end in range(len(text) + 1)}
     seen = 0
     open_paths: list[tuple[list[int], str]] = [([], "")]
@@ -51,9 +45,9 @@ def test_masks_of_choices_against_brute_force(checkpoint: Path, choices: tuple[s
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
-def test_control_tokens_and_ids_without_text_are_never_allowed(checkpoint: Path, name: str) -> None:
+def test_control_tokens_and_ids_without_text_are_never_allowed(text_checkpoint: Path, name: str) -> None:
     """The mask token, a turn marker or an id that the tokenizer does not know would appear in an answer."""
-    grammar, rng = compiled(checkpoint, GRAMMARS[name][0]), random.Random(1)
+    grammar, rng = compiled(text_checkpoint, GRAMMARS[name][0]), random.Random(1)
     path: list[int] = []
     for _ in range(40):
         may = allowed(masks_of([follower(grammar, path)], [[]], 1)[0, 0])
@@ -66,9 +60,9 @@ def test_control_tokens_and_ids_without_text_are_never_allowed(checkpoint: Path,
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
-def test_masks_along_drafts_are_those_of_the_tokens_before_alone(checkpoint: Path, name: str) -> None:
+def test_masks_along_drafts_are_those_of_the_tokens_before_alone(text_checkpoint: Path, name: str) -> None:
     """A draft that was consumed and rolled back would leave its trace: speculation would change the text."""
-    grammar, rng = compiled(checkpoint, GRAMMARS[name][0]), random.Random(name)
+    grammar, rng = compiled(text_checkpoint, GRAMMARS[name][0]), random.Random(name)
     seqs = [follower(grammar, []) for _ in range(5)]
     for _ in range(12):
         # Drafts of which some tokens are right and some wrong, then a few of the right ones settle.
@@ -97,9 +91,9 @@ def _walk(grammar: Any, path: list[int], rng: random.Random) -> list[int]:
     return walk
 
 
-def test_end_tokens_are_allowed_exactly_where_the_text_may_end(checkpoint: Path) -> None:
+def test_end_tokens_are_allowed_exactly_where_the_text_may_end(text_checkpoint: Path) -> None:
     """Half an object would count as an answer, or a request's own stop token would never end it."""
-    grammar = compiled(checkpoint, regex("ab(ab)*"))
+    grammar = compiled(text_checkpoint, regex("ab(ab)*"))
     a, ab, stop = TOKENS.index("a"), TOKENS.index("ab"), TOKENS.index("aba")
     for fields, ends in (({}, {EOS}), ({"stop_token_ids": (4, stop)}, {EOS, 4, stop}), ({"ignore_eos": True}, set())):
         complete, half = follower(grammar, [ab], **fields), follower(grammar, [ab, a], **fields)
@@ -108,9 +102,9 @@ def test_end_tokens_are_allowed_exactly_where_the_text_may_end(checkpoint: Path)
         assert not allowed(masks[1]) & {EOS, 4}, fields
 
 
-def test_drafts_are_made_to_fit(checkpoint: Path) -> None:
+def test_drafts_are_made_to_fit(text_checkpoint: Path) -> None:
     """Speculation under a grammar would draft what is refused anyway, and be slower than plain decoding."""
-    grammar = compiled(checkpoint, regex(r"[ab]{3}: yes\."))
+    grammar = compiled(text_checkpoint, regex(r"[ab]{3}: yes\."))
     ids = {text: i for i, text in enumerate(TOKENS)}
     seq = follower(grammar, [ids["a"]])
     drafts = [ids[text] for text in ("b", "c", "x", "x", "x", ".")] + [EOS]
