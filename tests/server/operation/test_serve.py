@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,9 +21,19 @@ from tests.fakes import TEXT
 from tests.server.processes import ServerProcess, descendants, fake, gone, wait_for
 
 
+@contextmanager
+def hangups(handling: signal.Handlers) -> Iterator[None]:
+    """How the servers started meanwhile find SIGHUP. Tests that run under nohup would pass on that it is ignored."""
+    before = signal.signal(signal.SIGHUP, handling)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_server_cleanly(number: int) -> None:
-    with fake("echo") as server:
+    with hangups(signal.SIG_DFL), fake("echo") as server:
         assert server.complete().json()["choices"][0]["text"] == TEXT
         engines = descendants(server.process.pid)
         assert engines
@@ -77,7 +89,7 @@ def test_a_second_signal_leaves_at_once() -> None:
 
 def test_a_terminal_that_goes_lets_streams_finish() -> None:
     """The shell and the kernel both send SIGHUP, so that it often comes twice."""
-    with fake("steady") as server:
+    with hangups(signal.SIG_DFL), fake("steady") as server:
         texts: list[str] = []
         reader = threading.Thread(target=lambda: texts.append(server.complete(max_tokens=100, stream=True).text))
         reader.start()
@@ -92,14 +104,10 @@ def test_a_terminal_that_goes_lets_streams_finish() -> None:
 
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:
     """Whoever starts a server with nohup wants it to stay."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with fake("echo") as server:
-            server.process.send_signal(signal.SIGHUP)
-            time.sleep(0.5)
-            assert server.complete().status_code == 200
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with hangups(signal.SIG_IGN), fake("echo") as server:
+        server.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert server.complete().status_code == 200
 
 
 def test_a_killed_server_leaves_no_engine() -> None:
