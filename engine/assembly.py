@@ -12,8 +12,8 @@ import torch
 from engine.attention.base import CapturableAttention
 from engine.config import EngineConfig, EngineInfo, check_config
 from engine.decoding.contract import DecodingPolicy
-from engine.decoding.prefill import Prefill
-from engine.decoding.registry import make_policies
+from engine.decoding.policies.prefill import Prefill
+from engine.decoding.policies.registry import make_policies
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
 from engine.device.devices import resolve_device, set_up
 from engine.gpu.graphs import CudaCapturer, PassGraphs

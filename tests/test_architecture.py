@@ -69,7 +69,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 LOWER_PARTS = {
     "engine.decoding": {"engine.models": {"engine.models.spec"}},
     "engine.scheduling": {
-        "engine.decoding": {"engine.decoding.contract", "engine.decoding.prefill", "engine.decoding.results"},
+        "engine.decoding": {"engine.decoding.contract", "engine.decoding.policies.prefill", "engine.decoding.results"},
         "engine.kv_cache": {"engine.kv_cache.pages"},
     },
     "engine.runner.pack": {"engine.attention": {"engine.attention.packed_pass"}},

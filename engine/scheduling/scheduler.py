@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from engine.batch import BatchPlan, Phase, Span
 from engine.config import EngineConfig
 from engine.decoding.contract import DecodingPolicy
-from engine.decoding.prefill import Prefill
+from engine.decoding.policies.prefill import Prefill
 from engine.decoding.results import StepOutcome
 from engine.errors import IntegrityError, OutOfPages
 from engine.events import GenerationEvent, StepStats

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.decoding.prefill import SCORED_CHUNK
+from engine.decoding.policies.prefill import SCORED_CHUNK
 from engine.errors import RequestError
 from engine.events import PromptScored, TokenLogprob
 from tests.conftest import MakeEngine

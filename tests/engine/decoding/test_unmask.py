@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.batch import KVLimits, Phase, Span
-from engine.decoding.diffusion import denoise_outcome
+from engine.decoding.policies.diffusion import denoise_outcome
 from engine.decoding.results import HostChoices
 from engine.decoding.unmask import UnmaskState, count_settled, quota, select_unmask
 from engine.request import DecodingParams, Request

@@ -11,7 +11,7 @@ import torch
 from engine.batch import KVLimits, Phase, Span, StepGroup
 from engine.decoding.blocks import block_span
 from engine.decoding.contract import DecodingPolicy
-from engine.decoding.diffusion import denoise_choices, denoise_outcome
+from engine.decoding.policies.diffusion import denoise_choices, denoise_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.sequence import Block, Sequence
 

@@ -14,9 +14,14 @@ import math
 import torch
 
 from engine.batch import CAUSAL, Phase, Span, StepGroup
-from engine.decoding.autoregressive import decode_span, exhausted_outcome, next_token_choices, next_token_outcome
 from engine.decoding.blocks import block_span, open_block, open_next_block, refined_block
 from engine.decoding.contract import DecodingPolicy
+from engine.decoding.policies.autoregressive import (
+    decode_span,
+    exhausted_outcome,
+    next_token_choices,
+    next_token_outcome,
+)
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
 from engine.decoding.width import VERIFY_STEP, WidthController
 from engine.device.transfer import to_device

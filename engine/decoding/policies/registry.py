@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from engine.config import EngineConfig
-from engine.decoding.autoregressive import Autoregressive
 from engine.decoding.contract import DecodingPolicy
-from engine.decoding.diffusion import Diffusion
-from engine.decoding.infill import Infill
-from engine.decoding.speculation import Auto, SelfSpeculation
+from engine.decoding.policies.autoregressive import Autoregressive
+from engine.decoding.policies.diffusion import Diffusion
+from engine.decoding.policies.infill import Infill
+from engine.decoding.policies.speculation import Auto, SelfSpeculation
 from engine.decoding.width import WidthController
 from engine.models.spec import ModelSpec
 from engine.sampling.sampler import Sampler
