@@ -150,18 +150,17 @@ class Sequence:
     mode: str = field(init=False)
     """Name of the policy that decodes the sequence. Never written."""
     plain: bool = field(init=False)
-    """No parameter of the request has a say in which token is chosen. Written by `bar`."""
+    """No parameter of the request has a say in which token is chosen, beside `barred_token_ids`. Never written."""
 
     def __post_init__(self) -> None:
         if not self.token_ids:
             self.token_ids = list(self.request.prompt_token_ids)
         self.mode = self.request.decoding.mode
-        self.plain = self.request.sampling.plain and self.request.grammar is None and not self.barred_token_ids
+        self.plain = self.request.sampling.plain and self.request.grammar is None
 
     def bar(self, token_ids: frozenset[int]) -> None:
         """Makes sure that the answer never holds these tokens."""
         self.barred_token_ids |= token_ids
-        self.plain = self.plain and not self.barred_token_ids
 
     @classmethod
     def placeholder(cls, row: int, pages: list[int]) -> Sequence:

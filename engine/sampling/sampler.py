@@ -21,10 +21,6 @@ from engine.sampling.logprobs import all_finite, log_probabilities, widened
 from engine.sampling.picker import TokenPicker
 from engine.sequence import Sequence
 
-EVERY_POSITION = 2**62
-"""A position beyond any."""
-
-
 @dataclass(slots=True)
 class Chosen:
     """What was chosen at every logit row of a group, on the device."""
@@ -86,13 +82,17 @@ class Sampler:
         if positions is None and not plain:
             raise ValueError("positions are needed: a request's parameters have a say in the choice")
         bound = [] if plain or draft_tokens is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
-        edited = bool(bound) or (not plain and any(seq.request.sampling.edits or seq.barred_token_ids for seq in seqs))
+        barred = any(seq.barred_token_ids for seq in seqs)
+        edited = bool(bound) or (not plain and any(seq.request.sampling.edits for seq in seqs))
         finite = None
-        if edited or self._kernel is None:
+        if edited or barred or self._kernel is None:
             finite = all_finite(logits)
             logits = widened(logits)
-        if edited and positions is not None:
+        if edited:
             self._apply_bias(logits, seqs)
+        if barred:
+            self._bar(logits, seqs)
+        if edited and positions is not None:
             self._bar_ends(logits, seqs, positions)
             self._apply_penalties(logits, seqs, unsettled, cumulative)
             if draft_tokens is not None and bound:
@@ -175,13 +175,23 @@ class Sampler:
             bias = to_device(values, self._device, logits.dtype)[:, None]
             logits[to_device(rows, self._device), :, to_device(tokens, self._device)] += bias
 
+    def _bar(self, logits: torch.Tensor, seqs: Rows[Sequence]) -> None:
+        """Tokens that an answer never holds."""
+        alike = seqs[0].barred_token_ids
+        if all(seq.barred_token_ids == alike for seq in seqs):  # as a load generator asks for: one operation
+            logits.index_fill_(-1, to_device(sorted(alike), self._device), NEGATIVE_INFINITY)
+            return
+        entries = [(i, token) for i, seq in enumerate(seqs) for token in seq.barred_token_ids]
+        rows, tokens = to_device(entries, self._device).unbind(dim=1)
+        logits[rows, :, tokens] = NEGATIVE_INFINITY
+
     def _bar_ends(self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor) -> None:
-        entries = [(i, token, EVERY_POSITION) for i, seq in enumerate(seqs) for token in seq.barred_token_ids]
-        entries += [
+        """End tokens at positions before `min_tokens`."""
+        entries = [
             (i, token, seq.num_prompt + seq.request.sampling.min_tokens)
             for i, seq in enumerate(seqs)
             if seq.request.sampling.min_tokens
-            for token in seq.end_token_ids - seq.barred_token_ids
+            for token in seq.end_token_ids
         ]
         if entries:
             columns = to_device(entries, self._device)
