@@ -21,6 +21,7 @@ from engine.sampling.logprobs import all_finite, log_probabilities, widened
 from engine.sampling.picker import TokenPicker
 from engine.sequence import Sequence
 
+
 @dataclass(slots=True)
 class Chosen:
     """What was chosen at every logit row of a group, on the device."""
