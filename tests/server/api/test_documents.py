@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from fastapi.openapi.utils import get_openapi
 
 from server.api.documents.openapi import build
+from server.app import create_app
 from server.operation.metrics import Metrics
+from tests.fakes import FakeEngine
 from tools.config_table import DOCUMENT, document
 
 TESTS = Path(__file__).parents[1]
@@ -49,3 +52,14 @@ def test_the_document_asks_for_a_key_where_the_server_does(needs_key: bool, publ
             asks = bool(operation.get("security", found.get("security")))
             assert asks is (needs_key and path not in free), path
             assert ("401" in operation["responses"]) is asks, path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate Operation ID")  # GET and HEAD of a path have one, in this listing only
+def test_every_route_is_in_the_document() -> None:
+    """A client generated from the document could not call an endpoint that it leaves out."""
+    routes = create_app(engine=FakeEngine()).routes
+    served = get_openapi(title="of the routes", version="1", routes=routes)["paths"]
+    documented = build(needs_key=False, public_metrics=False)["paths"]
+    assert {path: set(methods) - {"head"} for path, methods in served.items() if path != "/docs"} == {
+        path: set(methods) for path, methods in documented.items()
+    }
