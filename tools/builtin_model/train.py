@@ -67,8 +67,8 @@ SECOND_STAGE = Recipe(
 )  # fmt: skip
 """Teaches exported weights the questions that newcomers type first, without forgetting the others."""
 THIRD_STAGE = replace(
-    SECOND_STAGE, seed=3, joint_steps=320, learning_rate=0.006, embedding_learning_rate=0.0015, warm_up_steps=20,
-    decay_share=0.8, first_questions=0.3, difficult=0.4,
+    SECOND_STAGE, seed=3, joint_steps=600, learning_rate=0.006, embedding_learning_rate=0.0015, warm_up_steps=20,
+    decay_share=0.8, first_questions=0.2, difficult=0.5,
 )  # fmt: skip
 """Repeats what the second stage has not learnt well: short questions, counts, small sums, numbers too large."""
 STAGES = {2: SECOND_STAGE, 3: THIRD_STAGE}
