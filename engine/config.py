@@ -86,6 +86,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     activations (a pass of `max_batch_tokens`) and captured passes."""
     prefix_caching: bool = True
     """KV of prompts stays for later requests that begin alike; see also `cache_salt` of a request."""
+    context_cache: Literal["none", "prefix", "dual"] = "none"
+    """For models that see the whole text both ways: what a pass does not run again until its block is finished. `none`:
+    nothing, every pass is exact. `prefix`: all before the block; `dual`: all but the block. The last two are
+    approximations (Fast-dLLM): several times as fast, and other answers."""
     shared_commit: bool = True
     """Diffusion: the commit pass of a finished block carries the first denoising step of the next one. A different
     schedule (that step sees a mask where the anchor would stand), so it changes answers: configuration, never load. On

@@ -13,6 +13,13 @@ Decoding = Literal["ar", "diffusion", "speculative", "auto"]
 Mode = Literal["ar", "diffusion", "speculative", "auto", "infill"]
 """Ways to decode. `infill` fills the gap before a suffix; it is the mode of every request that has one."""
 
+Remasking = Literal["low_confidence", "sequential", "random", "origin", "maskgit_plus", "topk_margin", "entropy"]
+"""Orders of unmasking, by the published loops' names: see engine.decoding.orders."""
+CONFIDENT: tuple[Remasking, ...] = ("low_confidence", "maskgit_plus")
+"""Orders by confidence: those that a threshold has a meaning for."""
+WHOLE_ANSWER = 0
+"""Block length that makes one block of the whole answer."""
+
 MAX_SEED = 2**53 - 1
 """The largest seed. A JSON number holds every integer up to it exactly."""
 
@@ -84,6 +91,8 @@ class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int = 32
     threshold: float | None = 0.9
     """Diffusion: unmask at this confidence or above. None: an even schedule over `max_denoising_steps`."""
+    remasking: Remasking = "low_confidence"
+    """Diffusion: which masked positions a step unmasks first, and on which schedule."""
     max_denoising_steps: int | None = None
     """Most denoising steps a block may take, at most its length (for infill `max_tokens`). None: its length."""
 

@@ -131,6 +131,9 @@ class Sequence:
     num_cached: int = 0
     """KV positions [0, num_cached) are valid; pages beyond are private to this sequence. Written by scheduling.outcome
     and, on admission and release, by the scheduler."""
+    frozen_block: int = -1
+    """Start of the block whose context cache is in the pages (see policies.whole); -1: there is none. Written by the
+    policy, and on release by the scheduler."""
     page_hashes: list[bytes] = field(default_factory=list)
     """Hash chain over this sequence's full pages, as far as it has been computed. Written by the prefix cache."""
     num_registered: int = 0

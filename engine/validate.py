@@ -52,7 +52,11 @@ def _check_stop_tokens(token_ids: Iterable[int], vocab_size: int) -> None:
 def _check_denoising_steps(request: Request) -> None:
     """A block, or the gap of an infill, has at least as many tokens as it may take denoising steps."""
     steps = request.decoding.max_denoising_steps
-    length = request.max_tokens if request.suffix_token_ids is not None else request.decoding.block_length
+    length = (
+        request.max_tokens
+        if request.suffix_token_ids is not None or not request.decoding.block_length
+        else request.decoding.block_length
+    )
     if steps is not None and steps > length:
         raise RequestError(
             f"max_denoising_steps ({steps}) must not be greater than the block's length ({length}): "
@@ -139,7 +143,7 @@ def _check_decoding(decoding: DecodingParams, info: EngineInfo) -> None:
             "decoding",
             "unsupported_parameter",
         )
-    if not 2 <= decoding.block_length <= info.max_block_length:
+    if decoding.block_length and not 2 <= decoding.block_length <= info.max_block_length:
         raise RequestError(
             f"block_length must be between 2 and {info.max_block_length}, not {decoding.block_length}.", "block_length"
         )

@@ -25,9 +25,14 @@ def open_next_block(seq: Sequence, block: Block, length: int) -> Block:
     return seq.next_block
 
 
+def shown_ids(block: Block, mask_token_id: int) -> list[int]:
+    """The block as a model reads it: masked positions carry the mask id."""
+    return [mask_token_id if masked else token for token, masked in zip(block.token_ids, block.masked, strict=True)]
+
+
 def block_span(seq: Sequence, block: Block, phase: Phase, mask_token_id: int) -> Span:
-    """A bidirectional span over a block: masked positions carry the mask id, every token sees the whole block."""
-    ids = [mask_token_id if masked else token for token, masked in zip(block.token_ids, block.masked, strict=True)]
+    """A bidirectional span over a block: every token sees all of it."""
+    ids = shown_ids(block, mask_token_id)
     return Span(seq, phase, block.start, ids, KVLimits.up_to(block.end), num_logits=len(ids))
 
 
@@ -37,6 +42,6 @@ def refined_block(span: Span) -> Block | None:
     None where a shared pass's verification has just rejected it.
     """
     for block in (span.seq.block, span.seq.next_block):
-        if block is not None and block.start == span.start:
+        if block is not None and span.start <= block.start < span.end:
             return block
     return None

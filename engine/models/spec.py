@@ -8,6 +8,7 @@ from typing import Literal
 
 ContextAttention = Literal["causal", "block_causal", "bidirectional"]
 BlockStart = Literal["anchor", "mask"]
+Remasking = Literal["low_confidence", "sequential", "random", "origin", "maskgit_plus", "topk_margin", "entropy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class ModelSpec:
     """First position of a fresh block: a token that a causal pass has chosen, or a mask like the others."""
     has_causal_head: bool = True
     """Causal passes predict the next token: decoding `ar` and verification are possible."""
+    remaskings: tuple[Remasking, ...] = ("low_confidence",)
+    default_threshold: float | None = 0.9
+    logit_shift: bool = False
     can_infill: bool = True
     """Was trained to denoise with text to the right of the canvas visible."""
 

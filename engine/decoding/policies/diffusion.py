@@ -15,9 +15,10 @@ import torch
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import block_span, open_block, open_next_block, refined_block
 from engine.decoding.contract import DecodingPolicy
+from engine.decoding.orders import scheduled, scores_of
 from engine.decoding.policies.autoregressive import next_token_choices, next_token_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
-from engine.decoding.unmask import UnmaskState, count_settled, quota, select_unmask
+from engine.decoding.unmask import UnmaskState, count_settled, select_unmask
 from engine.device.transfer import to_device
 from engine.models.spec import BlockStart
 from engine.sampling.sampler import Sampler
@@ -74,23 +75,23 @@ class Diffusion(DecodingPolicy):
         return outcome
 
 
-def denoise_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
+def denoise_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor, *, shift: int = 0) -> Choices:
     """Chooses a token at every masked position and decides which of them settle. logits: [n, r, V]."""
     device = logits.device
     blocks = [_block_of(span) for span in group.spans]
     seqs = [span.seq for span in group.spans]
     masked = to_device([block.masked for block in blocks], device)
     unsettled = to_device([_unsettled(block) for block in blocks], device)
-    positions = to_device(group.logit_positions(), device)
+    positions = to_device(group.logit_positions(shift), device)
     chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled)
     confidences = chosen.log_probabilities().exp()
     masked[:, 0] &= ~to_device([block.awaits_anchor for block in blocks], device)
     thresholds = [
         seq.request.decoding.threshold if seq.request.decoding.threshold is not None else math.inf for seq in seqs
     ]
-    quotas = [quota(seq, block) for seq, block in zip(seqs, blocks, strict=True)]
+    quotas = [scheduled(seq, block) for seq, block in zip(seqs, blocks, strict=True)]
     state = UnmaskState(masked, to_device(thresholds, device, confidences.dtype), to_device(quotas, device))
-    unmask, remask = select_unmask(confidences, state)
+    unmask, remask = select_unmask(scores_of(chosen, confidences, seqs, blocks), state)
     return with_logprobs(Choices(chosen.token_ids, chosen.finite, confidences, unmask, remask), chosen, group)
 
 

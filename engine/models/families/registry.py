@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 from engine.errors import ModelLoadError
 from engine.models.families.description import ModelDescription
+from engine.models.families.dream import describe_dream
+from engine.models.families.llada import describe_llada
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
 from engine.models.files import ConfigFile
 
@@ -14,6 +16,8 @@ Describe = Callable[[ConfigFile, ConfigFile], ModelDescription]
 
 FAMILIES: Mapping[str, Describe] = {
     "NemotronLabsDiffusionModel": describe_nemotron_labs_diffusion,
+    "LLaDAModelLM": describe_llada,
+    "DreamModel": describe_dream,
 }
 """By architecture, as config.json names it."""
 
