@@ -22,6 +22,7 @@ from engine.kv_cache.pool import KVCachePool
 from engine.measure.calibration import measure_costs
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, WorkCounter
+from engine.models.families.overrides import Overrides
 from engine.models.files import model_directory
 from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.runner.device_pass import DevicePass
@@ -63,6 +64,9 @@ def load_parts(config: EngineConfig) -> EngineParts:
         dtype=DTYPES.get(config.dtype),
         device=device,
         max_positions=config.max_model_len,
+        overrides=Overrides(
+            family=config.model_family, block_length=config.block_length, mask_token_id=config.mask_token_id
+        ),
     )
     return assemble(config, model, device)
 
@@ -176,6 +180,10 @@ def make_info(
         decodings=spec.decodings,
         default_decoding=spec.default_decoding,
         block_length=min(spec.block_length, config.max_block_length),
+        fixed_block_length=spec.fixed_block_length,
+        default_threshold=spec.default_threshold,
+        remaskings=spec.remaskings,
+        limits_steps=spec.limits_steps,
         max_block_length=config.max_block_length,
         max_infill_window=config.max_infill_window if spec.can_infill else 0,
         page_size=config.page_size,

@@ -13,6 +13,9 @@ Decoding = Literal["ar", "diffusion", "speculative", "auto"]
 Mode = Literal["ar", "diffusion", "speculative", "auto", "infill"]
 """Ways to decode. `infill` fills the gap before a suffix; it is the mode of every request that has one."""
 
+Remasking = Literal["low_confidence", "sequential"]
+"""What a denoising step leaves masked: its least confident positions, or all but the leftmost ones."""
+
 MAX_SEED = 2**53 - 1
 """The largest seed. A JSON number holds every integer up to it exactly."""
 
@@ -84,6 +87,8 @@ class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int = 32
     threshold: float | None = 0.9
     """Diffusion: unmask at this confidence or above. None: an even schedule over `max_denoising_steps`."""
+    remasking: Remasking = "low_confidence"
+    """Diffusion: what a step leaves masked. `sequential` has no threshold."""
     max_denoising_steps: int | None = None
     """Most denoising steps a block may take, at most its length (for infill `max_tokens`). None: its length."""
 

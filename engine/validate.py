@@ -32,7 +32,7 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check_stop_tokens(request.stop_token_ids, info.vocab_size)
     _check_denoising_steps(request)
     _check_prompt(request.prompt_token_ids, info)
-    _check_max_tokens(request)
+    _check_max_tokens(request, info)
     _check_length(request, info)
     _check_decoding(request.decoding, info)
     _check_sampling(request, info)
@@ -106,11 +106,18 @@ def _check_ids(token_ids: list[int], param: str, info: EngineInfo) -> None:
             )
 
 
-def _check_max_tokens(request: Request) -> None:
+def _check_max_tokens(request: Request, info: EngineInfo) -> None:
     """An answer has at least one token, unless the prompt's scores are all that is wanted."""
     least = 1 if request.prompt_logprobs is None else 0
     if request.max_tokens < least:
         raise RequestError(f"max_tokens must be at least {least}, not {request.max_tokens}.", "max_tokens")
+    if request.prompt_logprobs is not None and "ar" not in info.decodings:
+        raise RequestError(
+            f"The model family {info.family} cannot score a prompt: it has no causal head, which echo with logprobs "
+            "needs.",
+            "prompt_logprobs",
+            "unsupported_parameter",
+        )
     if request.prompt_logprobs is not None and request.prompt_logprobs < 0:
         raise RequestError(f"prompt_logprobs must be at least 0, not {request.prompt_logprobs}.", "prompt_logprobs")
 
@@ -139,15 +146,56 @@ def _check_decoding(decoding: DecodingParams, info: EngineInfo) -> None:
             "decoding",
             "unsupported_parameter",
         )
+    _check_block_length(decoding, info)
+    if decoding.threshold is not None and not 0.0 < decoding.threshold <= 1.0:
+        raise RequestError(f"threshold must be greater than 0 and at most 1, not {decoding.threshold}.", "threshold")
+    _check_steps(decoding, info)
+    _check_remasking(decoding, info)
+
+
+def _check_block_length(decoding: DecodingParams, info: EngineInfo) -> None:
+    """Blocks have a length that the model can refine."""
+    if info.fixed_block_length and decoding.block_length != info.block_length:
+        raise RequestError(
+            f"The model family {info.family} has blocks of {info.block_length} tokens, as it was trained: block_length "
+            f"cannot be {decoding.block_length}. Leave it out.",
+            "block_length",
+            "unsupported_parameter",
+        )
     if not 2 <= decoding.block_length <= info.max_block_length:
         raise RequestError(
             f"block_length must be between 2 and {info.max_block_length}, not {decoding.block_length}.", "block_length"
         )
-    if decoding.threshold is not None and not 0.0 < decoding.threshold <= 1.0:
-        raise RequestError(f"threshold must be greater than 0 and at most 1, not {decoding.threshold}.", "threshold")
-    if decoding.max_denoising_steps is not None and decoding.max_denoising_steps < 1:
+
+
+def _check_steps(decoding: DecodingParams, info: EngineInfo) -> None:
+    """The number of a block's steps, where one is asked for, can be kept to."""
+    if decoding.max_denoising_steps is None:
+        return
+    if decoding.max_denoising_steps < 1:
         raise RequestError(
             f"max_denoising_steps must be at least 1, not {decoding.max_denoising_steps}.", "max_denoising_steps"
+        )
+    if not info.limits_steps:
+        raise RequestError(
+            f"The model family {info.family} does not support max_denoising_steps: it refines a block in parts.",
+            "max_denoising_steps",
+            "unsupported_parameter",
+        )
+
+
+def _check_remasking(decoding: DecodingParams, info: EngineInfo) -> None:
+    """The model's own loop offers the order, and the order can use the threshold."""
+    if decoding.remasking not in info.remaskings:
+        raise RequestError(
+            f"The model family {info.family} does not support remasking '{decoding.remasking}'. "
+            f"Valid values: {', '.join(info.remaskings)}.",
+            "remasking",
+            "unsupported_parameter",
+        )
+    if decoding.remasking == "sequential" and decoding.threshold is not None:
+        raise RequestError(
+            "threshold cannot be used with remasking 'sequential', which looks at no confidence.", "threshold"
         )
 
 

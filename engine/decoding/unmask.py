@@ -13,7 +13,25 @@ from typing import NamedTuple
 
 import torch
 
+from engine.device.transfer import to_device
+from engine.models.spec import EvenSchedule, ModelSpec
 from engine.sequence import Block, Sequence
+
+
+class DenoisingTraits(NamedTuple):
+    """The traits of a family that change a denoising step; see ModelSpec."""
+
+    logit_shift: bool = False
+    strict_threshold: bool = False
+    even_schedule: EvenSchedule = "remaining"
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> DenoisingTraits:
+        """Those of a model."""
+        return cls(spec.logit_shift, spec.strict_threshold, spec.even_schedule)
+
+
+PLAIN = DenoisingTraits()
 
 
 class UnmaskState(NamedTuple):
@@ -25,6 +43,8 @@ class UnmaskState(NamedTuple):
     """[n]: confidence from which a position is unmasked; infinity: none is high enough."""
     quotas: torch.Tensor
     """[n] int64: fewest positions to unmask."""
+    ranks: torch.Tensor | None = None
+    """[n, r]: of the positions that the quota unmasks, the highest come first. None: the confidences."""
 
 
 class Unmasking(NamedTuple):
@@ -37,12 +57,13 @@ class Unmasking(NamedTuple):
 
 
 def select_unmask(confidences: torch.Tensor, state: UnmaskState) -> Unmasking:
-    """Unmasks positions of a confidence at or above the threshold, and always the `quota` most confident ones.
+    """Unmasks positions of a confidence at or above the threshold, and always the `quota` first ones.
 
-    confidences: [n, r]. Of equal confidences the leftmost wins.
+    confidences: [n, r]. The first ones are the most confident, unless the state says otherwise; of equals the leftmost.
     """
     candidates = state.candidates
-    ranked = confidences.masked_fill(~candidates, -1.0)
+    ranks = confidences if state.ranks is None else state.ranks
+    ranked = ranks.masked_fill(~candidates, -math.inf)
     order = ranked.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
@@ -50,10 +71,26 @@ def select_unmask(confidences: torch.Tensor, state: UnmaskState) -> Unmasking:
     return Unmasking(candidates & chosen)
 
 
-def quota(seq: Sequence, block: Block) -> int:
-    """Fewest positions this step must unmask for the block to finish within its denoising steps: an even schedule."""
+def quota(seq: Sequence, block: Block, schedule: EvenSchedule = "remaining") -> int:
+    """Fewest positions this step must unmask for the block to finish within its denoising steps: an even schedule.
+
+    schedule: see ModelSpec.even_schedule.
+    """
     steps = seq.request.decoding.max_denoising_steps or len(block)
+    if schedule == "block":
+        each, more = divmod(len(block), steps)
+        return each + (block.steps < more)
     return math.ceil((block.num_masked - block.awaits_anchor) / max(1, steps - block.steps))
+
+
+def ranks_of(seqs: Rows[Sequence], confidences: torch.Tensor) -> torch.Tensor | None:
+    """[n, r]: in what order each request's quota unmasks positions; None where all go by confidence, [n, r]."""
+    sequential = [seq.request.decoding.remasking == "sequential" for seq in seqs]
+    if not any(sequential):
+        return None
+    rows = confidences.shape[-1]
+    leftmost = torch.arange(rows, 0, -1, dtype=confidences.dtype, device=confidences.device).expand_as(confidences)
+    return torch.where(to_device(sequential, confidences.device)[:, None], leftmost, confidences)
 
 
 def count_settled(masked: Rows[bool], *, revocable: bool) -> int:
