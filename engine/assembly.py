@@ -22,6 +22,7 @@ from engine.kv_cache.pool import KVCachePool
 from engine.measure.calibration import measure_costs
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, WorkCounter
+from engine.models.families.overrides import Overrides
 from engine.models.files import model_directory
 from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.runner.device_pass import DevicePass
@@ -63,6 +64,9 @@ def load_parts(config: EngineConfig) -> EngineParts:
         dtype=DTYPES.get(config.dtype),
         device=device,
         max_positions=config.max_model_len,
+        overrides=Overrides(
+            family=config.model_family, block_length=config.block_length, mask_token_id=config.mask_token_id
+        ),
     )
     return assemble(config, model, device)
 
@@ -165,6 +169,8 @@ def make_info(
 ) -> EngineInfo:
     """The facts that the API process is told."""
     spec, pool = model.spec, runner.pool
+    # Where every pass holds the whole text, it holds any block and any gap.
+    whole = min(size.max_model_len, config.max_batch_tokens) if spec.sees_whole_text else None
     return EngineInfo(
         family=spec.family,
         vocab_size=model.config.vocab_size,
@@ -175,9 +181,15 @@ def make_info(
         end_token_ids=spec.end_token_ids,
         decodings=spec.decodings,
         default_decoding=spec.default_decoding,
-        block_length=min(spec.block_length, config.max_block_length),
-        max_block_length=config.max_block_length,
-        max_infill_window=config.max_infill_window if spec.can_infill else 0,
+        block_length=min(spec.block_length, whole or config.max_block_length),
+        fixed_block_length=spec.fixed_block_length,
+        default_threshold=spec.default_threshold,
+        remaskings=spec.remaskings,
+        limits_steps=spec.limits_steps,
+        sees_whole_text=spec.sees_whole_text,
+        max_pass_tokens=config.max_batch_tokens,
+        max_block_length=whole or config.max_block_length,
+        max_infill_window=(whole or config.max_infill_window) if spec.can_infill else 0,
         page_size=config.page_size,
         num_pages=pool.num_pages,
         dtype=str(pool.dtype).removeprefix("torch."),

@@ -18,7 +18,7 @@ Remasking = Literal["low_confidence", "sequential", "random", "origin", "maskgit
 CONFIDENT: tuple[Remasking, ...] = ("low_confidence", "maskgit_plus")
 """Orders by confidence: those that a threshold has a meaning for."""
 WHOLE_ANSWER = 0
-"""Block length that makes one block of the whole answer."""
+"""The block length that makes the whole answer one block, for models that see the whole text."""
 
 MAX_SEED = 2**53 - 1
 """The largest seed. A JSON number holds every integer up to it exactly."""
@@ -98,7 +98,7 @@ class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer to generate."""
+    """One answer to generate. Its properties are for models that see the whole text: the length is an input there."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -123,3 +123,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     `max_tokens` may be 0. None: no such events."""
     grammar: Grammar | None = None
     """Only text of this grammar is generated. None: any text."""
+
+    @property
+    def block_length(self) -> int:
+        """Positions of a block of the answer. A gap before a suffix is one block."""
+        asked = self.decoding.block_length
+        return self.max_tokens if self.suffix_token_ids is not None or asked == WHOLE_ANSWER else asked
+
+    @property
+    def text_length(self) -> int:
+        """Positions of the whole text: prompt, whole blocks that hold `max_tokens`, and suffix."""
+        answer = -(-self.max_tokens // self.block_length) * self.block_length
+        return len(self.prompt_token_ids) + answer + len(self.suffix_token_ids or ())

@@ -16,6 +16,7 @@ import torch
 
 from engine.decoding.unmask import quota
 from engine.device.transfer import to_device
+from engine.models.spec import EvenSchedule
 from engine.request import Remasking
 from engine.sampling.logprobs import widened
 from engine.sampling.noise import step_uniforms
@@ -27,7 +28,7 @@ LAST_TIME = 1e-3
 ENTROPY_FLOOR = 1e-10
 """Is added to a probability before its logarithm is taken."""
 
-Score = Literal["confidence", "margin", "entropy", "random"]
+Score = Literal["confidence", "margin", "entropy", "random", "leftmost"]
 Schedule = Literal["even", "times"]
 
 
@@ -36,16 +37,18 @@ class Order(NamedTuple):
 
     score: Score = "confidence"
     """`confidence`: the chosen token's probability. `margin`: that of the likeliest token less that of the second.
-    `entropy`: the distribution's, the lowest first. `random`: a number that belongs to seed, position and step."""
+    `entropy`: the distribution's, the lowest first. `random`: a number that belongs to seed, position and step.
+    `leftmost`: from left to right."""
     schedule: Schedule = "even"
-    """`even`: the same number in every step. `times`: as great a share of the masks as the step's stretch of time is of the
-    time that is left, rounded down; the last step takes all. A threshold makes it `even`."""
+    """`even`: the same number in every step. `times`: as great a share of the masks as the step has of the time left,
+    rounded down; the last step takes all. A threshold makes it `even`."""
     independent: bool = False
     """`times`: the share is every position's own chance, instead of a number of positions."""
 
 
 ORDERS: Mapping[Remasking, Order] = {
     "low_confidence": Order(),
+    "sequential": Order("leftmost"),
     "random": Order("random"),
     "origin": Order("random", "times", independent=True),
     "maskgit_plus": Order("confidence", "times"),
@@ -54,18 +57,21 @@ ORDERS: Mapping[Remasking, Order] = {
 }
 
 
-def scheduled(seq: Sequence, block: Block) -> int:
-    """Fewest positions that the block's next step unmasks; it may be none where steps are points of time."""
+def scheduled(seq: Sequence, block: Block, even: EvenSchedule = "remaining") -> int:
+    """Fewest positions that the block's next step unmasks; it may be none where steps are points of time.
+
+    even: how an even schedule is kept; see ModelSpec.even_schedule.
+    """
     order = ORDERS[seq.request.decoding.remasking]
     if order.schedule == "even" or seq.request.decoding.threshold is not None:
-        return quota(seq, block)
+        return quota(seq, block, even)
     masked, steps = block.num_masked, seq.request.decoding.max_denoising_steps or len(block)
     if block.steps >= steps - 1:
         return masked
     share = time_share(block.steps, steps)
     if not order.independent:
         return int(masked * share)
-    return int((_uniforms(seq, block)[block.masked] < share).sum())
+    return int((_uniforms(seq, block, np.arange(block.start, block.end))[block.masked] < share).sum())
 
 
 def time_share(step: int, steps: int) -> float:
@@ -81,29 +87,30 @@ def skip_idle_steps(seq: Sequence, block: Block) -> None:
         block.steps += 1
 
 
-def scores_of(chosen: Chosen, confidences: torch.Tensor, seqs: Rows[Sequence], blocks: Rows[Block]) -> torch.Tensor:
-    """By what each sequence's order ranks its positions, the highest first: [n, r], each in [0, 1].
+def ranks_of(
+    chosen: Chosen, confidences: torch.Tensor, seqs: Rows[Sequence], blocks: Rows[Block], positions: np.ndarray
+) -> torch.Tensor | None:
+    """By what each sequence's order ranks its rows, the highest first: [n, r]. None: all by confidence.
 
-    chosen: of n blocks of r positions; confidences: [n, r].
+    chosen: of n sequences of r rows; confidences, positions: [n, r].
     """
     kinds = [ORDERS[seq.request.decoding.remasking].score for seq in seqs]
     if all(kind == "confidence" for kind in kinds):
-        return confidences
-    scores, device = confidences.clone(), confidences.device
-    for kind in ("margin", "entropy", "random"):
+        return None
+    ranks, device = confidences.clone(), confidences.device
+    for kind in set(kinds) - {"confidence"}:
         index = [i for i, own in enumerate(kinds) if own == kind]
-        if not index:
-            continue
-        if kind == "random":
-            # 1 - u: those for which a share is greater than u rank first.
-            drawn = [(1 - _uniforms(seqs[i], blocks[i])).tolist() for i in index]
-            ranked = to_device(drawn, device, scores.dtype)
+        rows = to_device(index, device)
+        if kind == "leftmost":
+            found = torch.arange(ranks.shape[1], 0, -1, dtype=ranks.dtype, device=device).expand(len(index), -1)
+        elif kind == "random":
+            # 1 - u: those for which a share is greater than u come first.
+            found = to_device([1 - _uniforms(seqs[i], blocks[i], positions[i]) for i in index], device, ranks.dtype)
         else:
-            rows = to_device(index, device)
             logits = widened(chosen.logits[rows])
-            ranked = margins(logits) if kind == "margin" else certainties(logits)
-        scores[to_device(index, device)] = ranked.to(scores.dtype)
-    return scores
+            found = margins(logits) if kind == "margin" else certainties(logits)
+        ranks[rows] = found.to(ranks.dtype)
+    return ranks
 
 
 def margins(logits: torch.Tensor) -> torch.Tensor:
@@ -118,7 +125,6 @@ def certainties(logits: torch.Tensor) -> torch.Tensor:
     return (probabilities * (probabilities + ENTROPY_FLOOR).log()).sum(dim=-1).exp()
 
 
-def _uniforms(seq: Sequence, block: Block) -> np.ndarray:
-    """[r] float64 in [0, 1): the block's positions at its next step."""
-    positions = np.arange(block.start, block.end, dtype=np.int64)
+def _uniforms(seq: Sequence, block: Block, positions: np.ndarray) -> np.ndarray:
+    """[r] float64 in [0, 1): of positions [r] at the block's next step."""
     return step_uniforms(seq.request.sampling.seed, positions, block.steps).astype(np.float64)

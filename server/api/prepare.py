@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
 from engine.errors import RequestError
-from engine.request import MAX_SEED, DecodingParams, Request, SamplingParams
+from engine.request import MAX_SEED, DecodingParams, Remasking, Request, SamplingParams
 from engine.validate import check_request
 from server.api.call import Call, Fields
 from server.api.requests import GenerationRequest
@@ -94,18 +94,12 @@ def request_template(
         logprobs=fields.wanted_logprobs,
         **{name: getattr(fields, name) for name in _SAMPLING},
     )
-    decoding = DecodingParams(
-        mode=call.mode,
-        block_length=model.info.block_length if fields.block_length is None else fields.block_length,
-        threshold=fields.threshold if "threshold" in fields.model_fields_set else DecodingParams().threshold,
-        max_denoising_steps=fields.max_denoising_steps,
-    )
     return Request(
         request_id=f"{fields.id_prefix}-{secrets.token_hex(12)}",
         prompt_token_ids=[],
         max_tokens=1,
         sampling=sampling,
-        decoding=decoding,
+        decoding=decoding_params(call, model),
         stop_token_ids=tuple(fields.stop_token_ids),
         ignore_eos=fields.ignore_eos,
         priority=fields.priority,
@@ -114,6 +108,20 @@ def request_template(
         grammar=None if call.grammar is None else call.grammar.grammar,
         include_drafts=fields.diffusing or fields.options.include_drafts,
         prompt_logprobs=prompt_logprobs,
+    )
+
+
+def decoding_params(call: Call[Fields], model: ServedModel) -> DecodingParams:
+    """How to decode, by the fields that were sent and the model's own settings for the others."""
+    fields, info = call.fields, model.info
+    remasking = cast(Remasking, info.remaskings[0]) if fields.remasking is None else fields.remasking
+    default_threshold = None if remasking == "sequential" else info.default_threshold
+    return DecodingParams(
+        mode=call.mode,
+        block_length=info.block_length if fields.block_length is None else fields.block_length,
+        threshold=fields.threshold if "threshold" in fields.model_fields_set else default_threshold,
+        max_denoising_steps=fields.max_denoising_steps,
+        remasking=remasking,
     )
 
 
@@ -136,6 +144,8 @@ def _param_of(error: RequestError, call: Call[Fields]) -> str | None:
     """The client's field for the field of the engine's request that an error names."""
     if error.param == "grammar" and call.grammar is not None:
         return call.grammar.param
+    if error.param == "prompt_logprobs":
+        return "echo"
     return call.fields.prompt_param if error.param == "prompt" else error.param
 
 

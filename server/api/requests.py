@@ -183,9 +183,12 @@ class GenerationRequest(Strict):
         FieldFacts(modes=("diffusion",), null_has_meaning=True),
         WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
     ] = None
-    """Diffusion: unmask at this confidence or above (0.9). null: an even schedule."""
+    """Diffusion: unmask at this confidence or above. Unset: the model's own. null: an even schedule."""
     max_denoising_steps: Annotated[int | None, DENOISES, WithJsonSchema({"type": "integer", "minimum": 1})] = None
     """Diffusion: most passes a block may take. Unset: the block's length."""
+    remasking: Annotated[Literal["low_confidence", "sequential"] | None, DENOISES] = None
+    """Diffusion: what a step leaves masked: its least confident positions, or all but the leftmost. Unset: the model's
+    own, which `/v1/models` tells."""
     diffusing: bool = False
     """A stream in Mercury's form: each chunk holds the whole text so far, masks included."""
     response_format: ResponseFormat | None = None

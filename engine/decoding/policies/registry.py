@@ -9,6 +9,7 @@ from engine.decoding.policies.diffusion import Diffusion
 from engine.decoding.policies.infill import Infill
 from engine.decoding.policies.speculation import Auto, SelfSpeculation
 from engine.decoding.policies.whole import Whole, WholeInfill
+from engine.decoding.unmask import DenoisingTraits
 from engine.decoding.width import WidthController
 from engine.models.spec import ModelSpec
 from engine.sampling.sampler import Sampler
@@ -19,9 +20,9 @@ def make_policies(
 ) -> dict[str, DecodingPolicy]:
     """The policies of one engine by mode: each that the model supports, `infill` included where it can."""
     mask = spec.mask_token_id
-    if spec.context_attention == "bidirectional":
+    if spec.sees_whole_text:
         kinds = (Whole, WholeInfill)
-        return {kind.mode: kind(sampler, mask, spec.logit_shift, config.context_cache) for kind in kinds}
+        return {kind.mode: kind(sampler, mask, DenoisingTraits.of(spec), config.context_cache) for kind in kinds}
     shared = config.shared_verify_below
     policies: list[DecodingPolicy] = [
         Autoregressive(sampler, mask),

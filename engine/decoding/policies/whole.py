@@ -23,7 +23,7 @@ from engine.decoding.contract import DecodingPolicy
 from engine.decoding.orders import skip_idle_steps
 from engine.decoding.policies.diffusion import denoise_choices, denoise_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome
-from engine.request import WHOLE_ANSWER
+from engine.decoding.unmask import PLAIN, DenoisingTraits
 from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
 
@@ -37,30 +37,23 @@ class Whole(DecodingPolicy):
     block_start = "mask"
 
     def __init__(
-        self, sampler: Sampler, mask_token_id: int, logit_shift: bool = False, context_cache: ContextCache = "none"
+        self,
+        sampler: Sampler,
+        mask_token_id: int,
+        traits: DenoisingTraits = PLAIN,
+        context_cache: ContextCache = "none",
     ) -> None:
-        """logit_shift: the logits of a position choose the token after it. context_cache: see EngineConfig."""
+        """context_cache: see EngineConfig."""
         super().__init__(sampler, mask_token_id)
-        self.shift = int(logit_shift)
+        self.traits = traits
+        self.shift = int(traits.logit_shift)
         self.context_cache = context_cache
-
-    # --- the text -----------------------------------------------------------------------------------------------
-
-    def block_length(self, seq: Sequence) -> int:
-        """Positions of a block of the answer."""
-        asked = seq.request.decoding.block_length
-        return seq.request.max_tokens if asked == WHOLE_ANSWER else asked
-
-    def positions_wanted(self, seq: Sequence) -> int:
-        """Positions of the whole text: prompt, whole blocks that hold `max_tokens`, and suffix."""
-        length = self.block_length(seq)
-        answer = -(-seq.request.max_tokens // length) * length
-        return seq.num_prompt + answer + len(seq.request.suffix_token_ids or ())
 
     def cache_target(self, seq: Sequence) -> int:
         return 0
 
-    # --- passes -------------------------------------------------------------------------------------------------
+    def positions_wanted(self, seq: Sequence) -> int:
+        return seq.request.text_length
 
     def plan(self, seq: Sequence) -> list[Span]:
         block = seq.block or self._open(seq)
@@ -80,7 +73,7 @@ class Whole(DecodingPolicy):
         Shifted logits choose a block's first token at the position before it, which passes from a context cache do not
         run: that token is a block of its own, chosen in the pass that fills the cache, and the rest is another.
         """
-        length = self.block_length(seq)
+        length = seq.request.block_length
         done = seq.num_generated % length
         if self.shift and self.context_cache != "none" and done == 0:
             return open_block(seq, 1, "mask")
@@ -92,12 +85,12 @@ class Whole(DecodingPolicy):
     def _first_of(self, seq: Sequence, block: Block) -> int:
         """Position where the answer's block begins that `block` is, or is the rest of."""
         within = block.start - seq.num_prompt
-        return block.start - within % self.block_length(seq)
+        return block.start - within % seq.request.block_length
 
     def _refine(self, seq: Sequence, block: Block, start: int) -> Span:
         """A denoising step of the block that runs the text from `start` on, as far as the context cache does not hold
         it."""
-        end = self.positions_wanted(seq)
+        end = seq.request.text_length
         limits = KVLimits.up_to(end)
         if start and self.context_cache == "dual":
             end = block.end
@@ -113,20 +106,18 @@ class Whole(DecodingPolicy):
 
     def _restore(self, seq: Sequence, first: int) -> Span:
         """Fills the context cache again: the text as it was before the block at `first` had any token."""
-        end = self.positions_wanted(seq)
+        end = seq.request.text_length
         ids = seq.token_ids[:first] + self._behind(seq, first, end)
         return Span(seq, Phase.COMMIT, 0, ids, KVLimits.up_to(end), num_logits=0)
 
     def _behind(self, seq: Sequence, start: int, end: int) -> list[int]:
         """The text in [start, end), of which nothing has been chosen: masks and the suffix."""
         suffix = seq.request.suffix_token_ids or []
-        masks = self.positions_wanted(seq) - len(suffix) - start
+        masks = seq.request.text_length - len(suffix) - start
         return ([self.mask_token_id] * masks + suffix)[: end - start]
 
-    # --- what a pass gave ---------------------------------------------------------------------------------------
-
     def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
-        return denoise_choices(self.sampler, group, logits, shift=self.shift)
+        return denoise_choices(self.sampler, group, logits, self.traits)
 
     def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:
         seq, block = span.seq, span.seq.block
@@ -136,21 +127,18 @@ class Whole(DecodingPolicy):
             seq.frozen_block = self._first_of(seq, block)
         if not span.num_logits:
             return StepOutcome(span)
-        outcome = denoise_outcome(span, choices, i)
+        outcome = denoise_outcome(span, choices, i, self.traits)
         if not any(block.masked):
-            if len(block) > 1 or self.block_length(seq) == 1:
+            if len(block) > 1 or seq.request.block_length == 1:
                 outcome.closed_block_steps = block.steps
             seq.block = None
         return outcome
 
 
 class WholeInfill(Whole):
-    """The gap between a prompt and a suffix: one block of exactly `max_tokens`, with the suffix in its place."""
+    """The gap between a prompt and a suffix: one block of exactly `max_tokens`, without end tokens."""
 
     mode = "infill"
 
     def begin(self, seq: Sequence) -> None:
         seq.bar(seq.end_token_ids)
-
-    def block_length(self, seq: Sequence) -> int:
-        return seq.request.max_tokens

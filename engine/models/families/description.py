@@ -111,6 +111,8 @@ def _refuse_unsupported(config: ConfigFile, qkv_bias: bool) -> None:
     if config.values.get("hidden_act", "silu") != "silu":
         raise config.error("hidden_act", "silu")
     for key in ("sliding_window", "quantization_config", "num_local_experts"):
+        if key == "sliding_window" and config.values.get("use_sliding_window") is False:
+            continue
         if config.values.get(key) is not None:
             raise config.error(key, "null: it is not supported")
     for key in ("mlp_bias",) if qkv_bias else ("attention_bias", "mlp_bias"):

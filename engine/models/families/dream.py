@@ -11,12 +11,13 @@ from __future__ import annotations
 from engine.errors import ModelLoadError
 from engine.models.families.description import ModelDescription, read_decoder_config, read_end_tokens
 from engine.models.families.names import WeightNames
+from engine.models.families.overrides import NO_OVERRIDES, Overrides, read_mask_token
 from engine.models.files import ConfigFile
-from engine.models.spec import ModelSpec, Remasking
+from engine.models.spec import ModelSpec
 
 NAMES = WeightNames(body_prefixes=("model.",), heads=("lm_head.weight",))
 
-ORDERS: tuple[Remasking, ...] = ("origin", "maskgit_plus", "topk_margin", "entropy")
+ORDERS: tuple[str, ...] = ("origin", "maskgit_plus", "topk_margin", "entropy")
 """The values of the family's own `alg`, its default first."""
 
 RELATIVES = {
@@ -26,7 +27,7 @@ RELATIVES = {
 """Keys of checkpoints of the same architecture string that are other models, and what those do."""
 
 
-def describe_dream(config: ConfigFile, generation: ConfigFile) -> ModelDescription:
+def describe_dream(config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES) -> ModelDescription:
     """config.json and generation_config.json -> description. Raises ModelLoadError naming file and key of a bad
     value."""
     for key, deed in RELATIVES.items():
@@ -35,16 +36,13 @@ def describe_dream(config: ConfigFile, generation: ConfigFile) -> ModelDescripti
                 f"{config.path}: {key} belongs to models that {deed}: they are not supported as Dream."
             )
     decoder = read_decoder_config(config, qkv_bias=True)
-    mask = config.token_id("mask_token_id", decoder.vocab_size)
-    if mask is None:
-        raise config.error("mask_token_id", "a token id")
     spec = ModelSpec(
         family="dream",
-        mask_token_id=mask,
+        mask_token_id=read_mask_token(config, decoder.vocab_size, overrides, ("<|mask|>",)),
         pad_token_id=config.token_id("pad_token_id", decoder.vocab_size),
         bos_token_id=config.token_id("bos_token_id", decoder.vocab_size),
         end_token_ids=read_end_tokens(config, generation, decoder.vocab_size),
-        block_length=0,
+        block_length=overrides.block_length or 0,
         context_attention="bidirectional",
         block_start="mask",
         logit_shift=True,
@@ -55,7 +53,7 @@ def describe_dream(config: ConfigFile, generation: ConfigFile) -> ModelDescripti
     return ModelDescription(config=decoder, spec=spec, names=NAMES)
 
 
-def _own_order_first(generation: ConfigFile) -> tuple[Remasking, ...]:
+def _own_order_first(generation: ConfigFile) -> tuple[str, ...]:
     """The family's orders, the one that the checkpoint's generation_config.json names in front."""
     named = generation.values.get("alg", ORDERS[0])
     if named not in ORDERS:

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.models.families.description import ConfigKeys, ModelDescription, read_decoder_config, read_end_tokens
 from engine.models.families.names import WeightNames
+from engine.models.families.overrides import NO_OVERRIDES, Overrides, read_mask_token
 from engine.models.files import ConfigFile
 from engine.models.spec import ModelSpec
 
@@ -59,7 +60,7 @@ BLOCK_LENGTH = 32
 """generate.py's own call has blocks of 32."""
 
 
-def describe_llada(config: ConfigFile, generation: ConfigFile) -> ModelDescription:
+def describe_llada(config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES) -> ModelDescription:
     """config.json and generation_config.json -> description. Raises ModelLoadError naming file and key of a bad
     value."""
     _refuse_other_architectures(config)
@@ -67,16 +68,13 @@ def describe_llada(config: ConfigFile, generation: ConfigFile) -> ModelDescripti
     size = decoder.vocab_size
     if config.integer("embedding_size", default=size) != size:
         raise config.error("embedding_size", f"vocab_size ({size})")
-    mask = config.token_id("mask_token_id", size)
-    if mask is None:
-        raise config.error("mask_token_id", "a token id")
     spec = ModelSpec(
         family="llada",
-        mask_token_id=mask,
+        mask_token_id=read_mask_token(config, size, overrides, ("<|mdm_mask|>",)),
         pad_token_id=config.token_id("pad_token_id", size),
         bos_token_id=generation.token_id("bos_token_id", size),
         end_token_ids=read_end_tokens(config, generation, size),
-        block_length=BLOCK_LENGTH,
+        block_length=overrides.block_length or BLOCK_LENGTH,
         context_attention="bidirectional",
         block_start="mask",
         has_causal_head=False,

@@ -18,7 +18,9 @@ async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Lim
     check_num_choices(len(prompts), fields.n, limits.max_choices)
     encoded = await _encode(prompts, model)
     suffix = await _encode_suffix(fields, model)
-    template = request_template(call, model, suffix=suffix, prompt_logprobs=_prompt_logprobs(call))
+    template = request_template(
+        call, model, suffix=suffix, prompt_logprobs=_prompt_logprobs(call, model.info.decodings)
+    )
     clip = limits.clip_max_tokens and suffix is None  # a gap has exactly the length that was asked for
     requests = []
     for ids in encoded:
@@ -46,15 +48,19 @@ async def _encode_suffix(fields: CompletionRequest, model: ServedModel) -> list[
     return suffix
 
 
-def _prompt_logprobs(call: Call[CompletionRequest]) -> int | None:
-    """Likeliest tokens to list beside each token of an echoed prompt; None: the prompt is not scored."""
+def _prompt_logprobs(call: Call[CompletionRequest], decodings: tuple[str, ...]) -> int | None:
+    """Likeliest tokens to list beside each token of an echoed prompt; None: the prompt is not scored.
+
+    decodings: the modes of the model.
+    """
     fields = call.fields
     if not fields.echo or (fields.logprobs is None and fields.max_tokens != 0):
         return None
     if fields.logprobs is not None and call.decoding == "diffusion":
+        other = "use 'ar', or " if "ar" in decodings else ""
         message = (
             "'echo' with 'logprobs' scores the prompt token by token, each given those before it, which is not how "
-            "decoding 'diffusion' chooses tokens: use 'ar', or leave out 'echo' or 'logprobs'."
+            f"decoding 'diffusion' chooses tokens: {other}leave out 'echo' or 'logprobs'."
         )
         raise BadRequest(message, "echo", "unsupported_parameter")
     return fields.logprobs or 0

@@ -1,4 +1,4 @@
-"""The reference model of the families that see the whole text: transformers' own module with a mask that hides nothing."""
+"""The reference model of families that see the whole text: transformers' own module, its mask hiding nothing."""
 
 from __future__ import annotations
 
