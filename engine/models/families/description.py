@@ -110,9 +110,14 @@ def _refuse_unsupported(config: ConfigFile, qkv_bias: bool) -> None:
     """Raises ModelLoadError for traits that change every logit and that nothing here implements."""
     if config.values.get("hidden_act", "silu") != "silu":
         raise config.error("hidden_act", "silu")
-    for key in ("sliding_window", "quantization_config", "num_local_experts"):
+    for key in ("quantization_config", "num_local_experts", "num_experts", "n_routed_experts"):
         if config.values.get(key) is not None:
             raise config.error(key, "null: it is not supported")
+    # Qwen's configs name a window that `use_sliding_window` switches off.
+    if config.values.get("sliding_window") is not None and config.flag("use_sliding_window", default=True):
+        raise config.error("sliding_window", "null, or use_sliding_window false: it is not supported")
+    if any(kind != "full_attention" for kind in config.values.get("layer_types") or ()):
+        raise config.error("layer_types", "full_attention in every layer")
     for key in ("mlp_bias",) if qkv_bias else ("attention_bias", "mlp_bias"):
         if config.flag(key, default=False):
             raise config.error(key, "false: biases are not part of this family")
