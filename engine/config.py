@@ -180,6 +180,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Values of `remasking` that this model supports, the default first."""
     sees_whole_text: bool = False
     """Every pass runs prompt and answer as a whole: the answer's length is an input and nothing is cached."""
+    context_cache: str = "none"
+    """As in EngineConfig; anything but `none` means that answers are approximate."""
     max_pass_tokens: int = 2048
     """Most tokens of a pass: the longest text where `sees_whole_text`."""
     limits_steps: bool = True

@@ -19,6 +19,13 @@ def open_block(seq: Sequence, length: int, start: BlockStart) -> Block:
     return seq.block
 
 
+def open_tail_block(seq: Sequence, start: int, end: int, index: int) -> Block:
+    """A block over [start, end): first the settled tokens that reach into it, which are never masked, then masks."""
+    block = Block.fresh(start, end - start, index)
+    block.begin_with(seq.token_ids[start:])
+    return block
+
+
 def open_next_block(seq: Sequence, block: Block, length: int) -> Block:
     """Opens the block after `block` beside it, in a shared pass: its anchor is not known yet."""
     seq.next_block = Block.fresh(block.end, length, block.index + 1, awaits_anchor=True)

@@ -61,6 +61,11 @@ class ModelSpec:
         return self.context_attention == "bidirectional"
 
     @property
+    def context_block(self) -> int:
+        """Length of the blocks that context is encoded by; 1 where it is not."""
+        return self.block_length if self.context_attention == "block_causal" else 1
+
+    @property
     def limits_steps(self) -> bool:
         """A request may ask for fewer denoising steps a block than the block has tokens."""
         return self.sub_block is None

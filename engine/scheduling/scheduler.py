@@ -177,7 +177,7 @@ class Scheduler:
         """
         scoring = False
         for seq in self._prefilling:
-            if budget <= 0:
+            if budget < self.prefill.block_length:
                 return
             if seq.scores_prompt:
                 if scoring:

@@ -32,6 +32,7 @@ class Model(Response):
     block_length: Count
     threshold: float | None
     remaskings: list[str]
+    context_cache: str
 
 
 class ModelList(Response):
@@ -76,6 +77,7 @@ def _describe(model: ServedModel, name: str, created: int) -> Model:
         block_length=model.info.block_length,
         threshold=model.info.default_threshold,
         remaskings=list(model.info.remaskings),
+        context_cache=model.info.context_cache,
     )
 
 

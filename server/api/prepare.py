@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import msgspec
 
 from engine.errors import RequestError
-from engine.request import MAX_SEED, DecodingParams, Remasking, Request, SamplingParams
+from engine.request import CONFIDENT, MAX_SEED, WHOLE_ANSWER, DecodingParams, Remasking, Request, SamplingParams
 from engine.validate import check_request
 from server.api.call import Call, Fields
 from server.api.requests import GenerationRequest
@@ -25,6 +25,10 @@ _SAMPLING = tuple(
     name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.model_fields and name != "seed"
 )
 """The sampling parameters that a client's field of the same name gives."""
+
+
+ANSWER_LENGTH = 256
+"""Longest answer to a request without `max_tokens`, where the answer's length is an input and not a bound."""
 
 
 class Limits(NamedTuple):
@@ -69,12 +73,20 @@ def check_num_choices(prompts: int, n: int, limit: int) -> None:
         )
 
 
-def fit_max_tokens(asked: int | None, default: int, given: int, model: ServedModel, *, clip: bool) -> int:
+def fit_max_tokens(
+    asked: int | None, default: int, given: int, model: ServedModel, *, clip: bool, block_length: int = 1
+) -> int:
     """Most tokens to generate after `given` tokens of prompt: as many as were asked for, or `default`.
 
-    The default is never more than what the context leaves. clip: nor is what was asked for.
+    The default is never more than what the context leaves. clip: nor is what was asked for. block_length: of the
+    request; where the whole text is seen an answer takes whole blocks, and its default length is ANSWER_LENGTH.
     """
-    left = max(1, model.info.max_model_len - given)
+    info = model.info
+    left = max(1, info.max_model_len - given)
+    if info.sees_whole_text:
+        left, default = max(1, min(info.max_model_len, info.max_pass_tokens) - given), min(default, ANSWER_LENGTH)
+        if block_length != WHOLE_ANSWER:
+            left = max(1, left // block_length * block_length)
     if asked is None:
         return min(default, left)
     return min(asked, left) if clip else asked
@@ -114,8 +126,11 @@ def request_template(
 def decoding_params(call: Call[Fields], model: ServedModel) -> DecodingParams:
     """How to decode, by the fields that were sent and the model's own settings for the others."""
     fields, info = call.fields, model.info
-    remasking = cast(Remasking, info.remaskings[0]) if fields.remasking is None else fields.remasking
-    default_threshold = None if remasking == "sequential" else info.default_threshold
+    remasking = fields.remasking
+    if remasking is None:
+        usable = [name for name in info.remaskings if fields.threshold is None or name in CONFIDENT]
+        remasking = cast(Remasking, (usable or info.remaskings)[0])
+    default_threshold = info.default_threshold if remasking in CONFIDENT else None
     return DecodingParams(
         mode=call.mode,
         block_length=info.block_length if fields.block_length is None else fields.block_length,

@@ -41,7 +41,7 @@ def describe_dream(config: ConfigFile, generation: ConfigFile, overrides: Overri
         mask_token_id=read_mask_token(config, decoder.vocab_size, overrides, ("<|mask|>",)),
         pad_token_id=config.token_id("pad_token_id", decoder.vocab_size),
         bos_token_id=config.token_id("bos_token_id", decoder.vocab_size),
-        end_token_ids=read_end_tokens(config, generation, decoder.vocab_size),
+        end_token_ids=read_end_tokens(config, generation, decoder.vocab_size, ["<|im_end|>"]),
         block_length=overrides.block_length or 0,
         context_attention="bidirectional",
         block_start="mask",

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from engine.errors import ModelLoadError
 from engine.models.families.description import ModelDescription
 from engine.models.families.dream import describe_dream
+from engine.models.families.fast_dllm_v2 import describe_fast_dllm_v2
 from engine.models.families.llada import describe_llada
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
 from engine.models.families.overrides import NO_OVERRIDES, Overrides
+from engine.models.families.sdar import describe_sdar
+from engine.models.families.stable_diffcoder import describe_stable_diffcoder
 from engine.models.files import ConfigFile
 
 Describe = Callable[[ConfigFile, ConfigFile, Overrides], ModelDescription]
@@ -31,6 +34,11 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "llada": Family(describe=describe_llada, architectures=("LLaDAModelLM",)),
     "dream": Family(describe=describe_dream, architectures=("DreamModel",)),
+    "sdar": Family(describe=describe_sdar, architectures=("SDARForCausalLM",)),
+    "stable_diffcoder": Family(
+        describe=describe_stable_diffcoder, architectures=("StableDiffcoderForCausalLM", "SeedDiffcoderForCausalLM")
+    ),
+    "fast_dllm_v2": Family(describe=describe_fast_dllm_v2, architectures=("Fast_dLLM_QwenForCausalLM",)),
 }
 """By the name that the option `model_family` gives it."""
 

@@ -6,7 +6,15 @@ from functools import partial
 
 from server.api.call import Call
 from server.api.completions.request import DEFAULT_MAX_TOKENS, CompletionRequest
-from server.api.prepare import Limits, check_num_choices, fit_max_tokens, make_job, request_template, with_prompt
+from server.api.prepare import (
+    ANSWER_LENGTH,
+    Limits,
+    check_num_choices,
+    fit_max_tokens,
+    make_job,
+    request_template,
+    with_prompt,
+)
 from server.generation.job import Echo, Job
 from server.http.errors import BadRequest
 from server.text.served_model import ServedModel, run_encoding
@@ -22,10 +30,15 @@ async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Lim
         call, model, suffix=suffix, prompt_logprobs=_prompt_logprobs(call, model.info.decodings)
     )
     clip = limits.clip_max_tokens and suffix is None  # a gap has exactly the length that was asked for
+    default, block_length = DEFAULT_MAX_TOKENS, template.decoding.block_length
+    if suffix is not None:
+        block_length = 1
+    elif model.info.sees_whole_text:
+        default = ANSWER_LENGTH
     requests = []
     for ids in encoded:
         given = len(ids) + len(suffix or ())
-        max_tokens = fit_max_tokens(fields.max_tokens, DEFAULT_MAX_TOKENS, given, model, clip=clip)
+        max_tokens = fit_max_tokens(fields.max_tokens, default, given, model, clip=clip, block_length=block_length)
         requests.append(with_prompt(template, ids, max_tokens, call, model))
     # Only now are the prompts' ids known to be of the vocabulary.
     echoes = [await _echo(fields, index, ids, model) for index, ids in enumerate(encoded)]
