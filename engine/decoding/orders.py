@@ -105,7 +105,8 @@ def ranks_of(
             found = torch.arange(ranks.shape[1], 0, -1, dtype=ranks.dtype, device=device).expand(len(index), -1)
         elif kind == "random":
             # 1 - u: those for which a share is greater than u come first.
-            found = to_device([1 - _uniforms(seqs[i], blocks[i], positions[i]) for i in index], device, ranks.dtype)
+            drawn = np.stack([_uniforms(seqs[i], blocks[i], positions[i]) for i in index])
+            found = to_device(1 - drawn, device)
         else:
             logits = widened(chosen.logits[rows])
             found = margins(logits) if kind == "margin" else certainties(logits)

@@ -96,7 +96,10 @@ def write_whole_checkpoint(
     directory: Path, config: dict[str, Any], *, seed: int = 0, logit_scale: float = 4.0, shards: int = 1,
     generation: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """A random checkpoint in the published layout. Logits have a deviation of `logit_scale`."""
+    """A random checkpoint in the published layout. Logits have a deviation of `logit_scale`.
+
+    Attention weighs more than in a plain random model: what a token sees, and what was cached of it, shows in answers.
+    """
     generator = torch.Generator().manual_seed(seed)
     module, tensors = module_of(config), {}
     for name, parameter in module.state_dict().items():
@@ -108,7 +111,7 @@ def write_whole_checkpoint(
         elif name.endswith("bias"):
             tensors[name] = 0.5 * drawn
         else:
-            scale = logit_scale if name == "lm_head.weight" else 1.0
+            scale = logit_scale if name == "lm_head.weight" else 3.0 if "o_proj" in name else 1.5
             tensors[name] = scale * parameter.shape[1] ** -0.5 * drawn
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1))

@@ -23,6 +23,11 @@ from tests.reference.bidirectional.model import WholeModel
 from tests.reference.sampling import GREEDY, Sampling
 
 ORDERS: dict[str, Sequence[str]] = {"llada": ("low_confidence", "random"), "dream": DREAM_ORDERS}
+SAMPLED = (
+    Sampling(temperature=0.8, seed=11),
+    Sampling(temperature=1.2, top_k=6, top_p=0.8, seed=2**40),
+    Sampling(temperature=0.7, repetition_penalty=1.2, frequency_penalty=0.3, min_tokens=1, seed=3),
+)
 CONFIDENT = ("low_confidence", "maskgit_plus")
 
 
