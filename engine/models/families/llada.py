@@ -72,7 +72,7 @@ def describe_llada(config: ConfigFile, generation: ConfigFile, overrides: Overri
         family="llada",
         mask_token_id=read_mask_token(config, size, overrides, ("<|mdm_mask|>",)),
         pad_token_id=config.token_id("pad_token_id", size),
-        bos_token_id=generation.token_id("bos_token_id", size),
+        bos_token_id=config.token_id("bos_token_id", size) or generation.token_id("bos_token_id", size),
         end_token_ids=read_end_tokens(config, generation, size, ["<|eot_id|>"]),
         block_length=overrides.block_length or BLOCK_LENGTH,
         context_attention="bidirectional",

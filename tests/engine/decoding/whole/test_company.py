@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.batch import BatchPlan
+from engine.engine import Engine
 from engine.request import Request
 from tests.engine.decoding.whole.conftest import CONFIDENT, ORDERS, Family
 from tests.engine.driving import Answer, Visit, ask, drive
@@ -66,6 +68,22 @@ POOLS = st.fixed_dictionaries(
 )
 
 
+def preempt_at_random(engine: Engine) -> None:
+    """Before a pass in four one of the running sequences loses its pages.
+
+    These models take the pages of their whole text at once, so the scheduler itself never has to take them away.
+    """
+    schedule, rng = engine.scheduler.schedule, random.Random(0)
+
+    def disturbed() -> BatchPlan:
+        running = list(engine.scheduler.running)
+        if running and rng.random() < 0.25:
+            engine.scheduler._preempt(rng.choice(running))
+        return schedule()
+
+    engine.scheduler.schedule = disturbed  # type: ignore[method-assign]
+
+
 class Company:
     """Compares answers in company with the same requests' answers alone."""
 
@@ -83,7 +101,9 @@ class Company:
 
     def check(self, visits: list[Visit], **pool: Any) -> Counter[str]:
         """Runs the visits together and compares. `drive` checks the books, and that the pool is whole afterwards."""
-        answers = drive(self.family.make(**self.fields, max_model_len=MODEL_LEN, **pool), visits)
+        engine = self.family.make(**self.fields, max_model_len=MODEL_LEN, **pool)
+        preempt_at_random(engine)
+        answers = drive(engine, visits)
         seen: Counter[str] = Counter()
         for visit in visits:
             answer, alone = answers[visit.request.request_id], self.alone(visit.request)
@@ -103,36 +123,15 @@ def test_company_never_changes_the_answer(
     families: dict[tuple[str, str], Family], name: str, context_cache: str
 ) -> None:
     company = Company(families[name, "float64"], context_cache)
+    seen: Counter[str] = Counter()
 
     @settings(
-        max_examples=12, derandomize=True, deadline=None, database=None,
+        max_examples=16, derandomize=True, deadline=None, database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large],
     )  # fmt: skip
     @given(companies(name), POOLS)
     def check(visits: list[Visit], pool: dict[str, Any]) -> None:
-        company.check(visits, **pool)
+        seen.update(company.check(visits, **pool))
 
     check()
-
-
-@pytest.mark.parametrize("context_cache", CACHES)
-@pytest.mark.parametrize("name", ORDERS)
-def test_a_preempted_answer_goes_on_where_it_was(
-    families: dict[tuple[str, str], Family], name: str, context_cache: str
-) -> None:
-    """Later requests of a better priority take all pages away, in the middle of a block: the answer stays the same."""
-    rng = random.Random(name)
-    visits = []
-    for i in range(6):
-        fields: dict[str, Any] = {
-            "max_tokens": 24, "block_length": 8, "threshold": None, "priority": -i, "seed": i,
-            "remasking": ORDERS[name][i % len(ORDERS[name])], "temperature": (0.0, 0.9)[i % 2], "ignore_eos": True,
-        }  # fmt: skip
-        prompt = [rng.randrange(6, 95) for _ in range(5 + i)]
-        visits.append(Visit(ask(f"r{i}", prompt, "diffusion", **fields), 3 * i))
-    # Two texts fit into the pool, never three.
-    seen = Company(families[name, "float64"], context_cache).check(
-        visits, page_size=4, kv_cache_tokens=80, max_batch_tokens=96, max_running=3, prefix_caching=True
-    )
-    assert seen["length"] == 6
-    assert seen["preempted"] > 2
+    assert min(seen["preempted"], seen["length"], seen["stop"], seen["abort"]) > 0
