@@ -137,6 +137,39 @@ def test_a_decoding_the_model_does_not_support() -> None:
     assert "'ar'" in str(error)
 
 
+BLOCKS = msgspec.structs.replace(
+    INFO, decodings=("diffusion",), default_decoding="diffusion", fixed_block_length=True, limits_steps=False,
+    max_infill_window=0,
+)  # fmt: skip
+"""Of a model that knows one block length, refines blocks in parts, and has no causal head."""
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"block_length": 16}, "block_length"),
+        ({"block_length": 4}, "block_length"),
+        ({"max_denoising_steps": 2}, "max_denoising_steps"),
+        ({"remasking": "sequential", "threshold": None}, "remasking"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"mode": "ar"}, "decoding"),
+        ({"mode": "infill", "suffix_token_ids": [7]}, "suffix"),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused_by_both_names(fields: dict[str, Any], param: str) -> None:
+    """A user would not learn whether the field or the model is at fault."""
+    error = refusal(info=BLOCKS, **{"mode": "diffusion"} | fields)
+    assert error.param == param
+    assert "some_family" in str(error)
+    check_request(ask("r", PROMPT, "diffusion", block_length=8), BLOCKS)
+
+
+def test_an_order_that_looks_at_no_confidence_has_no_threshold() -> None:
+    info = msgspec.structs.replace(INFO, remaskings=("low_confidence", "sequential"))
+    assert refusal(info=info, mode="diffusion", remasking="sequential").param == "threshold"
+    check_request(ask("r", PROMPT, "diffusion", remasking="sequential", threshold=None), info)
+
+
 def test_infill_where_the_model_cannot() -> None:
     error = refusal(mode="infill", suffix_token_ids=[7], info=msgspec.structs.replace(INFO, max_infill_window=0))
     assert error.param == "suffix"

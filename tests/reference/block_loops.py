@@ -67,13 +67,13 @@ Pick = Callable[[Run, BlockCanvas, dict[int, Choice]], set[int]]
 """Which of the positions with a choice take it in this step."""
 
 
-def sdar(model: BlockReferenceModel, task: Task, *, sequential: bool = False) -> Run:
+def sdar(model: BlockReferenceModel, task: Task) -> Run:
     """SDAR: whole blocks, of which the first begins with what the prompt has past its last boundary."""
     length, steps = model.block_length, task.max_denoising_steps or model.block_length
 
     def pick(run: Run, canvas: BlockCanvas, choices: dict[int, Choice]) -> set[int]:
         wanted = length // steps + (canvas.steps < length % steps)
-        if sequential:
+        if task.remasking == "sequential":
             return set(sorted(choices)[:wanted])
         best = sorted(choices, key=lambda j: -choices[j].logprob)
         sure = {j for j in choices if task.threshold is not None and math.exp(choices[j].logprob) > task.threshold}
