@@ -19,6 +19,7 @@ from engine.runner.kernels import make_kernels
 from engine.runner.model_runner import ModelRunner
 from engine.runner.pool_size import PoolSize
 from tests.engine.driving import ask, drive
+from tests.reference.block_checkpoints import write_block_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -95,3 +96,22 @@ def test_a_bad_configuration_is_refused_before_anything_is_loaded(monkeypatch: p
     monkeypatch.setattr("engine.assembly.load_model", lambda *args, **kwargs: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match="page_size"):
         load_parts(config(page_size=3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"max_block_length": 16}, r"max_block_length \(16\) is less than this model's block length \(32\)"),
+        ({"max_batch_tokens": 127, "max_block_length": 32}, r"max_batch_tokens \(127\) must be at least 128"),
+    ],
+)
+def test_a_model_of_one_block_length_needs_room_for_a_block(fields: dict[str, Any], part: str, tmp_path: Path) -> None:
+    """Its prompts would wait for ever in a server under load, or no request could be served at all."""
+    blocks = load_model(write_block_checkpoint(tmp_path, "fast_dllm_v2"), device=CPU)
+    with pytest.raises(ConfigError, match=part):
+        assemble(config(**fields), blocks, CPU)
+    parts = assemble(config(), blocks, CPU)
+    assert set(parts.policies) == {"diffusion"}
+    assert (parts.info.block_length, parts.info.fixed_block_length, parts.info.max_infill_window) == (32, True, 0)
+    assert (parts.info.default_threshold, parts.info.limits_steps) == (0.9, False)
+    assert parts.scheduler.allocator.group == 2

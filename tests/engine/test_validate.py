@@ -137,6 +137,39 @@ def test_a_decoding_the_model_does_not_support() -> None:
     assert "'ar'" in str(error)
 
 
+BLOCKS = msgspec.structs.replace(
+    INFO, decodings=("diffusion",), default_decoding="diffusion", fixed_block_length=True, limits_steps=False,
+    max_infill_window=0,
+)  # fmt: skip
+"""Of a model that knows one block length, refines blocks in parts, and has no causal head."""
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"block_length": 16}, "block_length"),
+        ({"block_length": 4}, "block_length"),
+        ({"max_denoising_steps": 2}, "max_denoising_steps"),
+        ({"remasking": "sequential", "threshold": None}, "remasking"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"mode": "ar"}, "decoding"),
+        ({"mode": "infill", "suffix_token_ids": [7]}, "suffix"),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused_by_both_names(fields: dict[str, Any], param: str) -> None:
+    """A user would not learn whether the field or the model is at fault."""
+    error = refusal(info=BLOCKS, **{"mode": "diffusion"} | fields)
+    assert error.param == param
+    assert "some_family" in str(error)
+    check_request(ask("r", PROMPT, "diffusion", block_length=8), BLOCKS)
+
+
+def test_an_order_that_looks_at_no_confidence_has_no_threshold() -> None:
+    info = msgspec.structs.replace(INFO, remaskings=("low_confidence", "sequential"))
+    assert refusal(info=info, mode="diffusion", remasking="sequential").param == "threshold"
+    check_request(ask("r", PROMPT, "diffusion", remasking="sequential", threshold=None), info)
+
+
 def test_infill_where_the_model_cannot() -> None:
     error = refusal(mode="infill", suffix_token_ids=[7], info=msgspec.structs.replace(INFO, max_infill_window=0))
     assert error.param == "suffix"
@@ -158,3 +191,41 @@ def test_a_grammar_that_can_never_be_followed(grammar: Grammar, fields: dict[str
     error = refusal(grammar=grammar, **fields)
     assert error.param == "grammar"
     assert part in str(error)
+
+
+WHOLE = msgspec.structs.replace(
+    INFO, family="whole", decodings=("diffusion",), default_decoding="diffusion", sees_whole_text=True,
+    max_pass_tokens=96, block_length=0, max_block_length=96, max_infill_window=96, default_threshold=None,
+    remaskings=("entropy", "maskgit_plus"),
+)  # fmt: skip
+
+
+def whole(length: int = 8, **fields: Any) -> dict[str, Any]:
+    """Fields of a request to a model that sees the whole text. length: of its blocks."""
+    return {"mode": "diffusion", "threshold": None, "remasking": "entropy", "block_length": length} | fields
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "param", "part"),
+    [
+        (81, whole(), "max_tokens", "97 tokens"),
+        (83, whole(0, max_tokens=14), "max_tokens", "a pass of this server holds 96 tokens (max_batch_tokens)"),
+        (120, whole(max_tokens=1), "max_tokens", "a pass of this server holds 96"),
+        (120, whole(max_tokens=8, block_length=16), "max_tokens", "maximum context length is 128 tokens. However, "),
+        (3, whole(0, max_denoising_steps=17), "max_denoising_steps", "(17) must not be greater"),
+        (3, whole(threshold=0.5), "threshold", "remasking 'entropy', which does not go by confidence"),
+        (3, whole(remasking="origin"), "remasking", "whole does not support remasking 'origin'"),
+        (3, whole(mode="ar"), "decoding", "whole does not support decoding 'ar'"),
+    ],
+)
+def test_a_text_that_is_seen_as_a_whole(prompt: int, fields: dict[str, Any], param: str, part: str) -> None:
+    """Its answer takes whole blocks, and all of it a pass."""
+    check_request(ask("r", [7] * 80, **whole()), WHOLE)  # 80 and two blocks of 8
+    error = refusal([7] * prompt, WHOLE, **fields)
+    assert error.param == param
+    assert part in str(error)
+
+
+def test_a_block_of_the_whole_answer_is_for_models_that_see_the_whole_text() -> None:
+    check_request(ask("r", PROMPT, **whole(0)), WHOLE)
+    assert refusal(mode="diffusion", block_length=0).param == "block_length"

@@ -26,6 +26,7 @@ class Task:
     block_length: int = 8
     threshold: float | None = 0.9
     max_denoising_steps: int | None = None
+    remasking: str = "low_confidence"
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     suffix: list[int] | None = None

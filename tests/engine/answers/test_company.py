@@ -28,21 +28,21 @@ LIMITS = {"max_block_length": 16, "max_infill_window": 24, "max_model_len": MODE
 class Solo:
     """Answers of requests that had an engine of their own, with room for everything."""
 
-    def __init__(self, make: MakeEngine, *, shared_commit: bool) -> None:
-        self.make, self.shared_commit = make, shared_commit
+    def __init__(self, make: MakeEngine, *, shared_commit: bool, limits: dict[str, Any] = LIMITS) -> None:
+        self.make, self.shared_commit, self.limits = make, shared_commit, limits
         self.known: dict[bytes, Answer] = {}
 
     def __call__(self, request: Request) -> Answer:
         alone = msgspec.structs.replace(request, request_id="alone", priority=0, cache_salt="")
         key = msgspec.msgpack.encode(alone)
         if key not in self.known:
-            fresh = self.make(**LIMITS, shared_commit=self.shared_commit, shared_verify_below=0)
+            fresh = self.make(**self.limits, shared_commit=self.shared_commit, shared_verify_below=0)
             self.known[key] = drive(fresh, [alone])["alone"]
         return self.known[key]
 
     def check(self, visits: list[Visit], **pool: Any) -> Counter[str]:
         """Runs the visits together and compares. Returns how often what could have changed an answer took place."""
-        company = drive(self.make(**LIMITS, **pool, shared_commit=self.shared_commit), visits)
+        company = drive(self.make(**self.limits, **pool, shared_commit=self.shared_commit), visits)
         seen: Counter[str] = Counter()
         for visit in visits:
             answer, alone = company[visit.request.request_id], self(visit.request)

@@ -47,6 +47,7 @@ def request_for(task: Task, mode: Mode, request_id: str = "r", **overrides: Any)
         block_length=task.block_length,
         threshold=task.threshold,
         max_denoising_steps=task.max_denoising_steps,
+        remasking=task.remasking,  # type: ignore[arg-type]
     )
     fields: dict[str, Any] = {
         "request_id": request_id,

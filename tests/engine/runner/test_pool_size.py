@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -77,3 +78,14 @@ def test_a_promise_that_cannot_be_kept_is_refused(fields: dict[str, Any], part: 
     with pytest.raises(ConfigError, match=part) as refused:
         size_of(**fields)
     assert "\n" not in str(refused.value)
+
+
+def test_the_longest_length_is_a_whole_number_of_blocks() -> None:
+    """The last block of the longest answer would reach beyond the page table."""
+    sized = partial(choose_pool_size, shape=SHAPE, dtype=torch.float32, device=CPU)
+    assert sized(EngineConfig(kv_cache_tokens=400), block_length=32) == PoolSize(25, 384)
+    assert sized(EngineConfig(kv_cache_tokens=400), block_length=1) == PoolSize(25, 400)
+    with pytest.raises(ConfigError, match=r"max_model_len \(100\) must be a multiple of 32"):
+        sized(EngineConfig(max_model_len=100), block_length=32)
+    with pytest.raises(ConfigError, match="not one block of 32"):
+        sized(EngineConfig(kv_cache_tokens=16), block_length=32)
