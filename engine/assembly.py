@@ -5,6 +5,7 @@ Read `load_parts`, then `assemble`: every step is a function of its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,14 +17,17 @@ from engine.decoding.policies.prefill import Prefill
 from engine.decoding.policies.registry import make_policies
 from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
 from engine.device.devices import resolve_device, set_up
+from engine.errors import ConfigError
 from engine.gpu.graphs import CudaCapturer, PassGraphs
 from engine.kv_cache.pages import PageAllocator
 from engine.kv_cache.pool import KVCachePool
 from engine.measure.calibration import measure_costs
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, WorkCounter
+from engine.models.families.overrides import Overrides
 from engine.models.files import model_directory
 from engine.models.loader import DTYPES, LoadedModel, load_model
+from engine.models.spec import ModelSpec
 from engine.runner.device_pass import DevicePass
 from engine.runner.kernels import KERNELS, Kernels, make_kernels
 from engine.runner.model_runner import ModelRunner
@@ -31,7 +35,7 @@ from engine.runner.pool_size import PoolSize, choose_pool_size
 from engine.sampling.history import TokenHistory
 from engine.sampling.picker import TokenPicker
 from engine.sampling.sampler import Sampler
-from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.scheduler import PREFILL_SHARE, Scheduler
 
 UNMEASURED = DeviceSpeed(0.0, 0.0)
 
@@ -63,13 +67,17 @@ def load_parts(config: EngineConfig) -> EngineParts:
         dtype=DTYPES.get(config.dtype),
         device=device,
         max_positions=config.max_model_len,
+        overrides=Overrides(
+            family=config.model_family, block_length=config.block_length, mask_token_id=config.mask_token_id
+        ),
     )
     return assemble(config, model, device)
 
 
 def assemble(config: EngineConfig, model: LoadedModel, device: torch.device) -> EngineParts:
     """Everything around a loaded model. Raises ConfigError for what the model or the machine cannot do."""
-    size = choose_pool_size(config, model.config, model.decoder.dtype, device)
+    check_blocks(config, model.spec)
+    size = choose_pool_size(config, model.config, model.decoder.dtype, device, model.spec.context_block)
     speed = measure_speed(config, model, device)  # before the pool takes the memory
     pool = make_pool(config, model, size, device, padding_page=captures(config, device))
     kernels = make_kernels(config.kernels, pool, model.decoder, model.spec.banned_token_ids)
@@ -90,11 +98,12 @@ def parts_around(
     spec, pool = model.spec, runner.pool
     history = TokenHistory(config.max_running, model.config.vocab_size, pool.device)
     sampler = Sampler(spec.banned_token_ids, history, pool.device, picker)
-    allocator = PageAllocator(pool.num_pages, config.page_size, config.prefix_caching)
+    group = math.lcm(config.page_size, spec.context_block) // config.page_size
+    allocator = PageAllocator(pool.num_pages, config.page_size, config.prefix_caching, group)
     costs = measure_or_assume_costs(config, model, size, runner)
     controller = WidthController(costs, AcceptanceEstimate(config.max_block_length))
     policies = make_policies(config, spec, sampler, controller)
-    prefill = Prefill(sampler, policies)
+    prefill = Prefill(sampler, policies, spec.context_block)
     return EngineParts(
         config=config,
         info=make_info(config, model, size, runner, speed),
@@ -106,6 +115,20 @@ def parts_around(
         prefill=prefill,
         work=WorkCounter(model.decoder, pool.dtype.itemsize),
     )
+
+
+def check_blocks(config: EngineConfig, spec: ModelSpec) -> None:
+    """Raises ConfigError where the configuration has no room for a block of a model that knows one length alone."""
+    length = spec.context_block
+    if length > config.max_block_length:
+        raise ConfigError(
+            f"max_block_length ({config.max_block_length}) is less than this model's block length ({length})."
+        )
+    if length > config.max_batch_tokens // PREFILL_SHARE:
+        raise ConfigError(
+            f"max_batch_tokens ({config.max_batch_tokens}) must be at least {PREFILL_SHARE * length}, so that prompts "
+            f"always have room for a block of {length}."
+        )
 
 
 def measure_speed(config: EngineConfig, model: LoadedModel, device: torch.device) -> DeviceSpeed:
@@ -165,6 +188,8 @@ def make_info(
 ) -> EngineInfo:
     """The facts that the API process is told."""
     spec, pool = model.spec, runner.pool
+    # Where every pass holds the whole text, it holds any block and any gap.
+    whole = min(size.max_model_len, config.max_batch_tokens) if spec.sees_whole_text else None
     return EngineInfo(
         family=spec.family,
         vocab_size=model.config.vocab_size,
@@ -175,9 +200,16 @@ def make_info(
         end_token_ids=spec.end_token_ids,
         decodings=spec.decodings,
         default_decoding=spec.default_decoding,
-        block_length=min(spec.block_length, config.max_block_length),
-        max_block_length=config.max_block_length,
-        max_infill_window=config.max_infill_window if spec.can_infill else 0,
+        block_length=min(spec.block_length, whole or config.max_block_length),
+        fixed_block_length=spec.fixed_block_length,
+        default_threshold=spec.default_threshold,
+        remaskings=spec.remaskings,
+        limits_steps=spec.limits_steps,
+        sees_whole_text=spec.sees_whole_text,
+        context_cache=config.context_cache,
+        max_pass_tokens=config.max_batch_tokens,
+        max_block_length=whole or config.max_block_length,
+        max_infill_window=(whole or config.max_infill_window) if spec.can_infill else 0,
         page_size=config.page_size,
         num_pages=pool.num_pages,
         dtype=str(pool.dtype).removeprefix("torch."),

@@ -13,7 +13,10 @@ from engine.sequence import Sequence
 
 
 class Phase(StrEnum):
-    """The kind of work a span does. All phases see causally, but DENOISE and DRAFT, which see a whole block."""
+    """The kind of work a span does. All phases see causally, but DENOISE and DRAFT, which see a whole block.
+
+    Where context is encoded by blocks, PREFILL and COMMIT see to the end of each token's own block.
+    """
 
     PREFILL = "prefill"
     """Encodes context."""
@@ -22,7 +25,7 @@ class Phase(StrEnum):
     DENOISE = "denoise"
     """Refines a block."""
     COMMIT = "commit"
-    """Encodes a finished block causally, which makes its KV valid."""
+    """Encodes a finished block as context, which makes its KV valid."""
     DRAFT = "draft"
     """Fills a block with tokens to be verified."""
     VERIFY = "verify"

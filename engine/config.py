@@ -56,6 +56,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A directory in a published layout, or `builtin`; to `lightcone serve` also a repository on a hub (org/name)."""
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy`: random weights for a config.json alone, to measure any size without a checkpoint."""
+    model_family: str | None = None
+    """Family of the model, whatever architecture its config.json names. A wrong one gives plausible nonsense."""
+    block_length: Annotated[int | None, Range(least=2, most=1024)] = None
+    """Block length that the model was trained with, where its config.json does not say it or says it wrongly."""
+    mask_token_id: Annotated[int | None, NOT_NEGATIVE] = None
+    """Id of the model's mask token, where neither config.json nor the tokenizer says it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU, float32 on a CPU."""
     device: str = "auto"
@@ -68,7 +74,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Capture no passes: each runs operation by operation. On a GPU with `kernels` triton small passes are otherwise
     captured (CUDA graphs) at start-up, which takes up to half a minute."""
     max_model_len: Annotated[int | None, POSITIVE] = None
-    """Longest prompt plus answer. None: what the model's config says, as far as the KV pool can hold it."""
+    """Longest prompt plus answer. None: what the model's config says, as far as the KV pool can hold it. Where
+    context is made of blocks, it holds a whole number of them."""
     max_running: Annotated[int, POSITIVE] = 64
     """Most sequences decoding or prefilling at once."""
     max_batch_tokens: Annotated[int, POSITIVE] = 2048
@@ -86,6 +93,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     activations (a pass of `max_batch_tokens`) and captured passes."""
     prefix_caching: bool = True
     """KV of prompts stays for later requests that begin alike; see also `cache_salt` of a request."""
+    context_cache: Literal["none", "prefix", "dual"] = "none"
+    """For models that see the whole text both ways: what a pass does not run again until its block is finished. `none`:
+    nothing, every pass is exact. `prefix`: all before the block; `dual`: all but the block. The last two are
+    approximations (Fast-dLLM): several times as fast, and other answers."""
     shared_commit: bool = True
     """Diffusion: the commit pass of a finished block carries the first denoising step of the next one. A different
     schedule (that step sees a mask where the anchor would stand), so it changes answers: configuration, never load. On
@@ -160,7 +171,21 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Values of `decoding` this model supports, for example ("ar", "diffusion", "speculative", "auto")."""
     default_decoding: str
     block_length: int
-    """The model's own block length: the default of a request."""
+    """The model's own block length: the default of a request. 0: the whole answer is one block."""
+    fixed_block_length: bool = False
+    """A request may ask for no other block length."""
+    default_threshold: float | None = 0.9
+    """`threshold` of a request that sets none. None: an even schedule."""
+    remaskings: tuple[str, ...] = ("low_confidence",)
+    """Values of `remasking` that this model supports, the default first."""
+    sees_whole_text: bool = False
+    """Every pass runs prompt and answer as a whole: the answer's length is an input and nothing is cached."""
+    context_cache: str = "none"
+    """As in EngineConfig; anything but `none` means that answers are approximate."""
+    max_pass_tokens: int = 2048
+    """Most tokens of a pass: the longest text where `sees_whole_text`."""
+    limits_steps: bool = True
+    """A request may set `max_denoising_steps`."""
     max_block_length: int
     max_infill_window: int
     """0 where the model cannot infill."""

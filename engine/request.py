@@ -13,6 +13,13 @@ Decoding = Literal["ar", "diffusion", "speculative", "auto"]
 Mode = Literal["ar", "diffusion", "speculative", "auto", "infill"]
 """Ways to decode. `infill` fills the gap before a suffix; it is the mode of every request that has one."""
 
+Remasking = Literal["low_confidence", "sequential", "random", "origin", "maskgit_plus", "topk_margin", "entropy"]
+"""Orders of unmasking, by the published loops' names: see engine.decoding.orders."""
+CONFIDENT: tuple[Remasking, ...] = ("low_confidence", "maskgit_plus")
+"""Orders by confidence: those that a threshold has a meaning for."""
+WHOLE_ANSWER = 0
+"""The block length that makes the whole answer one block, for models that see the whole text."""
+
 MAX_SEED = 2**53 - 1
 """The largest seed. A JSON number holds every integer up to it exactly."""
 
@@ -84,12 +91,14 @@ class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int = 32
     threshold: float | None = 0.9
     """Diffusion: unmask at this confidence or above. None: an even schedule over `max_denoising_steps`."""
+    remasking: Remasking = "low_confidence"
+    """Diffusion: which masked positions a step unmasks first, and on which schedule."""
     max_denoising_steps: int | None = None
     """Most denoising steps a block may take, at most its length (for infill `max_tokens`). None: its length."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer to generate."""
+    """One answer to generate. Its properties are for models that see the whole text: the length is an input there."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -114,3 +123,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     `max_tokens` may be 0. None: no such events."""
     grammar: Grammar | None = None
     """Only text of this grammar is generated. None: any text."""
+
+    @property
+    def block_length(self) -> int:
+        """Positions of a block of the answer. A gap before a suffix is one block."""
+        asked = self.decoding.block_length
+        return self.max_tokens if self.suffix_token_ids is not None or asked == WHOLE_ANSWER else asked
+
+    @property
+    def text_length(self) -> int:
+        """Positions of the whole text: prompt, whole blocks that hold `max_tokens`, and suffix."""
+        answer = -(-self.max_tokens // self.block_length) * self.block_length
+        return len(self.prompt_token_ids) + answer + len(self.suffix_token_ids or ())

@@ -1,7 +1,8 @@
 """Sequence and Block: the state of one request inside the engine. No torch.
 
 While a sequence of a causal mode has no open block and its prompt is cached, exactly one of its tokens is chosen but
-not yet cached: the *anchor* (`num_cached == len(token_ids) - 1`). Its next block starts at the anchor's position.
+not yet cached: the *anchor* (`num_cached == len(token_ids) - 1`). Its next block starts at the anchor's position. Where
+context is encoded by blocks, whole blocks are cached instead, and the tokens past the last one begin the next block.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ class Block:
     def place_anchor(self, token_id: int) -> None:
         """Puts the causally chosen, already settled token at position 0."""
         self.token_ids[0], self.masked[0], self.num_settled, self.awaits_anchor = token_id, False, 1, False
+
+    def begin_with(self, token_ids: list[int]) -> None:
+        """Puts settled tokens, which may be none, at the beginning."""
+        count = len(token_ids)
+        self.token_ids[:count], self.masked[:count], self.num_settled = token_ids, [False] * count, count
 
     def truncate(self, length: int) -> None:
         """Drops everything after the first `length` positions. A draft may be cut anywhere: verification is exact."""
@@ -131,6 +137,9 @@ class Sequence:
     num_cached: int = 0
     """KV positions [0, num_cached) are valid; pages beyond are private to this sequence. Written by scheduling.outcome
     and, on admission and release, by the scheduler."""
+    frozen_block: int = -1
+    """Start of the block whose context cache is in the pages (see policies.whole); -1: there is none. Written by the
+    policy, and on release by the scheduler."""
     page_hashes: list[bytes] = field(default_factory=list)
     """Hash chain over this sequence's full pages, as far as it has been computed. Written by the prefix cache."""
     num_registered: int = 0

@@ -11,11 +11,13 @@ from collections.abc import Iterable
 from engine.config import EngineInfo
 from engine.errors import RequestError
 from engine.request import (
+    CONFIDENT,
     MAX_REGEX_LENGTH,
     MAX_REPETITION_PENALTY,
     MAX_SCHEMA_BYTES,
     MAX_SEED,
     MIN_REPETITION_PENALTY,
+    WHOLE_ANSWER,
     DecodingParams,
     Grammar,
     Request,
@@ -29,9 +31,11 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check_stop_tokens(request.stop_token_ids, info.vocab_size)
     _check_denoising_steps(request)
     _check_prompt(request.prompt_token_ids, info)
-    _check_max_tokens(request)
+    _check_max_tokens(request, info)
     _check_length(request, info)
     _check_decoding(request.decoding, info)
+    if info.sees_whole_text:
+        _check_whole_text(request, info)
     _check_sampling(request, info)
     _check_infill(request, info)
     if request.grammar is not None:
@@ -49,7 +53,7 @@ def _check_stop_tokens(token_ids: Iterable[int], vocab_size: int) -> None:
 def _check_denoising_steps(request: Request) -> None:
     """A block, or the gap of an infill, has at least as many tokens as it may take denoising steps."""
     steps = request.decoding.max_denoising_steps
-    length = request.max_tokens if request.suffix_token_ids is not None else request.decoding.block_length
+    length = request.block_length
     if steps is not None and steps > length:
         raise RequestError(
             f"max_denoising_steps ({steps}) must not be greater than the block's length ({length}): "
@@ -99,11 +103,18 @@ def _check_ids(token_ids: list[int], param: str, info: EngineInfo) -> None:
             )
 
 
-def _check_max_tokens(request: Request) -> None:
+def _check_max_tokens(request: Request, info: EngineInfo) -> None:
     """An answer has at least one token, unless the prompt's scores are all that is wanted."""
     least = 1 if request.prompt_logprobs is None else 0
     if request.max_tokens < least:
         raise RequestError(f"max_tokens must be at least {least}, not {request.max_tokens}.", "max_tokens")
+    if request.prompt_logprobs is not None and "ar" not in info.decodings:
+        raise RequestError(
+            f"The model family {info.family} cannot score a prompt: it has no causal head, which echo with logprobs "
+            "needs.",
+            "prompt_logprobs",
+            "unsupported_parameter",
+        )
     if request.prompt_logprobs is not None and request.prompt_logprobs < 0:
         raise RequestError(f"prompt_logprobs must be at least 0, not {request.prompt_logprobs}.", "prompt_logprobs")
 
@@ -123,6 +134,26 @@ def _check_length(request: Request, info: EngineInfo) -> None:
         )
 
 
+def _check_whole_text(request: Request, info: EngineInfo) -> None:
+    """Prompt, answer in whole blocks, and suffix fit into the context, and into every pass."""
+    total = request.text_length
+    what = f"prompt and answer, in whole blocks of {request.block_length} tokens, are {total} tokens"
+    if total > info.max_model_len:
+        raise RequestError(
+            f"This model's maximum context length is {info.max_model_len} tokens. However, {what}. "
+            "Please reduce the prompt or max_tokens.",
+            "max_tokens",
+            "context_length_exceeded",
+        )
+    if total > info.max_pass_tokens:
+        raise RequestError(
+            f"This model sees the whole text in every pass, and a pass of this server holds {info.max_pass_tokens} "
+            f"tokens (max_batch_tokens). However, {what}. Please reduce the prompt or max_tokens.",
+            "max_tokens",
+            "context_length_exceeded",
+        )
+
+
 def _check_decoding(decoding: DecodingParams, info: EngineInfo) -> None:
     """The model supports the mode; blocks, threshold and steps are within their ranges."""
     if decoding.mode != "infill" and decoding.mode not in info.decodings:
@@ -132,15 +163,60 @@ def _check_decoding(decoding: DecodingParams, info: EngineInfo) -> None:
             "decoding",
             "unsupported_parameter",
         )
+    _check_block_length(decoding, info)
+    if decoding.threshold is not None and not 0.0 < decoding.threshold <= 1.0:
+        raise RequestError(f"threshold must be greater than 0 and at most 1, not {decoding.threshold}.", "threshold")
+    _check_steps(decoding, info)
+    _check_remasking(decoding, info)
+
+
+def _check_block_length(decoding: DecodingParams, info: EngineInfo) -> None:
+    """Blocks have a length that the model can refine."""
+    if info.fixed_block_length and decoding.block_length != info.block_length:
+        raise RequestError(
+            f"The model family {info.family} has blocks of {info.block_length} tokens, as it was trained: block_length "
+            f"cannot be {decoding.block_length}. Leave it out.",
+            "block_length",
+            "unsupported_parameter",
+        )
+    if decoding.block_length == WHOLE_ANSWER and info.sees_whole_text:
+        return
     if not 2 <= decoding.block_length <= info.max_block_length:
         raise RequestError(
             f"block_length must be between 2 and {info.max_block_length}, not {decoding.block_length}.", "block_length"
         )
-    if decoding.threshold is not None and not 0.0 < decoding.threshold <= 1.0:
-        raise RequestError(f"threshold must be greater than 0 and at most 1, not {decoding.threshold}.", "threshold")
-    if decoding.max_denoising_steps is not None and decoding.max_denoising_steps < 1:
+
+
+def _check_steps(decoding: DecodingParams, info: EngineInfo) -> None:
+    """The number of a block's steps, where one is asked for, can be kept to."""
+    if decoding.max_denoising_steps is None:
+        return
+    if decoding.max_denoising_steps < 1:
         raise RequestError(
             f"max_denoising_steps must be at least 1, not {decoding.max_denoising_steps}.", "max_denoising_steps"
+        )
+    if not info.limits_steps:
+        raise RequestError(
+            f"The model family {info.family} does not support max_denoising_steps: it refines a block in parts.",
+            "max_denoising_steps",
+            "unsupported_parameter",
+        )
+
+
+def _check_remasking(decoding: DecodingParams, info: EngineInfo) -> None:
+    """The model's own loop offers the order, and the order can use the threshold."""
+    if decoding.remasking not in info.remaskings:
+        raise RequestError(
+            f"The model family {info.family} does not support remasking '{decoding.remasking}'. "
+            f"Valid values: {', '.join(info.remaskings)}.",
+            "remasking",
+            "unsupported_parameter",
+        )
+    if decoding.threshold is not None and decoding.remasking not in CONFIDENT:
+        raise RequestError(
+            f"threshold cannot be used with remasking '{decoding.remasking}', which does not go by confidence.",
+            "threshold",
+            "unsupported_parameter",
         )
 
 

@@ -19,15 +19,27 @@ def open_block(seq: Sequence, length: int, start: BlockStart) -> Block:
     return seq.block
 
 
+def open_tail_block(seq: Sequence, start: int, end: int, index: int) -> Block:
+    """A block over [start, end): first the settled tokens that reach into it, which are never masked, then masks."""
+    block = Block.fresh(start, end - start, index)
+    block.begin_with(seq.token_ids[start:])
+    return block
+
+
 def open_next_block(seq: Sequence, block: Block, length: int) -> Block:
     """Opens the block after `block` beside it, in a shared pass: its anchor is not known yet."""
     seq.next_block = Block.fresh(block.end, length, block.index + 1, awaits_anchor=True)
     return seq.next_block
 
 
+def shown_ids(block: Block, mask_token_id: int) -> list[int]:
+    """The block as a model reads it: masked positions carry the mask id."""
+    return [mask_token_id if masked else token for token, masked in zip(block.token_ids, block.masked, strict=True)]
+
+
 def block_span(seq: Sequence, block: Block, phase: Phase, mask_token_id: int) -> Span:
-    """A bidirectional span over a block: masked positions carry the mask id, every token sees the whole block."""
-    ids = [mask_token_id if masked else token for token, masked in zip(block.token_ids, block.masked, strict=True)]
+    """A bidirectional span over a block: every token sees all of it."""
+    ids = shown_ids(block, mask_token_id)
     return Span(seq, phase, block.start, ids, KVLimits.up_to(block.end), num_logits=len(ids))
 
 
@@ -37,6 +49,6 @@ def refined_block(span: Span) -> Block | None:
     None where a shared pass's verification has just rejected it.
     """
     for block in (span.seq.block, span.seq.next_block):
-        if block is not None and block.start == span.start:
+        if block is not None and span.start <= block.start < span.end:
             return block
     return None

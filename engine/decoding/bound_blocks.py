@@ -29,15 +29,16 @@ CANDIDATES = 16
 """Tokens looked at, best first, where the settled tokens reach a position that holds none, or a refused one."""
 
 
-def bound_row(seq: Sequence, block: Block) -> int | None:
-    """The position of the block, a masked one, whose choice the sequence's grammar binds in the next step.
+def bound_row(seq: Sequence, block: Block, first: int) -> int | None:
+    """The row of logits whose choice the sequence's grammar binds in the next step: that of the first masked position.
 
-    None without a grammar, and where a shared pass refines the block before, or just as, its anchor becomes known: the
-    grammar's state before a masked position is not known then.
+    first: position in the block that the first row chooses a token for. None without a grammar, and where a shared pass
+    refines the block before, or just as, its anchor becomes known: the grammar's state before a masked position is not
+    known then.
     """
     if seq.grammar is None or block.awaits_anchor or len(seq.token_ids) < block.start + block.num_settled:
         return None
-    return block.masked.index(True)
+    return block.masked.index(True) - first
 
 
 def add_candidates(
@@ -63,21 +64,23 @@ class BoundBlock:
     seq: Sequence
     grammar: GrammarState
     block: Block
+    first: int
+    """Position in the block that the first row of the step's logits is for."""
     row: int | None
     """What `bound_row` gave before the step."""
-    fresh: list[bool]
-    """Positions that were masked before the step."""
+    was_masked: list[bool]
+    """By position, before the step."""
     candidates: Candidates
-    """Of every position, from the step."""
+    """Of every row, from the step."""
 
     @classmethod
-    def of(cls, seq: Sequence, block: Block, choices: HostChoices, i: int) -> BoundBlock | None:
-        """The block of span i, before its choices are written into it; None without a grammar."""
+    def of(cls, seq: Sequence, block: Block, first: int, choices: HostChoices, i: int) -> BoundBlock | None:
+        """The block of span i, before its choices are written into it; None without a grammar. first: see the field."""
         if seq.grammar is None:
             return None
         at = choices.candidate_rows[i]
         candidates = Candidates(choices.candidate_ids[at], choices.candidate_logprobs[at])
-        return cls(seq, seq.grammar, block, bound_row(seq, block), list(block.masked), candidates)
+        return cls(seq, seq.grammar, block, first, bound_row(seq, block, first), list(block.masked), candidates)
 
     @property
     def known(self) -> int:
@@ -96,7 +99,7 @@ class BoundBlock:
         extended = self.grammar.extend(seq.token_ids, drafts[self.known :], self._pick, first_end)
         settled = max(self.known + len(extended), block.num_settled)
         if self.row is not None:  # its mask allowed the token: if the library gives up on it, the next step says so
-            settled = max(settled, self.row + 1)
+            settled = max(settled, self.first + self.row + 1)
         if settled < len(block) and not block.masked[settled]:
             for j in range(settled, len(block)):
                 block.masked[j], block.confidences[j] = True, None
@@ -111,17 +114,18 @@ class BoundBlock:
             self._place(j, [(only, 0.0)])
             return only
         threshold = self.seq.request.decoding.threshold
-        if threshold is None or not self.fresh[j]:
+        row = j - self.first
+        if threshold is None or not self.was_masked[j] or not 0 <= row < len(self.candidates.token_ids):
             return None
-        shares = self._shares(j, mask)
+        shares = self._shares(row, mask)
         if not shares or math.exp(shares[0][1]) < threshold:
             return None
         self._place(j, shares)
         return shares[0][0]
 
-    def _shares(self, j: int, mask: NDArray[np.uint8]) -> list[tuple[int, float]]:
-        """The allowed candidates of a position, best first, with log-probabilities once the refused ones are out."""
-        pairs = list(zip(self.candidates.token_ids[j], self.candidates.logprobs[j], strict=True))
+    def _shares(self, row: int, mask: NDArray[np.uint8]) -> list[tuple[int, float]]:
+        """The allowed candidates of a row, best first, with log-probabilities once the refused ones are out."""
+        pairs = list(zip(self.candidates.token_ids[row], self.candidates.logprobs[row], strict=True))
         if self.seq.request.sampling.temperature < GREEDY_BELOW:
             pairs.sort(key=lambda pair: (-pair[1], pair[0]))  # equals come in any order
         refused = math.fsum(math.exp(logprob) for token, logprob in pairs if not is_allowed(mask, token))

@@ -13,7 +13,24 @@ from typing import NamedTuple
 
 import torch
 
+from engine.models.spec import EvenSchedule, ModelSpec
 from engine.sequence import Block, Sequence
+
+
+class DenoisingTraits(NamedTuple):
+    """The traits of a family that change a denoising step; see ModelSpec."""
+
+    logit_shift: bool = False
+    strict_threshold: bool = False
+    even_schedule: EvenSchedule = "remaining"
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> DenoisingTraits:
+        """Those of a model."""
+        return cls(spec.logit_shift, spec.strict_threshold, spec.even_schedule)
+
+
+PLAIN = DenoisingTraits()
 
 
 class UnmaskState(NamedTuple):
@@ -25,8 +42,10 @@ class UnmaskState(NamedTuple):
     """[n]: confidence from which a position is unmasked; infinity: none is high enough."""
     quotas: torch.Tensor
     """[n] int64: fewest positions to unmask."""
+    ranks: torch.Tensor | None = None
+    """[n, r]: of the positions that the quota unmasks, the highest come first. None: the confidences."""
     certain: torch.Tensor | None = None
-    """[n, r] bool: positions that are unmasked beside these, whatever the rule says. None: there is none."""
+    """[n, r] bool: positions that are unmasked beside the candidates, whatever the rule says. None: there is none."""
 
 
 class Unmasking(NamedTuple):
@@ -39,12 +58,13 @@ class Unmasking(NamedTuple):
 
 
 def select_unmask(confidences: torch.Tensor, state: UnmaskState) -> Unmasking:
-    """Unmasks positions of a confidence at or above the threshold, and always the `quota` most confident ones.
+    """Unmasks positions of a confidence at or above the threshold, and always the `quota` first ones.
 
-    confidences: [n, r]. Of equal confidences the leftmost wins.
+    confidences: [n, r]. The first ones are the most confident, unless the state says otherwise; of equals the leftmost.
     """
     candidates = state.candidates
-    ranked = confidences.masked_fill(~candidates, -1.0)
+    ranks = confidences if state.ranks is None else state.ranks
+    ranked = ranks.masked_fill(~candidates, -math.inf)
     order = ranked.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
@@ -64,9 +84,15 @@ def with_certain(state: UnmaskState, rows: torch.Tensor) -> UnmaskState:
     return state._replace(candidates=state.candidates & ~certain, quotas=quotas, certain=certain)
 
 
-def quota(seq: Sequence, block: Block) -> int:
-    """Fewest positions this step must unmask for the block to finish within its denoising steps: an even schedule."""
+def quota(seq: Sequence, block: Block, schedule: EvenSchedule = "remaining") -> int:
+    """Fewest positions this step must unmask for the block to finish within its denoising steps: an even schedule.
+
+    schedule: see ModelSpec.even_schedule.
+    """
     steps = seq.request.decoding.max_denoising_steps or len(block)
+    if schedule == "block":
+        each, more = divmod(len(block), steps)
+        return each + (block.steps < more)
     return math.ceil((block.num_masked - block.awaits_anchor) / max(1, steps - block.steps))
 
 

@@ -1,7 +1,9 @@
 """Bookkeeping of KV pages: the owners of each page, and the full pages that a new request may reuse. No torch.
 
 A full page is named by a hash of everything its KV depends on: every token up to its end, and the salt. Equal hashes
-therefore mean equal KV, and a chain of hashes is matched page by page from the front.
+therefore mean equal KV, and a chain of hashes is matched page by page from the front. Where context is encoded by
+blocks, KV depends on the tokens up to the end of a block: pages are then hashed and matched in *groups* that end with
+one.
 """
 
 import hashlib
@@ -19,12 +21,14 @@ class PageAllocator:
     evictable), or *free*. All operations are O(1) a page.
     """
 
-    def __init__(self, num_pages: int, page_size: int, prefix_caching: bool = True) -> None:
+    def __init__(self, num_pages: int, page_size: int, prefix_caching: bool = True, group: int = 1) -> None:
+        """group: pages that are reused together or not at all, because the KV of each depends on the tokens of all."""
         if num_pages < 1 or page_size < 1:
             raise ValueError(f"a pool needs pages and a page needs positions: got {num_pages} pages of {page_size}")
         self.num_pages = num_pages
         self.page_size = page_size
         self.prefix_caching = prefix_caching
+        self.group = group
         self._references = [0] * num_pages
         self._hash_of: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
@@ -32,7 +36,7 @@ class PageAllocator:
         self._free = list(range(num_pages - 1, -1, -1))
         # Least recently used first. Keys are pages; the values mean nothing.
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._encode_page = struct.Struct(f"<{page_size}I")
+        self._encode_group = struct.Struct(f"<{group * page_size}I")
 
     @property
     def num_free(self) -> int:
@@ -48,20 +52,29 @@ class PageAllocator:
         """Extends a hash chain in place to the first `limit_pages` full pages of `token_ids`; never shortens it.
 
         `hashes` must be empty or an earlier result for the same salt and a prefix of the same tokens; only new pages
-        are hashed. page_hash = SHA-256(previous page's hash, or the root || token ids as little-endian uint32).
+        are hashed, in whole groups. The hash of a group's last page = SHA-256(that of the group before, or the root ||
+        the group's token ids as little-endian uint32); that of another page = SHA-256(the last one's || its index in
+        the group, a byte or more).
         """
-        size = self.page_size
-        last = min(limit_pages, len(token_ids) // size)
+        size = self.page_size * self.group
+        last = self.whole_groups(min(limit_pages, len(token_ids) // self.page_size))
         if len(hashes) >= last:
             return
         # The root hashes 32 bytes and a page hashes more, so no salt can be chosen that passes for someone's page.
         parent = hashes[-1] if hashes else _sha256(_sha256(salt.encode()))
-        for page in range(len(hashes), last):
-            parent = _sha256(parent + self._encode_page.pack(*token_ids[page * size : (page + 1) * size]))
+        for index in range(len(hashes) // self.group, last // self.group):
+            parent = _sha256(parent + self._encode_group.pack(*token_ids[index * size : (index + 1) * size]))
+            hashes += [_sha256(parent + b"%d" % page) for page in range(self.group - 1)]
             hashes.append(parent)
+
+    def whole_groups(self, pages: int) -> int:
+        """The most pages, up to so many, that are whole groups."""
+        return pages - pages % self.group
 
     def match(self, hashes: list[bytes], limit_pages: int) -> list[int]:
         """Returns the pages of the chain's longest cached prefix, at most `limit_pages`, and takes a reference on each.
+
+        Only whole groups match.
 
         The caller must never write to them. Give them back with `release`.
         """
@@ -70,10 +83,12 @@ class PageAllocator:
             page = self._page_of.get(page_hash)
             if page is None:
                 break
+            pages.append(page)
+        del pages[self.whole_groups(len(pages)) :]
+        for page in pages:
             if self._references[page] == 0:
                 del self._cached[page]
             self._references[page] += 1
-            pages.append(page)
         return pages
 
     def allocate(self, count: int) -> list[int]:

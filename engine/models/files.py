@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,19 @@ def _broken_link(link: Path, error: OSError) -> str:
         f"{link} is a broken link: it points to {os.readlink(link)}, and {os.path.realpath(link)} cannot be reached "
         f"({error.strerror}). Fetch the model again, or copy it together with the files that its links point to."
     )
+
+
+def added_token_id(directory: Path, texts: Iterable[str]) -> int | None:
+    """The id of the first of these texts that is a token of its own in a directory's tokenizer.json.
+
+    None where there is no such file, or none of the texts is in it. Raises ModelLoadError for a damaged file.
+    """
+    tokens = ConfigFile.read(directory / "tokenizer.json", optional=True).values.get("added_tokens")
+    ids = {}
+    for token in tokens if isinstance(tokens, list) else ():
+        if isinstance(token, dict) and type(token.get("id")) is int:
+            ids[token.get("content")] = token["id"]
+    return next((ids[text] for text in texts if text in ids), None)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from engine.models.adapter import DraftAdapter
 from engine.models.decoder import Decoder
 from engine.models.decoder_config import DecoderConfig
 from engine.models.families.description import ModelDescription
+from engine.models.families.overrides import NO_OVERRIDES, Overrides
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, is_present
 from engine.models.spec import ModelSpec
@@ -50,19 +51,21 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device,
     max_positions: int | None = None,
+    overrides: Overrides = NO_OVERRIDES,
 ) -> LoadedModel:
     """Loads a checkpoint; no code of its own is ever run.
 
     load_format: `dummy` fills the shape of config.json with seeded random weights; nothing else need exist.
     dtype: None means the checkpoint's own, but float32 on a CPU, where half types are many times slower.
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
+    overrides: what the operator says of the model; it goes before what its files say.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
     """
     if not is_present(directory) or not directory.is_dir():
         raise ModelLoadError(f"There is no model directory {directory}.")
     config_file = ConfigFile.read(directory / "config.json")
     generation = ConfigFile.read(directory / "generation_config.json", optional=True)
-    description = describe_model(config_file, generation)
+    description = describe_model(config_file, generation, overrides)
     adapter_directory = _find_adapter(directory, description)
     adapter = None if adapter_directory is None else _read_adapter(adapter_directory)
     config = description.config

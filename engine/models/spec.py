@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 ContextAttention = Literal["causal", "block_causal", "bidirectional"]
-BlockStart = Literal["anchor", "mask"]
+BlockStart = Literal["anchor", "mask", "tail"]
+EvenSchedule = Literal["remaining", "block"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +21,54 @@ class ModelSpec:
     bos_token_id: int | None
     end_token_ids: tuple[int, ...]
     block_length: int
-    """The model's own decoding block length, in tokens."""
+    """The model's own decoding block length, in tokens. 0, where the whole text is seen: the answer is one block."""
     context_attention: ContextAttention = "causal"
-    """How committed context is encoded. `causal`: its KV is the same whatever mode produced it."""
+    """How committed context is encoded. `causal`: its KV is the same whatever mode produced it. `block_causal`: a token
+    sees to the end of its own block; blocks are counted from position 0. `bidirectional`: it sees the whole text."""
     block_start: BlockStart = "anchor"
-    """First position of a fresh block: a token that a causal pass has chosen, or a mask like the others."""
+    """Beginning of a fresh block: a token that a causal pass has chosen (`anchor`), a mask like the others (`mask`), or
+    whatever settled tokens the block's boundaries leave in it, which may be none (`tail`)."""
+    anchors_blocks: bool = False
+    """`tail`: the last logit of a block that is encoded whole chooses the first token of the next block."""
+    ragged_end: bool = False
+    """`tail`: the last block ends with the answer. Otherwise every block is whole, also beyond `max_tokens`."""
+    sub_block: int | None = None
+    """A block's masks are unmasked in groups of so many positions, from left to right. None: all at once."""
+    logit_shift: bool = False
+    """In denoising too, the logits of position p choose the token at p + 1. Otherwise those of p choose its own."""
     has_causal_head: bool = True
     """Causal passes predict the next token: decoding `ar` and verification are possible."""
     can_infill: bool = True
     """Was trained to denoise with text to the right of the canvas visible."""
+    remaskings: tuple[str, ...] = ("low_confidence",)
+    """Values of a request's `remasking` that the family's own loop offers, its default first."""
+    default_threshold: float | None = 0.9
+    """Confidence from which the family's own loop unmasks a position. None: it keeps to an even schedule."""
+    strict_threshold: bool = False
+    """A position is unmasked above the threshold. Otherwise at the threshold, too."""
+    even_schedule: EvenSchedule = "remaining"
+    """How a block keeps to its `max_denoising_steps` s. `remaining`: each step unmasks its share of the masks that are
+    left. `block`: step i of a block of B unmasks B // s positions at least, and one more if i < B % s."""
+
+    @property
+    def fixed_block_length(self) -> bool:
+        """Blocks have the length that the model was trained with: context is encoded by blocks of that length."""
+        return self.context_attention == "block_causal"
+
+    @property
+    def sees_whole_text(self) -> bool:
+        """Every pass runs prompt and answer as a whole, and nothing is cached."""
+        return self.context_attention == "bidirectional"
+
+    @property
+    def context_block(self) -> int:
+        """Length of the blocks that context is encoded by; 1 where it is not."""
+        return self.block_length if self.context_attention == "block_causal" else 1
+
+    @property
+    def limits_steps(self) -> bool:
+        """A request may ask for fewer denoising steps a block than the block has tokens."""
+        return self.sub_block is None
 
     @property
     def decodings(self) -> tuple[str, ...]:

@@ -23,16 +23,24 @@ class PoolSize:
     max_model_len: int
 
 
-def choose_pool_size(config: EngineConfig, shape: DecoderConfig, dtype: torch.dtype, device: torch.device) -> PoolSize:
+def choose_pool_size(
+    config: EngineConfig, shape: DecoderConfig, dtype: torch.dtype, device: torch.device, block_length: int = 1
+) -> PoolSize:
     """Sizes the pool from the configuration, or from free memory. Raises ConfigError if a promised length cannot fit.
 
     On a GPU: what weights already took is gone from its free memory, and `1 - gpu_memory_utilization` of it all is left
     for activations and captured passes. On a CPU: enough for `max_running` sequences of the longest length, within two
     gigabytes.
+
+    block_length: of the blocks that context is encoded by: the longest length is a whole number of them.
     """
     if config.max_model_len is not None and config.max_model_len > shape.max_positions:
         raise ConfigError(
             f"max_model_len ({config.max_model_len}) is beyond what the model was made for ({shape.max_positions})."
+        )
+    if config.max_model_len is not None and config.max_model_len % block_length:
+        raise ConfigError(
+            f"max_model_len ({config.max_model_len}) must be a multiple of {block_length}, this model's block length."
         )
     wanted = config.max_model_len or shape.max_positions
     page_bytes = KVCachePool.bytes_per_page(
@@ -56,4 +64,9 @@ def choose_pool_size(config: EngineConfig, shape: DecoderConfig, dtype: torch.dt
             f"The KV pool holds {capacity} tokens, fewer than max_model_len ({config.max_model_len}): "
             "raise kv_cache_tokens or lower max_model_len."
         )
-    return PoolSize(num_pages, min(wanted, capacity))
+    longest = min(wanted, capacity) // block_length * block_length
+    if not longest:
+        raise ConfigError(
+            f"The KV pool holds {capacity} tokens, not one block of {block_length}: raise kv_cache_tokens."
+        )
+    return PoolSize(num_pages, longest)

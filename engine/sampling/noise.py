@@ -18,6 +18,7 @@ import torch
 _MULTIPLIER_1 = 0x21F0AAAD
 _MULTIPLIER_2 = 0xD35A2D97 - (1 << 32)  # as a signed 32-bit integer
 _GOLDEN = 0x9E3779B9 - (1 << 32)
+_STEP = 0x6A09E667
 _MAX_UNIFORM = 1.0 - 2.0**-24
 _HOST_BLOCK = 1 << 15
 """Values that the host works on at once: they stay in a second-level cache from one operation to the next."""
@@ -64,6 +65,21 @@ def noise_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) ->
     high = (seeds >> 32).to(torch.int32)[:, None]
     first, second = _keys(low, high, positions.to(torch.int32))
     return _mix(_token_hashes(vocab_size, seeds.device) ^ first[..., None], second[..., None])
+
+
+def step_uniforms(seed: int, positions: np.ndarray, step: int) -> np.ndarray:
+    """One uniform number in [0, 1) for every position at one denoising step, apart from the noise of tokens: float32.
+
+    seed: in [0, 2**53); positions: [r] int64. Multiples of 2**-24, which float32 holds exactly. On the host: the orders
+    of unmasking that need them look at no logits.
+    """
+    low, high = np.array((seed & 0xFFFFFFFF, seed >> 32), dtype=np.int64).astype(np.int32)[:, None]
+    first, second = _keys(low, high, positions.astype(np.int32))
+    # Another constant than a token's word has: a step is no token.
+    word = _mix(np.array([step * _GOLDEN + _STEP & 0xFFFFFFFF], dtype=np.int64).astype(np.int32))
+    bits = _mix(word ^ first, second).view(np.uint32)
+    uniforms: np.ndarray = (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    return uniforms
 
 
 def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:

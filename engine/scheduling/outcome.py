@@ -98,7 +98,8 @@ def _report_draft(seq: Sequence, events: list[GenerationEvent]) -> None:
     block = seq.block
     if block is None:
         return
-    rest = range(block.num_settled, len(block))
+    # A block may reach beyond `max_tokens`; nobody will ever see what stands there.
+    rest = range(block.num_settled, min(len(block), block.num_settled + seq.num_remaining))
     events.append(
         DraftUpdated(
             request_id=seq.request.request_id,

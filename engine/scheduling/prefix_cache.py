@@ -36,7 +36,7 @@ class PrefixCache:
         """A pass has written KV of the sequence. verified: finite logits were computed from it; offers full pages."""
         seq.unverified = not verified
         # A verification may have cached tokens beyond the end token that the answer was cut at.
-        full = min(seq.num_cached, len(seq.token_ids)) // self._allocator.page_size
+        full = self._allocator.whole_groups(min(seq.num_cached, len(seq.token_ids)) // self._allocator.page_size)
         if not verified or not self._enabled or full <= seq.num_registered:
             return
         self._allocator.extend_hashes(seq.page_hashes, seq.token_ids, seq.request.cache_salt, full)

@@ -177,7 +177,7 @@ class Scheduler:
         """
         scoring = False
         for seq in self._prefilling:
-            if budget <= 0:
+            if budget < self.prefill.block_length:
                 return
             if seq.scores_prompt:
                 if scoring:
@@ -274,7 +274,7 @@ class Scheduler:
         self._prefix_cache.leave(seq)
         self.allocator.release(seq.pages)
         self._free_rows.append(seq.row)
-        seq.pages, seq.row, seq.num_cached, seq.num_mapped = [], -1, 0, 0
+        seq.pages, seq.row, seq.num_cached, seq.num_mapped, seq.frozen_block = [], -1, 0, 0, -1
 
     def _pages_for(self, positions: int) -> int:
         return -(-positions // self.config.page_size)

@@ -30,6 +30,9 @@ class Model(Response):
     decoding: str
     decodings: list[str]
     block_length: Count
+    threshold: float | None
+    remaskings: list[str]
+    context_cache: str
 
 
 class ModelList(Response):
@@ -72,6 +75,9 @@ def _describe(model: ServedModel, name: str, created: int) -> Model:
         decoding=alias or model.info.default_decoding,
         decodings=[alias] if alias else list(model.info.decodings),
         block_length=model.info.block_length,
+        threshold=model.info.default_threshold,
+        remaskings=list(model.info.remaskings),
+        context_cache=model.info.context_cache,
     )
 
 

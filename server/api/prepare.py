@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
 from engine.errors import RequestError
-from engine.request import MAX_SEED, DecodingParams, Request, SamplingParams
+from engine.request import CONFIDENT, MAX_SEED, WHOLE_ANSWER, DecodingParams, Remasking, Request, SamplingParams
 from engine.validate import check_request
 from server.api.call import Call, Fields
 from server.api.requests import GenerationRequest
@@ -25,6 +25,10 @@ _SAMPLING = tuple(
     name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.model_fields and name != "seed"
 )
 """The sampling parameters that a client's field of the same name gives."""
+
+
+ANSWER_LENGTH = 256
+"""Longest answer to a request without `max_tokens`, where the answer's length is an input and not a bound."""
 
 
 class Limits(NamedTuple):
@@ -69,12 +73,20 @@ def check_num_choices(prompts: int, n: int, limit: int) -> None:
         )
 
 
-def fit_max_tokens(asked: int | None, default: int, given: int, model: ServedModel, *, clip: bool) -> int:
+def fit_max_tokens(
+    asked: int | None, default: int, given: int, model: ServedModel, *, clip: bool, block_length: int = 1
+) -> int:
     """Most tokens to generate after `given` tokens of prompt: as many as were asked for, or `default`.
 
-    The default is never more than what the context leaves. clip: nor is what was asked for.
+    The default is never more than what the context leaves. clip: nor is what was asked for. block_length: of the
+    request; where the whole text is seen an answer takes whole blocks, and its default length is ANSWER_LENGTH.
     """
-    left = max(1, model.info.max_model_len - given)
+    info = model.info
+    left = max(1, info.max_model_len - given)
+    if info.sees_whole_text:
+        left, default = max(1, min(info.max_model_len, info.max_pass_tokens) - given), min(default, ANSWER_LENGTH)
+        if block_length != WHOLE_ANSWER:
+            left = max(1, left // block_length * block_length)
     if asked is None:
         return min(default, left)
     return min(asked, left) if clip else asked
@@ -94,18 +106,12 @@ def request_template(
         logprobs=fields.wanted_logprobs,
         **{name: getattr(fields, name) for name in _SAMPLING},
     )
-    decoding = DecodingParams(
-        mode=call.mode,
-        block_length=model.info.block_length if fields.block_length is None else fields.block_length,
-        threshold=fields.threshold if "threshold" in fields.model_fields_set else DecodingParams().threshold,
-        max_denoising_steps=fields.max_denoising_steps,
-    )
     return Request(
         request_id=f"{fields.id_prefix}-{secrets.token_hex(12)}",
         prompt_token_ids=[],
         max_tokens=1,
         sampling=sampling,
-        decoding=decoding,
+        decoding=decoding_params(call, model),
         stop_token_ids=tuple(fields.stop_token_ids),
         ignore_eos=fields.ignore_eos,
         priority=fields.priority,
@@ -114,6 +120,23 @@ def request_template(
         grammar=None if call.grammar is None else call.grammar.grammar,
         include_drafts=fields.diffusing or fields.options.include_drafts,
         prompt_logprobs=prompt_logprobs,
+    )
+
+
+def decoding_params(call: Call[Fields], model: ServedModel) -> DecodingParams:
+    """How to decode, by the fields that were sent and the model's own settings for the others."""
+    fields, info = call.fields, model.info
+    remasking = fields.remasking
+    if remasking is None:
+        usable = [name for name in info.remaskings if fields.threshold is None or name in CONFIDENT]
+        remasking = cast(Remasking, (usable or info.remaskings)[0])
+    default_threshold = info.default_threshold if remasking in CONFIDENT else None
+    return DecodingParams(
+        mode=call.mode,
+        block_length=info.block_length if fields.block_length is None else fields.block_length,
+        threshold=fields.threshold if "threshold" in fields.model_fields_set else default_threshold,
+        max_denoising_steps=fields.max_denoising_steps,
+        remasking=remasking,
     )
 
 
@@ -136,6 +159,8 @@ def _param_of(error: RequestError, call: Call[Fields]) -> str | None:
     """The client's field for the field of the engine's request that an error names."""
     if error.param == "grammar" and call.grammar is not None:
         return call.grammar.param
+    if error.param == "prompt_logprobs":
+        return "echo"
     return call.fields.prompt_param if error.param == "prompt" else error.param
 
 

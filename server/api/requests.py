@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import ErrorDetails
 
-from engine.request import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
+from engine.request import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY, Remasking
 from server.api.fields import FieldFacts, Strict, invalid, take_known, unknown_parameter
 from server.api.structured_outputs import ResponseFormat, StructuredOutputs
 from server.generation.job import EndpointName
@@ -183,9 +183,12 @@ class GenerationRequest(Strict):
         FieldFacts(modes=("diffusion",), null_has_meaning=True),
         WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
     ] = None
-    """Diffusion: unmask at this confidence or above (0.9). null: an even schedule."""
+    """Diffusion: unmask at this confidence or above. Unset: the model's own. null: an even schedule."""
     max_denoising_steps: Annotated[int | None, DENOISES, WithJsonSchema({"type": "integer", "minimum": 1})] = None
     """Diffusion: most passes a block may take. Unset: the block's length."""
+    remasking: Annotated[Remasking | None, DENOISES] = None
+    """Diffusion: which masks a step unmasks first; GET /v1/models lists the values. Unset: the first; with a threshold,
+    the first that goes by confidence."""
     diffusing: bool = False
     """A stream in Mercury's form: each chunk holds the whole text so far, masks included."""
     response_format: ResponseFormat | None = None

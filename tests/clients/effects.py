@@ -211,6 +211,14 @@ def _threshold(asker: Asker) -> None:
     assert _passes(asker, threshold=0.3) < _passes(asker, threshold=1.0)
 
 
+def _remasking(asker: Asker) -> None:
+    """The built-in model has one order; what the other does is tested where a family has it."""
+    assert asker.text(remasking="low_confidence") == asker.text()
+    refused = asker.send(remasking="sequential")
+    assert refused.status_code == 400
+    assert "does not support remasking 'sequential'" in refused.json()["error"]["message"]
+
+
 def _max_denoising_steps(asker: Asker) -> None:
     assert _passes(asker, max_denoising_steps=2, threshold=None) < _passes(
         asker, max_denoising_steps=16, threshold=None
@@ -247,5 +255,6 @@ OF_SOME_MODES: dict[str, tuple[tuple[str, ...], Callable[[Asker], None]]] = {
     "block_length": (("speculative", "diffusion"), _block_length),
     "threshold": (("diffusion",), _threshold),
     "max_denoising_steps": (("diffusion",), _max_denoising_steps),
+    "remasking": (("diffusion",), _remasking),
 }
 """Fields that mean something in these modes; `auto` takes `block_length`, too, and chooses below it."""

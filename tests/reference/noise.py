@@ -31,6 +31,12 @@ def noise_word(seed: int, position: int, token: int) -> int:
     return mix(mix(token * 0x9E3779B9 + 1) ^ first, second)
 
 
+def step_uniform(seed: int, position: int, step: int) -> float:
+    """A uniform number in [0, 1) that belongs to one place at one denoising step."""
+    first, second = position_keys(seed, position)
+    return (mix(mix(step * 0x9E3779B9 + 0x6A09E667) ^ first, second) >> 8) / 2**24
+
+
 def noise_words(seed: int, position: int, vocab_size: int) -> np.ndarray:
     """`noise_word` of every token: [vocab_size] uint64, each below 2**32."""
     first, second = position_keys(seed, position)

@@ -16,9 +16,10 @@ from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import block_span, open_block, open_next_block, refined_block
 from engine.decoding.bound_blocks import BoundBlock, add_candidates, bound_row
 from engine.decoding.contract import DecodingPolicy
+from engine.decoding.orders import ranks_of, scheduled
 from engine.decoding.policies.autoregressive import exhausted_outcome, next_token_choices, next_token_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
-from engine.decoding.unmask import UnmaskState, count_settled, quota, select_unmask, with_certain
+from engine.decoding.unmask import PLAIN, DenoisingTraits, UnmaskState, count_settled, select_unmask, with_certain
 from engine.device.transfer import to_device
 from engine.models.spec import BlockStart
 from engine.sampling.sampler import Sampler
@@ -78,25 +79,37 @@ class Diffusion(DecodingPolicy):
         return outcome
 
 
-def denoise_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
-    """Chooses a token at every masked position and decides which of them settle. logits: [n, r, V]."""
+def denoise_choices(
+    sampler: Sampler, group: StepGroup, logits: torch.Tensor, traits: DenoisingTraits = PLAIN
+) -> Choices:
+    """Chooses a token at every masked position that a row of logits is for, and decides which of them settle.
+
+    logits: [n, r, V].
+    """
     device = logits.device
     blocks = [_block_of(span) for span in group.spans]
     seqs = [span.seq for span in group.spans]
-    masked = to_device([block.masked for block in blocks], device)
+    first = [_first_chosen(span, block, traits) for span, block in zip(group.spans, blocks, strict=True)]
+    rows = group.num_logits
+    masked = to_device([block.masked[j : j + rows] for j, block in zip(first, blocks, strict=True)], device)
     unsettled = to_device([_unsettled(block) for block in blocks], device)
-    positions = to_device(group.logit_positions(), device)
-    rows = [bound_row(seq, block) for seq, block in zip(seqs, blocks, strict=True)]
-    chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled, grammar_rows=rows)
+    places = group.logit_positions(int(traits.logit_shift))
+    positions = to_device(places, device)
+    bound = [bound_row(seq, block, j) for seq, block, j in zip(seqs, blocks, first, strict=True)]
+    chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled, grammar_rows=bound)
     confidences = chosen.log_probabilities().exp()
     masked[:, 0] &= ~to_device([block.awaits_anchor for block in blocks], device)
     thresholds = [
         seq.request.decoding.threshold if seq.request.decoding.threshold is not None else math.inf for seq in seqs
     ]
-    quotas = [quota(seq, block) for seq, block in zip(seqs, blocks, strict=True)]
-    state = UnmaskState(masked, to_device(thresholds, device, confidences.dtype), to_device(quotas, device))
-    if any(row is not None for row in rows):
-        state = with_certain(state, to_device([-1 if row is None else row for row in rows], device))
+    quotas = [scheduled(seq, block, traits.even_schedule) for seq, block in zip(seqs, blocks, strict=True)]
+    limits = to_device(thresholds, device, confidences.dtype)
+    if traits.strict_threshold:  # the next number is the least that is greater
+        limits = limits.nextafter(torch.full_like(limits, math.inf))
+    ranks = ranks_of(chosen, confidences, seqs, blocks, places)
+    state = UnmaskState(masked, limits, to_device(quotas, device), ranks)
+    if any(row is not None for row in bound):
+        state = with_certain(state, to_device([-1 if row is None else row for row in bound], device))
     unmask, remask = select_unmask(confidences, state)
     choices = Choices(chosen.token_ids, chosen.finite, confidences, unmask, remask)
     add_candidates(choices, sampler, chosen, seqs, positions)
@@ -111,6 +124,11 @@ def _block_of(span: Span) -> Block:
     return block
 
 
+def _first_chosen(span: Span, block: Block, traits: DenoisingTraits) -> int:
+    """The position in the block that the span's first row of logits chooses a token for."""
+    return span.start + span.logit_start + traits.logit_shift - block.start
+
+
 def _unsettled(block: Block) -> list[int]:
     """Unmasked tokens of the block that the sequence's own history does not hold yet, -1 elsewhere."""
     return [
@@ -119,24 +137,26 @@ def _unsettled(block: Block) -> list[int]:
     ]
 
 
-def denoise_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
+def denoise_outcome(span: Span, choices: HostChoices, i: int, traits: DenoisingTraits = PLAIN) -> StepOutcome:
     """Writes what was unmasked into the block; the leading tokens that are final by now have settled."""
     block = refined_block(span)
     if block is None or not choices.finite[i]:
         return StepOutcome(span, finite=choices.finite[i])
     tokens, confidences = choices.token_ids[i], choices.confidences[i]
-    bound = BoundBlock.of(span.seq, block, choices, i)
+    first = _first_chosen(span, block, traits)
+    bound = BoundBlock.of(span.seq, block, first, choices, i)
     if bound is not None and bound.is_exhausted(tokens):
         return exhausted_outcome(span, finite=True)
-    for j, unmask in enumerate(choices.unmask[i]):
+    for row, unmask in enumerate(choices.unmask[i]):
         if unmask:
-            block.token_ids[j], block.masked[j], block.confidences[j] = tokens[j], False, confidences[j]
-            logprob = read_logprob(span.seq, choices, i, j)
+            j = first + row
+            block.token_ids[j], block.masked[j], block.confidences[j] = tokens[row], False, confidences[row]
+            logprob = read_logprob(span.seq, choices, i, row)
             if logprob is not None:
                 block.logprobs[j] = logprob
     revocable = bool(choices.remask)
     if revocable:
-        for j, remask in enumerate(choices.remask[i]):
+        for j, remask in enumerate(choices.remask[i], first):
             if remask:
                 block.masked[j], block.confidences[j] = True, None
     block.steps += 1

@@ -1,7 +1,7 @@
-"""Prefill: the phase that encodes a prompt causally, in chunks, before the sequence's policy can plan.
+"""Prefill: the phase that encodes a prompt, in chunks, before the sequence's policy can plan.
 
-Also after a preemption, of everything that had settled. It is the same in every mode, because settled text is encoded
-causally whatever the mode.
+Also after a preemption, of everything that had settled. It is the same in every mode of a model, because settled text
+is encoded alike, causally or by blocks, whatever the mode.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from engine.batch import CAUSAL, Phase, Span, StepGroup
+from engine.batch import CAUSAL, KVLimits, Phase, Span, StepGroup
 from engine.decoding.contract import DecodingPolicy, GroupStep
 from engine.decoding.policies.autoregressive import next_token_choices, next_token_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome
@@ -27,13 +27,18 @@ SCORED_CHUNK = 128
 class Prefill(GroupStep):
     """Chunks of context, and the step of a chunk that asks for logits."""
 
-    def __init__(self, sampler: Sampler, policies: Mapping[str, DecodingPolicy]) -> None:
-        """policies: by mode; they say how much of a sequence has to be cached, and whether it needs an anchor."""
+    def __init__(self, sampler: Sampler, policies: Mapping[str, DecodingPolicy], block_length: int = 1) -> None:
+        """policies: by mode; they say how much of a sequence has to be cached, and whether it needs an anchor.
+
+        block_length: of the blocks that context is encoded by, each of which has to be run whole. 1: it is causal.
+        """
         self.sampler = sampler
+        self.block_length = block_length
+        self._limits = CAUSAL if block_length == 1 else KVLimits.block_ends(block_length)
         self._policies = policies
 
     def chunk(self, seq: Sequence, max_tokens: int) -> Span:
-        """The next chunk, at most `max_tokens` long.
+        """The next chunk, of whole blocks, at most `max_tokens` long: those are one block at least.
 
         Every token of a prompt that is scored needs a logit; of others only the last chunk's last one, and only if it
         chooses the anchor.
@@ -44,10 +49,10 @@ class Prefill(GroupStep):
             end = min(target, seq.num_cached + min(max_tokens, SCORED_CHUNK))
             first, num_logits = 0, end - seq.num_cached
         else:
-            end = min(target, seq.num_cached + max_tokens)
+            end = min(target, seq.num_cached + max_tokens // self.block_length * self.block_length)
             first, num_logits = end - seq.num_cached - 1, int(end == target and policy.needs_anchor(seq))
         return Span(
-            seq, Phase.PREFILL, seq.num_cached, seq.token_ids[seq.num_cached : end], CAUSAL,
+            seq, Phase.PREFILL, seq.num_cached, seq.token_ids[seq.num_cached : end], self._limits,
             num_logits=num_logits, logit_start=first,
         )  # fmt: skip
 

@@ -5,12 +5,25 @@ from __future__ import annotations
 from engine.config import EngineConfig
 from engine.decoding.contract import DecodingPolicy
 from engine.decoding.policies.autoregressive import Autoregressive
+from engine.decoding.policies.block_diffusion import BlockDiffusion
 from engine.decoding.policies.diffusion import Diffusion
 from engine.decoding.policies.infill import Infill
 from engine.decoding.policies.speculation import Auto, SelfSpeculation
+from engine.decoding.policies.whole import Whole, WholeInfill
+from engine.decoding.unmask import DenoisingTraits
 from engine.decoding.width import WidthController
+from engine.errors import ConfigError
 from engine.models.spec import ModelSpec
 from engine.sampling.sampler import Sampler
+
+
+def _make_diffusion(config: EngineConfig, spec: ModelSpec, sampler: Sampler) -> DecodingPolicy:
+    """The policy of mode `diffusion`, by the way in which the model encodes context."""
+    if spec.context_attention == "block_causal":
+        return BlockDiffusion(sampler, spec, shared_commit=config.shared_commit)
+    if spec.context_attention == "causal":
+        return Diffusion(sampler, spec.mask_token_id, block_start=spec.block_start, shared_commit=config.shared_commit)
+    raise ConfigError(f"No policy decodes a model whose context attention is {spec.context_attention}: {spec.family}.")
 
 
 def make_policies(
@@ -18,10 +31,18 @@ def make_policies(
 ) -> dict[str, DecodingPolicy]:
     """The policies of one engine by mode: each that the model supports, `infill` included where it can."""
     mask = spec.mask_token_id
+    if spec.sees_whole_text:
+        kinds = (Whole, WholeInfill)
+        return {kind.mode: kind(sampler, mask, DenoisingTraits.of(spec), config.context_cache) for kind in kinds}
+    if config.context_cache != "none":
+        raise ConfigError(
+            f"context_cache '{config.context_cache}' is for models that see the whole text in every pass; the model "
+            f"family {spec.family} does not."
+        )
     shared = config.shared_verify_below
     policies: list[DecodingPolicy] = [
         Autoregressive(sampler, mask),
-        Diffusion(sampler, mask, block_start=spec.block_start, shared_commit=config.shared_commit),
+        _make_diffusion(config, spec, sampler),
         SelfSpeculation(sampler, mask, controller, shared),
         Auto(sampler, mask, controller, shared),
         Infill(sampler, mask),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.models.decoder_config import DecoderConfig
 from engine.models.families.names import WeightNames
-from engine.models.files import ConfigFile
+from engine.models.files import ConfigFile, added_token_id
 from engine.models.rope import OPTIONAL_PARAMETERS, REQUIRED_PARAMETERS, QueryScaling, RopeConfig
 from engine.models.spec import ModelSpec
 
@@ -97,12 +98,18 @@ def read_rope_config(config: ConfigFile) -> RopeConfig:
     return RopeConfig(theta=theta, kind=kind, parameters=parameters, query_scaling=scaling)
 
 
-def read_end_tokens(config: ConfigFile, generation: ConfigFile, vocab_size: int) -> tuple[int, ...]:
+def read_end_tokens(
+    config: ConfigFile, generation: ConfigFile, vocab_size: int, turn_ends: Iterable[str] = ()
+) -> tuple[int, ...]:
     """Union of the end tokens of config.json and generation_config.json, in the order they are named.
 
+    turn_ends: what ends a turn of a chat where neither file says so; the first that the tokenizer has is one of them.
     Raises ModelLoadError for a bad one, naming the file that holds it.
     """
     found = [file.token_ids("eos_token_id", vocab_size) for file in (config, generation)]
+    turn_end = added_token_id(config.path.parent, turn_ends)
+    if turn_end is not None and turn_end < vocab_size:
+        found.append((turn_end,))
     return tuple(dict.fromkeys(token for ids in found for token in ids))
 
 
@@ -110,9 +117,14 @@ def _refuse_unsupported(config: ConfigFile, qkv_bias: bool) -> None:
     """Raises ModelLoadError for traits that change every logit and that nothing here implements."""
     if config.values.get("hidden_act", "silu") != "silu":
         raise config.error("hidden_act", "silu")
-    for key in ("sliding_window", "quantization_config", "num_local_experts"):
+    for key in ("quantization_config", "num_local_experts", "num_experts", "n_routed_experts"):
         if config.values.get(key) is not None:
             raise config.error(key, "null: it is not supported")
+    # Qwen's configs name a window that `use_sliding_window` switches off.
+    if config.values.get("sliding_window") is not None and config.flag("use_sliding_window", default=True):
+        raise config.error("sliding_window", "null, or use_sliding_window false: it is not supported")
+    if any(kind != "full_attention" for kind in config.values.get("layer_types") or ()):
+        raise config.error("layer_types", "full_attention in every layer")
     for key in ("mlp_bias",) if qkv_bias else ("attention_bias", "mlp_bias"):
         if config.flag(key, default=False):
             raise config.error(key, "false: biases are not part of this family")

@@ -68,3 +68,7 @@ class WeightNames:
     def is_ignored(self, name: str) -> bool:
         """Whether no loader needs this tensor of a checkpoint."""
         return name.endswith(self.ignored_suffixes)
+
+
+LLAMA_NAMES = WeightNames(body_prefixes=("model.",), heads=("lm_head.weight",))
+"""The names that transformers gives a Llama, a Qwen2 and a Qwen3."""

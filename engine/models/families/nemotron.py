@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from engine.models.families.description import ModelDescription, read_decoder_config, read_end_tokens
 from engine.models.families.names import WeightNames
+from engine.models.families.overrides import NO_OVERRIDES, Overrides, read_block_length, read_mask_token
 from engine.models.files import ConfigFile
 from engine.models.spec import ModelSpec
 
@@ -22,19 +23,18 @@ NAMES = WeightNames(
 )
 
 
-def describe_nemotron_labs_diffusion(config: ConfigFile, generation: ConfigFile) -> ModelDescription:
+def describe_nemotron_labs_diffusion(
+    config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES
+) -> ModelDescription:
     """config.json and generation_config.json -> description. Raises ModelLoadError naming file and key of a bad
     value."""
     decoder = read_decoder_config(config)
-    mask = config.token_id("mask_token_id", decoder.vocab_size)
-    if mask is None:
-        raise config.error("mask_token_id", "a token id")
     spec = ModelSpec(
         family="nemotron_labs_diffusion",
-        mask_token_id=mask,
+        mask_token_id=read_mask_token(config, decoder.vocab_size, overrides),
         pad_token_id=config.token_id("pad_token_id", decoder.vocab_size),
         bos_token_id=config.token_id("bos_token_id", decoder.vocab_size),
         end_token_ids=read_end_tokens(config, generation, decoder.vocab_size),
-        block_length=config.integer("block_size", minimum=2),
+        block_length=read_block_length(config, overrides, ["block_size"]),
     )
     return ModelDescription(config=decoder, spec=spec, names=NAMES, adapter_folder="linear_spec_lora")

@@ -1,31 +1,65 @@
-"""The model families by architecture, as config.json names it. What is not listed is refused."""
+"""The model families. What is not listed is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from engine.errors import ModelLoadError
 from engine.models.families.description import ModelDescription
+from engine.models.families.dream import describe_dream
+from engine.models.families.fast_dllm_v2 import describe_fast_dllm_v2
+from engine.models.families.llada import describe_llada
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
+from engine.models.families.overrides import NO_OVERRIDES, Overrides
+from engine.models.families.sdar import describe_sdar
+from engine.models.families.stable_diffcoder import describe_stable_diffcoder
 from engine.models.files import ConfigFile
 
-Describe = Callable[[ConfigFile, ConfigFile], ModelDescription]
-"""(config.json, generation_config.json) -> description."""
+Describe = Callable[[ConfigFile, ConfigFile, Overrides], ModelDescription]
+"""(config.json, generation_config.json, what the operator says) -> description."""
 
-FAMILIES: Mapping[str, Describe] = {
-    "NemotronLabsDiffusionModel": describe_nemotron_labs_diffusion,
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family: how its checkpoints are described, and the architectures by which config.json names it."""
+
+    describe: Describe
+    architectures: tuple[str, ...]
+
+
+FAMILIES: Mapping[str, Family] = {
+    "nemotron_labs_diffusion": Family(
+        describe=describe_nemotron_labs_diffusion, architectures=("NemotronLabsDiffusionModel",)
+    ),
+    "llada": Family(describe=describe_llada, architectures=("LLaDAModelLM",)),
+    "dream": Family(describe=describe_dream, architectures=("DreamModel",)),
+    "sdar": Family(describe=describe_sdar, architectures=("SDARForCausalLM",)),
+    "stable_diffcoder": Family(
+        describe=describe_stable_diffcoder, architectures=("StableDiffcoderForCausalLM", "SeedDiffcoderForCausalLM")
+    ),
+    "fast_dllm_v2": Family(describe=describe_fast_dllm_v2, architectures=("Fast_dLLM_QwenForCausalLM",)),
 }
-"""By architecture, as config.json names it."""
+"""By the name that the option `model_family` gives it."""
 
 
-def describe_model(config: ConfigFile, generation: ConfigFile) -> ModelDescription:
-    """Describes a checkpoint by its first known architecture. Raises ModelLoadError naming what was asked for and what
-    exists; never runs code that a checkpoint brings."""
+def describe_model(config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES) -> ModelDescription:
+    """Describes a checkpoint as one of the operator's family, else by its first known architecture.
+
+    Raises ModelLoadError naming what was asked for and what exists; never runs code that a checkpoint brings.
+    """
+    if overrides.family is not None:
+        if overrides.family not in FAMILIES:
+            raise ModelLoadError(f"model_family must be one of {', '.join(FAMILIES)}, not {overrides.family!r}.")
+        return FAMILIES[overrides.family].describe(config, generation, overrides)
     architectures = config.values.get("architectures")
     if not isinstance(architectures, list) or not architectures:
-        raise config.error("architectures", "a list with the model's architecture")
+        raise config.error("architectures", "a list with the model's architecture (or give --model-family)")
+    known = {name: family for family in FAMILIES.values() for name in family.architectures}
     for architecture in architectures:
-        if isinstance(architecture, str) and architecture in FAMILIES:
-            return FAMILIES[architecture](config, generation)
-    asked, known = ", ".join(map(str, architectures)), ", ".join(FAMILIES)
-    raise ModelLoadError(f"{config.path}: architecture {asked} is not supported. Supported: {known}.")
+        if isinstance(architecture, str) and architecture in known:
+            return known[architecture].describe(config, generation, overrides)
+    raise ModelLoadError(
+        f"{config.path}: architecture {', '.join(map(str, architectures))} is not supported. "
+        f"Supported: {', '.join(known)}. --model-family ({', '.join(FAMILIES)}) says what else it is, if you know."
+    )

@@ -15,6 +15,9 @@ async def prepare(call: Call[ChatRequest], model: ServedModel, limits: Limits) -
     check_num_choices(1, fields.n, limits.max_choices)
     prompt = await model.encode_chat([message.for_template() for message in fields.messages])
     context, clip = model.info.max_model_len, limits.clip_max_tokens
-    max_tokens = fit_max_tokens(fields.wanted_max_tokens, context, len(prompt), model, clip=clip)
-    request = with_prompt(request_template(call, model), prompt, max_tokens, call, model)
+    template = request_template(call, model)
+    max_tokens = fit_max_tokens(
+        fields.wanted_max_tokens, context, len(prompt), model, clip=clip, block_length=template.decoding.block_length
+    )
+    request = with_prompt(template, prompt, max_tokens, call, model)
     return make_job(call, model, [(request, Echo())])

@@ -6,7 +6,15 @@ from functools import partial
 
 from server.api.call import Call
 from server.api.completions.request import DEFAULT_MAX_TOKENS, CompletionRequest
-from server.api.prepare import Limits, check_num_choices, fit_max_tokens, make_job, request_template, with_prompt
+from server.api.prepare import (
+    ANSWER_LENGTH,
+    Limits,
+    check_num_choices,
+    fit_max_tokens,
+    make_job,
+    request_template,
+    with_prompt,
+)
 from server.generation.job import Echo, Job
 from server.http.errors import BadRequest
 from server.text.served_model import ServedModel, run_encoding
@@ -18,12 +26,19 @@ async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Lim
     check_num_choices(len(prompts), fields.n, limits.max_choices)
     encoded = await _encode(prompts, model)
     suffix = await _encode_suffix(fields, model)
-    template = request_template(call, model, suffix=suffix, prompt_logprobs=_prompt_logprobs(call))
+    template = request_template(
+        call, model, suffix=suffix, prompt_logprobs=_prompt_logprobs(call, model.info.decodings)
+    )
     clip = limits.clip_max_tokens and suffix is None  # a gap has exactly the length that was asked for
+    default, block_length = DEFAULT_MAX_TOKENS, template.decoding.block_length
+    if suffix is not None:
+        block_length = 1
+    elif model.info.sees_whole_text:
+        default = ANSWER_LENGTH
     requests = []
     for ids in encoded:
         given = len(ids) + len(suffix or ())
-        max_tokens = fit_max_tokens(fields.max_tokens, DEFAULT_MAX_TOKENS, given, model, clip=clip)
+        max_tokens = fit_max_tokens(fields.max_tokens, default, given, model, clip=clip, block_length=block_length)
         requests.append(with_prompt(template, ids, max_tokens, call, model))
     # Only now are the prompts' ids known to be of the vocabulary.
     echoes = [await _echo(fields, index, ids, model) for index, ids in enumerate(encoded)]
@@ -46,15 +61,19 @@ async def _encode_suffix(fields: CompletionRequest, model: ServedModel) -> list[
     return suffix
 
 
-def _prompt_logprobs(call: Call[CompletionRequest]) -> int | None:
-    """Likeliest tokens to list beside each token of an echoed prompt; None: the prompt is not scored."""
+def _prompt_logprobs(call: Call[CompletionRequest], decodings: tuple[str, ...]) -> int | None:
+    """Likeliest tokens to list beside each token of an echoed prompt; None: the prompt is not scored.
+
+    decodings: the modes of the model.
+    """
     fields = call.fields
     if not fields.echo or (fields.logprobs is None and fields.max_tokens != 0):
         return None
     if fields.logprobs is not None and call.decoding == "diffusion":
+        other = "use 'ar', or " if "ar" in decodings else ""
         message = (
             "'echo' with 'logprobs' scores the prompt token by token, each given those before it, which is not how "
-            "decoding 'diffusion' chooses tokens: use 'ar', or leave out 'echo' or 'logprobs'."
+            f"decoding 'diffusion' chooses tokens: {other}leave out 'echo' or 'logprobs'."
         )
         raise BadRequest(message, "echo", "unsupported_parameter")
     return fields.logprobs or 0

@@ -15,9 +15,9 @@ import torch
 
 from tests.conftest import MakeEngine
 from tests.engine.decoding.harness import SAMPLINGS, agrees, answer_to
+from tests.reference.denoising.structured_loops import structured_diffusion
 from tests.reference.grammars import CLOSING, GRAMMARS, compiled, text_of
 from tests.reference.loops import Task
-from tests.reference.structured_loops import structured_diffusion
 from tests.reference.transformer import ReferenceModel
 
 SCHEDULES: list[dict[str, Any]] = [

@@ -15,6 +15,7 @@ from engine.models.families import registry
 from engine.models.families.description import ConfigKeys, ModelDescription
 from engine.models.families.names import WeightNames
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
+from engine.models.families.overrides import Overrides
 from engine.models.files import ConfigFile
 from engine.models.loader import load_model
 from tests.reference.checkpoints import Tensors, write_checkpoint, write_weights
@@ -119,12 +120,13 @@ def test_a_family_with_other_names_is_told_of_its_own(tmp_path: Path, monkeypatc
     """An operator would be told to set a key that this family's config.json does not have."""
     names = WeightNames(body_prefixes=("encoder.",), heads=("out.weight",), body={"wte.weight": "embed_tokens.weight"})
 
-    def describe(config: ConfigFile, generation: ConfigFile) -> ModelDescription:
-        known = describe_nemotron_labs_diffusion(config, generation)
+    def describe(config: ConfigFile, generation: ConfigFile, overrides: Overrides) -> ModelDescription:
+        known = describe_nemotron_labs_diffusion(config, generation, overrides)
         keys = ConfigKeys(tied_head="weight_tying")
         return ModelDescription(config=known.config, spec=known.spec, names=names, keys=keys)
 
-    monkeypatch.setattr(registry, "FAMILIES", {"MadeUpModel": describe})
+    made_up = registry.Family(describe=describe, architectures=("MadeUpModel",))
+    monkeypatch.setattr(registry, "FAMILIES", {"made_up": made_up})
     directory = write_checkpoint(tmp_path, architectures=["MadeUpModel"], tie_word_embeddings=True)
     tensors = stored(directory)
     embedding = tensors.pop(EMBEDDING)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.sampling.noise import gumbel_noise, noise_bits, to_gumbel, to_gumbel_on_host
+from engine.sampling.noise import gumbel_noise, noise_bits, step_uniforms, to_gumbel, to_gumbel_on_host
 from tests.reference import noise as reference
 
 EULER = 0.5772156649015329
@@ -168,3 +168,25 @@ def test_successive_choices_are_independent() -> None:
     observed = np.bincount(chosen[:-1] * 3 + chosen[1:], minlength=9)
     expected = np.outer(np.exp(logits), np.exp(logits)).ravel() * (len(chosen) - 1)
     assert abs(chi_square(observed, expected)) < 4
+
+
+def test_uniforms_of_steps_are_those_of_an_independent_implementation() -> None:
+    """Random orders of unmasking: a text would not be that of its seed on another machine or after an upgrade."""
+    positions = [0, 1, 31, 4096, 2**20]
+    for seed in SEEDS:
+        for step in (0, 1, 7, 1023):
+            ours = step_uniforms(seed, np.array(positions), step)
+            assert ours.tolist() == [reference.step_uniform(seed, position, step) for position in positions]
+
+
+def test_uniforms_of_steps_are_uniform_and_independent_of_step_position_and_token_noise() -> None:
+    """A random order that favours some positions would be another sampler than the published one."""
+    places = np.arange(20_000)
+    draws = [step_uniforms(seed, places, step) for seed, step in ((0, 0), (0, 1), (1, 0))]
+    for drawn in draws:
+        counts = np.histogram(drawn, bins=64, range=(0.0, 1.0))[0]
+        assert abs(chi_square(counts, np.full(64, len(places) / 64))) < 5
+        assert abs(correlation(drawn[1:], drawn[:-1])) < 5
+    tokens = noise([0], places.tolist(), 1)[0, :, 0]
+    for other in (draws[1], draws[2], tokens):
+        assert abs(correlation(draws[0], other)) < 5

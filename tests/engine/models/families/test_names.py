@@ -14,6 +14,7 @@ from engine.models.families import registry
 from engine.models.families.description import ConfigKeys, ModelDescription, read_decoder_config
 from engine.models.families.names import WeightNames
 from engine.models.families.nemotron import NAMES, describe_nemotron_labs_diffusion
+from engine.models.families.overrides import Overrides
 from engine.models.files import ConfigFile
 from engine.models.loader import load_model
 from tests.reference.checkpoints import Tensors, tiny_config, write_checkpoint
@@ -48,8 +49,8 @@ def renamed(tensors: Tensors) -> Tensors:
     return found
 
 
-def describe(config: ConfigFile, generation: ConfigFile) -> ModelDescription:
-    published = describe_nemotron_labs_diffusion(config, generation)
+def describe(config: ConfigFile, generation: ConfigFile, overrides: Overrides) -> ModelDescription:
+    published = describe_nemotron_labs_diffusion(config, generation, overrides)
     return ModelDescription(config=published.config, spec=published.spec, names=RENAMED)
 
 
@@ -58,7 +59,8 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, 
     """The same weights in the published layout and in the made-up family's."""
     published = write_checkpoint(tmp_path / "published")
     other = write_checkpoint(tmp_path / "other", architectures=["MadeUpModel"])
-    monkeypatch.setattr(registry, "FAMILIES", {**registry.FAMILIES, "MadeUpModel": describe})
+    made_up = registry.Family(describe=describe, architectures=("MadeUpModel",))
+    monkeypatch.setattr(registry, "FAMILIES", {**registry.FAMILIES, "made_up": made_up})
     ordered = sorted(load_file(published / "model.safetensors").items(), key=_fused_order)
     save_file(renamed(dict(ordered)), other / "model.safetensors")
     return published, other

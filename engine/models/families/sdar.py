@@ -1,0 +1,47 @@
+"""SDAR (dense): a Qwen3 decoder whose context is encoded by blocks of 4, 8, 16, 32 or 64 tokens.
+
+Sources: JetLM's published checkpoints (config.json, tensor names) and SDAR's `generate.py`. The published config.json
+names neither the mask, which is the tokenizer's `<|MASK|>`, nor the block length, which is told by the checkpoint's
+name alone.
+"""
+
+from __future__ import annotations
+
+from engine.errors import ModelLoadError
+from engine.models.families.description import ModelDescription, read_decoder_config, read_end_tokens
+from engine.models.families.names import LLAMA_NAMES
+from engine.models.families.overrides import NO_OVERRIDES, Overrides, read_block_length, read_mask_token
+from engine.models.files import ConfigFile
+from engine.models.spec import ModelSpec
+
+TRAINED_LENGTHS = (4, 8, 16, 32, 64)
+WHICH_LENGTH = " (4 for SDAR-...-Chat, 8 for -b8, and so on)"
+
+
+def describe_sdar(config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES) -> ModelDescription:
+    """config.json and generation_config.json -> description. Raises ModelLoadError naming file and key of a bad
+    value."""
+    decoder = read_decoder_config(config, qk_norm=True)
+    block_length = read_block_length(config, overrides, ["block_size", "block_length"], hint=WHICH_LENGTH)
+    if block_length not in TRAINED_LENGTHS and overrides.family is None:
+        raise ModelLoadError(
+            f"{config.path}: SDAR's checkpoints have blocks of {', '.join(map(str, TRAINED_LENGTHS))} tokens, not "
+            f"{block_length}. Other families name the same architecture; if this is SDAR, give --model-family sdar."
+        )
+    spec = ModelSpec(
+        family="sdar",
+        mask_token_id=read_mask_token(config, decoder.vocab_size, overrides, ["<|MASK|>"]),
+        pad_token_id=config.token_id("pad_token_id", decoder.vocab_size),
+        bos_token_id=config.token_id("bos_token_id", decoder.vocab_size),
+        end_token_ids=read_end_tokens(config, generation, decoder.vocab_size),
+        block_length=block_length,
+        context_attention="block_causal",
+        block_start="tail",
+        has_causal_head=False,
+        can_infill=False,
+        remaskings=("low_confidence", "sequential"),
+        default_threshold=0.85,
+        strict_threshold=True,
+        even_schedule="block",
+    )
+    return ModelDescription(config=decoder, spec=spec, names=LLAMA_NAMES)
