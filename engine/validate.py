@@ -24,9 +24,6 @@ from engine.request import (
     SamplingParams,
 )
 
-DENOISED = ("diffusion", "infill")
-"""Modes that choose tokens with others still masked before them: no grammar can bind those."""
-
 
 def check_request(request: Request, info: EngineInfo) -> None:
     """Raises RequestError for a request that could never be served."""
@@ -42,7 +39,7 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check_sampling(request, info)
     _check_infill(request, info)
     if request.grammar is not None:
-        check_grammar_mode(request.decoding.mode, info.decodings)
+        check_grammar_mode(request.decoding.mode)
         check_grammar_size(request.grammar)
 
 
@@ -65,18 +62,14 @@ def _check_denoising_steps(request: Request) -> None:
         )
 
 
-def check_grammar_mode(mode: str, decodings: Iterable[str], field: str = "grammar") -> None:
-    """A grammar binds only answers whose tokens are chosen in order.
+def check_grammar_mode(mode: str, field: str = "grammar") -> None:
+    """A grammar binds answers that settle from their beginning on, up to an end that is theirs to choose.
 
-    decodings: the modes that a client can name. field: the name of the request's field that asks for the grammar.
+    field: the name of the request's field that asks for the grammar.
     """
-    if mode not in DENOISED:
-        return
-    exact = [name for name in decodings if name not in DENOISED]
-    hint = f"use one of: {', '.join(exact)}" if exact else "this model has no other mode"
-    infill = "with a 'suffix', which is filled in by diffusion"
-    what = infill if mode == "infill" else f"with decoding 'diffusion': {hint}"
-    raise RequestError(f"'{field}' cannot be used {what}.", field, "unsupported_parameter")
+    if mode == "infill":
+        message = f"'{field}' cannot be used with a 'suffix': the length of what is filled in is given."
+        raise RequestError(message, field, "unsupported_parameter")
 
 
 def check_grammar_size(grammar: Grammar) -> None:

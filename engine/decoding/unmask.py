@@ -44,6 +44,8 @@ class UnmaskState(NamedTuple):
     """[n] int64: fewest positions to unmask."""
     ranks: torch.Tensor | None = None
     """[n, r]: of the positions that the quota unmasks, the highest come first. None: the confidences."""
+    certain: torch.Tensor | None = None
+    """[n, r] bool: positions that are unmasked beside the candidates, whatever the rule says. None: there is none."""
 
 
 class Unmasking(NamedTuple):
@@ -67,7 +69,19 @@ def select_unmask(confidences: torch.Tensor, state: UnmaskState) -> Unmasking:
     rank = torch.empty_like(order)
     rank.scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
     chosen = (confidences >= state.thresholds[:, None]) | (rank < state.quotas[:, None])
-    return Unmasking(candidates & chosen)
+    unmask = candidates & chosen
+    return Unmasking(unmask if state.certain is None else unmask | state.certain)
+
+
+def with_certain(state: UnmaskState, rows: torch.Tensor) -> UnmaskState:
+    """The state in which one candidate of each block is unmasked for certain, and counts towards the quota.
+
+    rows: [n] int64, the candidate's position; -1 where there is none.
+    """
+    positions = torch.arange(state.candidates.shape[1], device=rows.device)
+    certain = positions == rows[:, None]
+    quotas = (state.quotas - certain.any(dim=1).to(state.quotas.dtype)).clamp(min=0)
+    return state._replace(candidates=state.candidates & ~certain, quotas=quotas, certain=certain)
 
 
 def quota(seq: Sequence, block: Block, schedule: EvenSchedule = "remaining") -> int:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from engine.request import Decoding, Mode
 from server.api.fields import check_modes
 from server.api.requests import GenerationRequest
-from server.api.structured_outputs import check_stop_tokens, refuse_denoised_grammar, requested_grammar
+from server.api.structured_outputs import check_stop_tokens, refuse_infilled_grammar, requested_grammar
 from server.generation.job import RequestedGrammar
 from server.text.served_model import ServedModel
 
@@ -36,7 +36,8 @@ def validate(fields: Fields, model: ServedModel) -> Call[Fields]:
     check_modes(fields.model_fields_set, type(fields).model_fields, decoding, infill=fields.infills)
     grammar = requested_grammar(fields.response_format, fields.structured_outputs)
     if grammar is not None:
-        refuse_denoised_grammar(grammar.param, decoding, model.info.decodings, infill=fields.infills)
+        if fields.infills:
+            refuse_infilled_grammar(grammar.param)
         check_stop_tokens(grammar, fields.stop_token_ids, model.tokenizer)
     mode: Mode = "infill" if fields.infills and decoding in ("auto", "diffusion") else decoding
     return Call(fields, decoding, mode, grammar)

@@ -192,9 +192,9 @@ class GenerationRequest(Strict):
     diffusing: bool = False
     """A stream in Mercury's form: each chunk holds the whole text so far, masks included."""
     response_format: ResponseFormat | None = None
-    """Text, JSON, or JSON of a schema. Not with diffusion."""
+    """Text, JSON, or JSON of a schema. Not with a suffix."""
     structured_outputs: StructuredOutputs | None = None
-    """A regular expression, a choice, or a JSON schema. Not with diffusion."""
+    """A regular expression, a choice, or a JSON schema. Not with a suffix."""
 
     @property
     def infills(self) -> bool:

@@ -179,7 +179,6 @@ def test_infill_where_the_model_cannot() -> None:
 @pytest.mark.parametrize(
     ("grammar", "fields", "part"),
     [
-        (regex("a"), {"mode": "diffusion"}, "ar, speculative, auto"),
         (regex("a"), {"mode": "infill", "suffix_token_ids": [40]}, "suffix"),
         (regex(""), {}, "1 to"),
         (regex("a" * (MAX_REGEX_LENGTH + 1)), {}, str(MAX_REGEX_LENGTH)),
@@ -187,7 +186,7 @@ def test_infill_where_the_model_cannot() -> None:
     ],
 )
 def test_a_grammar_that_can_never_be_followed(grammar: Grammar, fields: dict[str, Any], part: str) -> None:
-    """Diffusion would ignore the schema without a word, or a huge one would be copied about before it is refused."""
+    """An infill would ignore the form without a word, or a huge one would be copied about before it is refused."""
     error = refusal(grammar=grammar, **fields)
     assert error.param == "grammar"
     assert part in str(error)

@@ -7,7 +7,7 @@ agree on, they agree on for two reasons. An *anchor* is a token already chosen w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,11 +69,19 @@ class Run:
         """The answer as the user gets it: without the end token."""
         return self.answer[:-1] if self.reason == "stop" else self.answer
 
-    def choose(self, logits: np.ndarray, position: int, unsettled: Sequence[int] = (), end: bool = True) -> Choice:
-        """unsettled: further tokens of the history. end: whether end tokens may be chosen once `min_tokens` allow."""
-        banned = set(self.model.banned_ids) | self.barred_ids
-        if not end or position < len(self.task.prompt) + self.task.sampling.min_tokens:
-            banned |= self.end_ids
+    def choose(
+        self,
+        logits: np.ndarray,
+        position: int,
+        unsettled: Sequence[int] = (),
+        end: bool = True,
+        allowed: Collection[int] | None = None,
+    ) -> Choice:
+        """unsettled: further tokens of the history. end: whether end tokens may be chosen once `min_tokens` allow.
+        allowed: the only tokens that may be chosen."""
+        banned = self.banned(position, end)
+        if allowed is not None:
+            banned |= set(range(len(logits))) - set(allowed)
         return choose(
             logits,
             self.task.sampling,
@@ -82,6 +90,13 @@ class Run:
             prompt=self.task.prompt,
             generated=[*self.answer, *unsettled],
         )
+
+    def banned(self, position: int, end: bool = True) -> set[int]:
+        """Tokens that are never chosen at a position."""
+        banned = set(self.model.banned_ids) | self.barred_ids
+        if not end or position < len(self.task.prompt) + self.task.sampling.min_tokens:
+            banned |= self.end_ids
+        return banned
 
     def record(self, margin: float) -> None:
         self.margins.append((len(self.answer), margin))
@@ -97,9 +112,9 @@ class Run:
         elif not self.remaining:
             self.reason = "length"
 
-    def next_token(self, ids: list[int]) -> int:
+    def next_token(self, ids: list[int], allowed: Collection[int] | None = None) -> int:
         """A causal pass over `ids`; its last logit chooses the next token, which settles."""
-        choice = self.choose(self.model.causal(ids)[-1], self.model.num_cached)
+        choice = self.choose(self.model.causal(ids)[-1], self.model.num_cached, allowed=allowed)
         self.record(choice.margin)
         self.settle(choice.token, choice.logprobs)
         return choice.token
