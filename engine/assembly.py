@@ -64,6 +64,7 @@ def load_parts(config: EngineConfig) -> EngineParts:
         device=device,
         max_positions=config.max_model_len,
         quantization=config.quantization,
+        draft_quantization=config.draft_quantization,
     )
     return assemble(config, model, device)
 
@@ -186,6 +187,7 @@ def make_info(
         device=str(pool.device),
         num_parameters=model.decoder.num_parameters,
         quantization=config.quantization,
+        draft_quantization=config.draft_quantization,
         storage=model.decoder.storage.layers,
         weight_bytes=model.decoder.num_bytes,
         device_bandwidth=speed.bandwidth,

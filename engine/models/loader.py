@@ -53,13 +53,15 @@ def load_model(
     device: torch.device,
     max_positions: int | None = None,
     quantization: str = "none",
+    draft_quantization: str = "none",
 ) -> LoadedModel:
     """Loads a checkpoint; no code of its own is ever run.
 
     load_format: `dummy` fills the shape of config.json with seeded random weights; nothing else need exist.
     dtype: None means the checkpoint's own on a GPU; on a CPU bfloat16 if that is the checkpoint's and the processor
     multiplies it natively, else float32: other half types are many times slower there.
-    quantization: `none`, or how the matrices are stored, a key of LINEARS.
+    quantization: `none`, or how the matrices are stored, a key of LINEARS. draft_quantization: the same of a further
+    copy of the layers' matrices, for passes that only draft; `none`: there is no such copy.
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
     """
@@ -73,12 +75,12 @@ def load_model(
     config = description.config
     positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
     dtype = dtype or _own_dtype(config_file, device)
-    storage = choose_storage(config, dtype, device, quantization)
+    storage = choose_storage(config, dtype, device, quantization, draft_quantization)
     files = {} if load_format == "dummy" else find_weight_files(directory)
     try:
         decoder = Decoder(config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage)
     except ValueError as error:  # a shape that a storage does not take
-        raise ModelLoadError(f"quantization {quantization} does not fit this model: {error}.") from error
+        raise ModelLoadError(f"A quantization does not fit this model: {error}.") from error
     except RuntimeError as error:  # torch's out-of-memory errors, on a CPU and on a GPU
         raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
     if load_format == "dummy":
@@ -118,15 +120,20 @@ def _fill_decoder(decoder: Decoder, files: Mapping[str, Path], description: Mode
             )
 
 
-def choose_storage(config: DecoderConfig, dtype: torch.dtype, device: torch.device, quantization: str) -> Storage:
+def choose_storage(
+    config: DecoderConfig, dtype: torch.dtype, device: torch.device, quantization: str, draft_quantization: str
+) -> Storage:
     """How the matrices of a model are stored. Raises ModelLoadError for what cannot run on the device."""
+    for name in (quantization, draft_quantization):
+        if name != "none":
+            check_quantization(name, device)
+    draft = None if draft_quantization == "none" else draft_quantization
     if quantization != "none":
-        check_quantization(quantization, device)
-        return Storage.quantized(quantization)
+        return Storage.quantized(quantization, draft)
     hidden, inner = config.hidden_size, config.intermediate_size
     shapes = [(config.q_dim + 2 * config.kv_dim, hidden), (hidden, config.q_dim), (2 * inner, hidden), (hidden, inner)]
     best = choose_float_storage(shapes, dtype, device)
-    return Storage(best, best)
+    return Storage(best, best, draft)
 
 
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:
