@@ -70,6 +70,8 @@ def load_parts(config: EngineConfig) -> EngineParts:
         overrides=Overrides(
             family=config.model_family, block_length=config.block_length, mask_token_id=config.mask_token_id
         ),
+        quantization=config.quantization,
+        draft_quantization=config.draft_quantization,
     )
     return assemble(config, model, device)
 
@@ -135,8 +137,9 @@ def measure_speed(config: EngineConfig, model: LoadedModel, device: torch.device
     """The device's speed over as much memory as a pass reads of the weights; zeros where nothing is to be measured."""
     if not config.calibration_seconds:
         return UNMEASURED
-    dtype = model.decoder.dtype
-    return measure_device_speed(device, dtype, WorkCounter(model.decoder, dtype.itemsize).weight_bytes)
+    decoder = model.decoder
+    counter = WorkCounter(decoder, decoder.dtype.itemsize)
+    return measure_device_speed(device, decoder.dtype, counter.weight_bytes, decoder.storage.layers)
 
 
 def captures(config: EngineConfig, device: torch.device) -> bool:
@@ -215,6 +218,10 @@ def make_info(
         dtype=str(pool.dtype).removeprefix("torch."),
         device=str(pool.device),
         num_parameters=model.decoder.num_parameters,
+        quantization=config.quantization,
+        draft_quantization=config.draft_quantization,
+        storage=model.decoder.storage.layers,
+        weight_bytes=model.decoder.num_bytes,
         device_bandwidth=speed.bandwidth,
         device_rate=speed.rate,
     )

@@ -49,6 +49,11 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(least=0)
 
 
+Quantization = Literal["none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128", "fp8"]
+
+DraftQuantization = Literal["none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128"]
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the engine process. Lengths and capacities are in tokens unless the name says otherwise."""
 
@@ -63,7 +68,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     mask_token_id: Annotated[int | None, NOT_NEGATIVE] = None
     """Id of the model's mask token, where neither config.json nor the tokenizer says it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU, float32 on a CPU."""
+    """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU; on a CPU bfloat16 where the checkpoint
+    says so and the processor multiplies it natively (avx512_bf16 or AMX), else float32."""
+    quantization: Quantization = "none"
+    """Weights quantized while they are loaded. `int8`: 8-bit weights by channel and activations by token, the fastest
+    on a CPU. `int8-weights`, `int4-weights`: weights alone, on a CPU, for less memory and for `ar` (4 bits in groups of
+    32, or as named; the output head in 8). `fp8`: weights by channel and activations by token, on NVIDIA GPUs from
+    compute capability 8.9, so far never run on one."""
+    draft_quantization: DraftQuantization = "none"
+    """A further, narrower copy of the weights for passes that only draft. Verification uses the full ones, so answers
+    stay the same. For few requests at once: in a pass that others' prompts or verifications share, drafts use the full
+    weights, too. `shared_verify_below` counts as 0 with it."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto`: the first GPU, or the CPU where there is none."""
     kernels: Literal["torch", "triton"] = "torch"
@@ -116,6 +131,12 @@ def check_config(config: EngineConfig, places: Mapping[str, str] | None = None) 
     places: where options were set, by name, for messages; those that kept their default are not in it.
     """
     check_ranges(config, places)
+    if config.draft_quantization != "none" and config.draft_quantization == config.quantization:
+        where = _where(places, "quantization", "draft_quantization")
+        raise ConfigError(
+            f"draft_quantization ({config.draft_quantization}) is how all weights are quantized: leave it out, or "
+            f"choose a narrower one{where}."
+        )
     widest = max(2 * config.max_block_length, config.max_infill_window)
     # A quarter of the budget is kept for prompts while any wait; what remains must hold the widest single span pair.
     if config.max_batch_tokens - config.max_batch_tokens // 4 < widest:
@@ -194,6 +215,13 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     device: str
     num_parameters: int
+    quantization: str = "none"
+    """Of the weights; see EngineConfig."""
+    draft_quantization: str = "none"
+    storage: str = "dense"
+    """How the layers' matrices are stored: a name of engine.models.linear.storages."""
+    weight_bytes: int = 0
+    """Bytes of all weights as they are stored, the embedding included."""
     device_bandwidth: float = 0.0
     """Memory bandwidth of the device in bytes a second, measured at start-up; 0: not measured."""
     device_rate: float = 0.0

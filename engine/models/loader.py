@@ -17,6 +17,8 @@ from engine.models.families.description import ModelDescription
 from engine.models.families.overrides import NO_OVERRIDES, Overrides
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, is_present
+from engine.models.linear.choice import choose_float_storage, has_native_bfloat16
+from engine.models.linear.storages import Storage, check_quantization
 from engine.models.spec import ModelSpec
 from engine.models.weights import fill_from_files, fill_with_random, find_weight_files, holds_the_same
 
@@ -52,11 +54,16 @@ def load_model(
     device: torch.device,
     max_positions: int | None = None,
     overrides: Overrides = NO_OVERRIDES,
+    quantization: str = "none",
+    draft_quantization: str = "none",
 ) -> LoadedModel:
     """Loads a checkpoint; no code of its own is ever run.
 
     load_format: `dummy` fills the shape of config.json with seeded random weights; nothing else need exist.
-    dtype: None means the checkpoint's own, but float32 on a CPU, where half types are many times slower.
+    dtype: None means the checkpoint's own on a GPU; on a CPU bfloat16 if that is the checkpoint's and the processor
+    multiplies it natively, else float32: other half types are many times slower there.
+    quantization: `none`, or how the matrices are stored, a key of LINEARS. draft_quantization: the same of a further
+    copy of the layers' matrices, for passes that only draft; `none`: there is no such copy.
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
     overrides: what the operator says of the model; it goes before what its files say.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
@@ -71,9 +78,12 @@ def load_model(
     config = description.config
     positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
     dtype = dtype or _own_dtype(config_file, device)
+    storage = choose_storage(config, dtype, device, quantization, draft_quantization)
     files = {} if load_format == "dummy" else find_weight_files(directory)
     try:
-        decoder = Decoder(config, dtype=dtype, device=device, num_positions=positions, adapter=adapter)
+        decoder = Decoder(config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage)
+    except ValueError as error:  # a shape that a storage does not take
+        raise ModelLoadError(f"A quantization does not fit this model: {error}.") from error
     except RuntimeError as error:  # torch's out-of-memory errors, on a CPU and on a GPU
         raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
     if load_format == "dummy":
@@ -113,11 +123,28 @@ def _fill_decoder(decoder: Decoder, files: Mapping[str, Path], description: Mode
             )
 
 
+def choose_storage(
+    config: DecoderConfig, dtype: torch.dtype, device: torch.device, quantization: str, draft_quantization: str
+) -> Storage:
+    """How the matrices of a model are stored. Raises ModelLoadError for what cannot run on the device."""
+    for name in (quantization, draft_quantization):
+        if name != "none":
+            check_quantization(name, device)
+    draft = None if draft_quantization == "none" else draft_quantization
+    if quantization != "none":
+        return Storage.quantized(quantization, draft)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    shapes = [(config.q_dim + 2 * config.kv_dim, hidden), (hidden, config.q_dim), (2 * inner, hidden), (hidden, inner)]
+    best = choose_float_storage(shapes, dtype, device)
+    return Storage(best, best, draft)
+
+
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:
-    if device.type == "cpu":
-        return torch.float32
     key = "dtype" if config.values.get("dtype") is not None else "torch_dtype"
     name = config.values.get(key)
+    if device.type == "cpu":
+        stored = isinstance(name, str) and name.removeprefix("torch.") == "bfloat16"
+        return torch.bfloat16 if stored and has_native_bfloat16() else torch.float32
     if name is None:
         return torch.bfloat16
     if not isinstance(name, str) or name.removeprefix("torch.") not in DTYPES:

@@ -116,7 +116,10 @@ class Service:
         self.grammars = GrammarChecker(info, directory)
         self.model = await _in_thread(load, self.name, info, directory)
         self.loaded.set()
-        text = f"model loaded: {self.name}, {info.dtype} on {info.device}, context of {info.max_model_len} tokens"
+        weights = "" if info.quantization == "none" else f", {info.quantization} weights"
+        text = (
+            f"model loaded: {self.name}, {info.dtype}{weights} on {info.device}, context of {info.max_model_len} tokens"
+        )
         if info.context_cache != "none":
             text += f"; answers are approximate: context cache '{info.context_cache}'"
         fields = {"model": self.name, **msgspec.to_builtins(info)}

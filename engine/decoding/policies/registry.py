@@ -39,7 +39,8 @@ def make_policies(
             f"context_cache '{config.context_cache}' is for models that see the whole text in every pass; the model "
             f"family {spec.family} does not."
         )
-    shared = config.shared_verify_below
+    # A shared pass is multiplied by the full weights: narrower ones draft in passes of their own.
+    shared = config.shared_verify_below if config.draft_quantization == "none" else 0
     policies: list[DecodingPolicy] = [
         Autoregressive(sampler, mask),
         _make_diffusion(config, spec, sampler),
