@@ -183,6 +183,7 @@ def make_info(
         dtype=str(pool.dtype).removeprefix("torch."),
         device=str(pool.device),
         num_parameters=model.decoder.num_parameters,
+        quantization=model.quantization,
         device_bandwidth=speed.bandwidth,
         device_rate=speed.rate,
     )

@@ -169,6 +169,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     device: str
     num_parameters: int
+    quantization: str = ""
+    """What a quantized checkpoint's weights are and what became of them, in words; empty for plain ones."""
     device_bandwidth: float = 0.0
     """Memory bandwidth of the device in bytes a second, measured at start-up; 0: not measured."""
     device_rate: float = 0.0

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 
+from engine.models.quantized.weight import QuantizedWeight
+
 
 class Target(ABC):
     """One tensor that a checkpoint must bring, and the place in the model that it fills."""
@@ -21,6 +23,10 @@ class Target(ABC):
     @abstractmethod
     def load(self, tensor: torch.Tensor) -> None:
         """Stores a tensor of this shape, of any floating type."""
+
+    def load_quantized(self, weight: QuantizedWeight) -> None:
+        """Stores a matrix that a checkpoint brings quantized: as it is where the storage can hold it, else expanded."""
+        self.load(weight.dequantize())
 
     @abstractmethod
     def values(self) -> torch.Tensor:

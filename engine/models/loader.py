@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,8 @@ from engine.models.decoder_config import DecoderConfig
 from engine.models.families.description import ModelDescription
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, is_present
+from engine.models.quantized.matrices import StoredMatrices, find_matrices
+from engine.models.quantized.registry import describe_quantization
 from engine.models.spec import ModelSpec
 from engine.models.weights import fill_from_files, fill_with_random, find_weight_files, holds_the_same
 
@@ -41,6 +42,8 @@ class LoadedModel:
     decoder: Decoder
     spec: ModelSpec
     config: DecoderConfig
+    quantization: str = ""
+    """What the checkpoint's weights are, and what became of them, in words; empty for plain ones."""
 
 
 def load_model(
@@ -65,6 +68,7 @@ def load_model(
     description = describe_model(config_file, generation)
     adapter_directory = _find_adapter(directory, description)
     adapter = None if adapter_directory is None else _read_adapter(adapter_directory)
+    quantization = describe_quantization(config_file)
     config = description.config
     positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
     dtype = dtype or _own_dtype(config_file, device)
@@ -75,35 +79,41 @@ def load_model(
         raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
     if load_format == "dummy":
         fill_with_random({**decoder.targets(), **decoder.adapter_targets()}, device)
-    else:
-        _fill_decoder(decoder, files, description)
-        if adapter_directory is not None:
-            names = description.names
-            adapter_files = find_weight_files(adapter_directory, "adapter_model")
-            fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
-    return LoadedModel(decoder, description.spec, config)
+        return LoadedModel(decoder, description.spec, config)
+    matrices = find_matrices(quantization, files) if quantization is not None else StoredMatrices({}, files)
+    _fill_decoder(decoder, matrices, description)
+    if adapter_directory is not None:
+        names = description.names
+        adapter_files = find_weight_files(adapter_directory, "adapter_model")
+        fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
+    return LoadedModel(decoder, description.spec, config, _in_words(matrices, dtype))
 
 
-def _fill_decoder(decoder: Decoder, files: Mapping[str, Path], description: ModelDescription) -> None:
+def _in_words(matrices: StoredMatrices, dtype: torch.dtype) -> str:
+    """What was quantized, and that it no longer is; empty where nothing was."""
+    return f"{matrices} are expanded to {str(dtype).removeprefix('torch.')}" if matrices.by_name else ""
+
+
+def _fill_decoder(decoder: Decoder, matrices: StoredMatrices, description: ModelDescription) -> None:
     """Loads the model's own weights. Where the head is the embedding, a checkpoint may store either, or both alike."""
     names, targets = description.names, decoder.targets()
-    wanted = {name: path for name, path in files.items() if not names.is_ignored(name)}
+    wanted = {name: path for name, path in matrices.places().items() if not names.is_ignored(name)}
     heads: dict[str, Path] = {}
     if description.config.tied_head:
         heads = {name: path for name, path in wanted.items() if names.decoder_names(name) == (HEAD,)}
     own = {name: path for name, path in wanted.items() if name not in heads}
-    decoder_names = names.decoder_names
-    if heads and not any(EMBEDDING in decoder_names(name) for name in own):
+    stand_in = None
+    if heads and not any(EMBEDDING in names.decoder_names(name) for name in own):
         # Writers that store a shared tensor once keep the name that sorts first: often the head's.
         stand_in = next(iter(heads))
         own[stand_in] = heads.pop(stand_in)
-        fill_from_files(
-            targets, own, lambda name: (EMBEDDING,) if name == stand_in else decoder_names(name), names.published_name
-        )
-    else:
-        fill_from_files(targets, own, decoder_names, names.published_name)
+
+    def wanted_by(name: str) -> tuple[str, ...]:
+        return (EMBEDDING,) if name == stand_in else names.decoder_names(name)
+
+    fill_from_files(targets, own, wanted_by, names.published_name, matrices)
     for name, path in heads.items():
-        if not holds_the_same(path, name, targets[EMBEDDING]):
+        if name in matrices.by_name or not holds_the_same(path, name, targets[EMBEDDING]):
             raise ModelLoadError(
                 f"{path}: {name} differs from the embedding, but config.json says that the two are one: set "
                 f"{description.keys.tied_head} to false there if this is the model's own head, or remove the tensor."

@@ -117,6 +117,8 @@ class Service:
         self.model = await _in_thread(load, self.name, info, directory)
         self.loaded.set()
         text = f"model loaded: {self.name}, {info.dtype} on {info.device}, context of {info.max_model_len} tokens"
+        if info.quantization:
+            text += f"; {info.quantization}"
         fields = {"model": self.name, **msgspec.to_builtins(info)}
         logger.info("model loaded", extra={"fields": fields, "text": text})
 

@@ -110,7 +110,7 @@ def _refuse_unsupported(config: ConfigFile, qkv_bias: bool) -> None:
     """Raises ModelLoadError for traits that change every logit and that nothing here implements."""
     if config.values.get("hidden_act", "silu") != "silu":
         raise config.error("hidden_act", "silu")
-    for key in ("sliding_window", "quantization_config", "num_local_experts"):
+    for key in ("sliding_window", "num_local_experts"):
         if config.values.get(key) is not None:
             raise config.error(key, "null: it is not supported")
     for key in ("mlp_bias",) if qkv_bias else ("attention_bias", "mlp_bias"):
