@@ -97,12 +97,13 @@ def packed(
     return stored, found.matrix
 
 
-def int8(matrix: torch.Tensor, *, symmetric: bool = True) -> Written:
-    """compressed-tensors' int-quantized, a scale a row."""
-    found = round_to(matrix, 8, matrix.shape[1], torch.bfloat16, symmetric)
-    stored = {"weight": torch.from_numpy(found.numbers - 128).to(torch.int8), "weight_scale": found.scales}
+def in_bytes(matrix: torch.Tensor, *, bits: int = 8, group: int = 0, symmetric: bool = True) -> Written:
+    """compressed-tensors' int-quantized: an element a byte. group 0: a scale a row."""
+    found = round_to(matrix, bits, group or matrix.shape[1], torch.bfloat16, symmetric)
+    middle = 1 << (bits - 1)
+    stored = {"weight": torch.from_numpy(found.numbers - middle).to(torch.int8), "weight_scale": found.scales}
     if not symmetric:
-        stored["weight_zero_point"] = torch.from_numpy(found.zeros - 128).to(torch.int8)
+        stored["weight_zero_point"] = torch.from_numpy(found.zeros - middle).to(torch.int8)
     return stored, found.matrix
 
 
@@ -206,9 +207,12 @@ FP8 = {"quant_method": "fp8", "fmt": "e4m3", "modules_to_not_convert": ["diffusi
 MODELOPT = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["diffusion_head"]}
 
 FORMATS: dict[str, Format] = {
-    "ct-int8": Format(int8, compressed("int-quantized", _int(8), TOKEN)),
+    "ct-int8": Format(in_bytes, compressed("int-quantized", _int(8), TOKEN)),
     "ct-int8-asymmetric": Format(
-        lambda m: int8(m, symmetric=False), compressed("int-quantized", _int(8, symmetric=False), TOKEN)
+        lambda m: in_bytes(m, symmetric=False), compressed("int-quantized", _int(8, symmetric=False), TOKEN)
+    ),
+    "ct-int4-in-bytes": Format(
+        lambda m: in_bytes(m, bits=4, group=16), compressed("int-quantized", _int(4, 16), TOKEN)
     ),
     "ct-int8-packed": Format(lambda m: packed(m, bits=8), compressed("pack-quantized", _int(8))),
     "ct-int8-groups": Format(lambda m: packed(m, bits=8, group=16), compressed("pack-quantized", _int(8, 16))),

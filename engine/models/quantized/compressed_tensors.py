@@ -18,7 +18,7 @@ from engine.models.quantized.scheme import (
 
 METHOD = "compressed-tensors"
 LAYOUT_OF: dict[str, tuple[LayoutName, str, tuple[int, ...]]] = {
-    "int-quantized": ("plain", "int", (8,)),
+    "int-quantized": ("plain", "int", (4, 8)),
     "float-quantized": ("plain", "float", (8,)),
     "naive-quantized": ("plain", "", (8,)),
     "pack-quantized": ("packed", "int", (4, 8)),

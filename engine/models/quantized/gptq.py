@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from engine.models.files import ConfigFile
 from engine.models.quantized.fields import choice, columns, names, refuse
-from engine.models.quantized.scheme import CheckpointQuantization, ModuleNames, QuantizationScheme, SchemeGroup
+from engine.models.quantized.scheme import (
+    CheckpointQuantization,
+    ModuleNames,
+    QuantizationScheme,
+    SchemeGroup,
+    bad_pattern,
+)
 
 
 def describe_gptq(config: ConfigFile) -> CheckpointQuantization:
@@ -34,7 +40,10 @@ def _skipped(config: ConfigFile) -> ModuleNames:
     for pattern in patterns:
         if section is not None and not pattern.startswith("-:"):
             raise section.error(pattern, "left out: other settings for some modules are not supported")
-    return ModuleNames(tuple("re:" + pattern.removeprefix("-:") for pattern in patterns))
+    skipped = tuple("re:" + pattern.removeprefix("-:") for pattern in patterns)
+    if bad_pattern(skipped) is not None:
+        raise config.error("dynamic", "regular expressions after -: or +:")
+    return ModuleNames(skipped)
 
 
 def describe_awq(config: ConfigFile) -> CheckpointQuantization:

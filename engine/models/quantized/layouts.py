@@ -78,9 +78,12 @@ class Layout:
 
 
 def _read_plain(parts: Parts) -> QuantizedWeight:
-    """`weight`, an element a byte."""
+    """`weight`, an element a byte, also if it has fewer bits."""
     dtype = torch.int8 if parts.scheme.kind == "int" else torch.float8_e4m3fn
     values = parts.get("weight", parts.shape, dtype)
+    limit = 1 << (parts.scheme.bits - 1)
+    if limit < 128 and (int(values.min()) < -limit or int(values.max()) >= limit):
+        raise parts.error(f"weight has elements from {int(values.min())} to {int(values.max())}")
     zeros = None
     if "weight_zero_point" in parts.tensors:
         if dtype != torch.int8:

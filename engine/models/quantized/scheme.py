@@ -118,6 +118,6 @@ def bad_pattern(patterns: Sequence[str]) -> str | None:
         if pattern.startswith("re:"):
             try:
                 re.compile(pattern.removeprefix("re:"))
-            except re.error:
+            except (re.error, OverflowError, RecursionError):
                 return pattern
     return None

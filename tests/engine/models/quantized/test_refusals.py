@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from engine.errors import ModelLoadError
@@ -46,7 +48,7 @@ def refusal(config: Any) -> str:
         (compressed("nvfp4-pack-quantized", {"num_bits": 4, "type": "float"}), "not 'nvfp4-pack-quantized'"),
         (compressed("marlin-24", INT8), "format must be"),
         (compressed("dense", INT8), "format must be"),
-        (compressed("int-quantized", {**INT8, "num_bits": 4}), "num_bits must be 8, not 4"),
+        (compressed("int-quantized", {**INT8, "num_bits": 6}), "num_bits must be 4 or 8, not 6"),
         (compressed("int-quantized", FP8_ROWS), "type must be 'int', not 'float'"),
         (compressed("pack-quantized", {**INT8, "num_bits": 3}), "num_bits must be 4 or 8, not 3"),
         (compressed("pack-quantized", {**INT8, "strategy": "tensor_group"}), "strategy must be"),
@@ -68,6 +70,7 @@ def refusal(config: Any) -> str:
         (gptq_config(group_size=0), "group_size must be an integer of at least 1"),
         (gptq_config(checkpoint_format="marlin"), "checkpoint_format must be 'gptq' or 'gptq_v2', not 'marlin'"),
         (gptq_config(pack_dtype="int8"), "pack_dtype must be 'int32'"),
+        (gptq_config(dynamic={"-:(": {}}), "dynamic must be regular expressions"),
         (gptq_config(dynamic={"+:.*down.*": {"bits": 8}}), "+:.*down.* must be left out: other settings for some"),
         ({**AWQ, "version": "gemv"}, "version must be 'gemm', not 'gemv'"),
         ({**AWQ, "bits": 8}, "bits must be 4, not 8"),
@@ -82,6 +85,40 @@ def refusal(config: Any) -> str:
 )  # fmt: skip
 def test_an_unknown_scheme_is_named(config: Any, message: str) -> None:
     assert message in refusal(config)
+
+
+@st.composite
+def damaged_configs(draw: st.DrawFn) -> Any:
+    """A good config with one value, at any depth, replaced."""
+    config = json.loads(json.dumps(draw(st.sampled_from([form.config for form in FORMATS.values() if form.config]))))
+    place = config
+    while True:
+        key = draw(st.sampled_from(list(place)))
+        if not isinstance(place[key], dict) or not place[key] or draw(st.booleans()):
+            break
+        place = place[key]
+    scalars = st.none() | st.booleans() | st.integers(-2, 300) | st.floats() | st.text(max_size=5)
+    place[key] = draw(
+        scalars
+        | st.sampled_from(["re:(", "re:a{999999999999}", "-:(", "channel", "block", "tensor", "gptq_v2"])
+        | st.lists(scalars, max_size=3)
+        | st.dictionaries(st.sampled_from(["-:(", "weights", "type", "format"]), scalars, max_size=2)
+    )
+    return config
+
+
+@given(damaged_configs())
+def test_a_damaged_config_is_read_or_refused_in_one_line(config: Any) -> None:
+    """An operator would meet a traceback that names neither file nor key."""
+    refused = ""
+    try:
+        found = describe_quantization(ConfigFile(Path("config.json"), {"quantization_config": config}))
+    except ModelLoadError as error:
+        refused = str(error)
+    else:
+        assert found is not None
+        found.scheme_of("encoder.layers.0.mlp.up_proj")
+    assert "\n" not in refused
 
 
 def test_the_shape_alone_is_read_whatever_the_quantization() -> None:
@@ -134,6 +171,7 @@ def put(suffix: str, value: torch.Tensor) -> Change:
         ("ct-int8", put("weight", torch.ones(48, 32)), f"{UP}weight is stored as float32; int8 a scale a row needs"),
         ("ct-int8", put("weight", torch.ones(32, 48, dtype=torch.int8)), "makes it (48, 32)"),
         ("ct-int8-asymmetric", drop("weight_zero_point"), "it is not symmetric, and has no weight_zero_point"),
+        ("ct-int4-in-bytes", put("weight", torch.full((48, 32), 8).to(torch.int8)), "weight has elements from 8 to 8"),
         ("ct-int4", put("weight_shape", torch.tensor([48, 40])), "weight_shape is (48, 40)"),
         ("ct-int4", put("weight", torch.ones(48, 32)), "are both the weight of encoder.layers.1.mlp.up_proj"),
         ("ct-int4-groups", put("weight_scale", torch.ones(48, 1)), "weight_scale has shape (48, 1)"),
