@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, Quantization
 from engine.engine import Engine
 from engine.errors import ConfigError
 
@@ -35,6 +36,9 @@ def add_command(
     parser.add_argument("--model", default="builtin", help="model directory, or builtin (default)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--dtype", default="auto", help="auto (default), float32, bfloat16, float16, float64")
+    parser.add_argument(
+        "--quantization", choices=typing.get_args(Quantization), default="auto", help="of the weights (default auto)"
+    )
     parser.add_argument("--threads", type=int, default=None, help="torch threads on a CPU")
     parser.add_argument("--core", type=int, default=None, help="run on this CPU core only, with one thread (Linux)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the figures to this file")
@@ -52,7 +56,14 @@ def add_shared_commit(parser: argparse.ArgumentParser) -> None:
 def engine_config(args: argparse.Namespace, **fields: Any) -> EngineConfig:
     """The configuration that the common options describe; `fields` are added."""
     threads = 1 if args.core is not None else args.threads
-    return EngineConfig(model=args.model, device=args.device, dtype=args.dtype, threads=threads, **fields)
+    return EngineConfig(
+        model=args.model,
+        device=args.device,
+        dtype=args.dtype,
+        quantization=args.quantization,
+        threads=threads,
+        **fields,
+    )
 
 
 def load_engine(args: argparse.Namespace, load_format: Literal["auto", "dummy"] = "auto", **fields: Any) -> Engine:
@@ -82,6 +93,8 @@ def machine(engine: Engine) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "dtype": engine.info.dtype,
+        "quantization": engine.info.quantization,
+        "storage": engine.info.storage,
         "torch": torch.__version__,
     }
 

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from bench.pass_times import time_forward, without_graphs, wrapped
 from engine.batch import BatchPlan
 from engine.engine import Engine
+from engine.models.linear.gathered import GatheredLinear
 
 PARTS = ("projections", "attention", "norms", "elementwise", "head", "host")
 """`attention` is its preparation, writing and gathering KV, scores and sums; `elementwise` is embedding, RoPE, SiLU."""
@@ -136,6 +137,10 @@ def _metering(engine: Engine, timer: Timer) -> Iterator[None]:
         return forward
 
     with ExitStack() as stack:
+        for layer in device_pass.decoder.layers:
+            for linear in layer.linears:
+                if isinstance(linear, GatheredLinear):  # the product and what prepares its rows
+                    stack.enter_context(wrapped(linear, "product", whole("projections")))
         stack.enter_context(wrapped(device_pass.attention, "prepare", as_part("attention")))
         stack.enter_context(wrapped(device_pass.attention, "forward", whole("attention")))
         for name in ("rotate", "silu_mul"):  # kernels are no torch calls

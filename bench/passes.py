@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     # Widths of speculation are not chosen here: nothing to calibrate for.
     engine = options.load_engine(args, load_format=args.load_format, calibration_seconds=0.0)
     counter = counter_of(engine)
-    speed = measure_device_speed(engine.device, engine.runner.decoder.dtype, counter.weight_bytes)
+    speed = measure_device_speed(engine.device, engine.runner.decoder.dtype, counter.weight_bytes, engine.info.storage)
     kinds = [kind for kind in pass_kinds(args) if kind.fits(engine)]
     rows = pass_figures(engine, kinds, time_passes(engine, kinds, args.repeats), speed)
     hosts = [figures.figures() for figures in host_times(engine, args.cycles)]

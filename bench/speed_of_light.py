@@ -23,6 +23,7 @@ from engine.models.decoder import Decoder
 from engine.models.decoder_config import DecoderConfig
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, model_directory
+from engine.models.linear.storages import Storage
 from engine.models.loader import DTYPES
 
 SCHEMA = "lightcone-bench-light/1"
@@ -52,16 +53,17 @@ def run(args: argparse.Namespace) -> int:
     if args.floors_only:
         device, dtype, config = _read(args)
         # Enough to be counted, and no memory taken.
-        shapes = Decoder(config, dtype=dtype, device=torch.device("meta"), num_positions=1)
+        storage = Storage() if args.quantization in ("auto", "none") else Storage.quantized(args.quantization)
+        shapes = Decoder(config, dtype=dtype, device=torch.device("meta"), num_positions=1, storage=storage)
         counter = WorkCounter(shapes, dtype.itemsize)
-        speed = _speed(args, device, dtype, counter)
+        speed = _speed(args, device, dtype, counter, shapes.storage.layers)
         rows = [floor_figures(cell, counter.count(canvas_shape(*cell)), speed) for cell in cells]
         _print(args.model, counter, speed, rows)
         options.save(args.json, _report(args, counter, speed, rows, {}))
         return 0
     engine = options.load_engine(args, load_format="dummy", calibration_seconds=0.0)
     counter = counter_of(engine)
-    speed = _speed(args, engine.device, engine.runner.decoder.dtype, counter)
+    speed = _speed(args, engine.device, engine.runner.decoder.dtype, counter, engine.info.storage)
     rows = [measured_figures(engine, cell, speed, args.repeats) for cell in cells if pass_kind(*cell).fits(engine)]
     _print(args.model, counter, speed, rows)
     machine = options.machine(engine) | {"clock": clock_for(engine.device).name}
@@ -122,9 +124,11 @@ def _read(args: argparse.Namespace) -> tuple[torch.device, torch.dtype, DecoderC
     return resolve_device(args.device), dtype, describe_model(file, generation).config
 
 
-def _speed(args: argparse.Namespace, device: torch.device, dtype: torch.dtype, counter: WorkCounter) -> DeviceSpeed:
+def _speed(
+    args: argparse.Namespace, device: torch.device, dtype: torch.dtype, counter: WorkCounter, storage: str
+) -> DeviceSpeed:
     if args.speed is None:
-        return measure_device_speed(device, dtype, counter.weight_bytes)
+        return measure_device_speed(device, dtype, counter.weight_bytes, storage)
     bandwidth, rate = args.speed
     return DeviceSpeed(bandwidth * 1e9, rate * 1e12)
 

@@ -23,6 +23,7 @@ from engine.measure.calibration import measure_costs
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, WorkCounter
 from engine.models.files import model_directory
+from engine.models.linear.storages import FLOAT_STORAGES
 from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.runner.device_pass import DevicePass
 from engine.runner.kernels import KERNELS, Kernels, make_kernels
@@ -63,6 +64,7 @@ def load_parts(config: EngineConfig) -> EngineParts:
         dtype=DTYPES.get(config.dtype),
         device=device,
         max_positions=config.max_model_len,
+        quantization=config.quantization,
     )
     return assemble(config, model, device)
 
@@ -112,8 +114,9 @@ def measure_speed(config: EngineConfig, model: LoadedModel, device: torch.device
     """The device's speed over as much memory as a pass reads of the weights; zeros where nothing is to be measured."""
     if not config.calibration_seconds:
         return UNMEASURED
-    dtype = model.decoder.dtype
-    return measure_device_speed(device, dtype, WorkCounter(model.decoder, dtype.itemsize).weight_bytes)
+    decoder = model.decoder
+    counter = WorkCounter(decoder, decoder.dtype.itemsize)
+    return measure_device_speed(device, decoder.dtype, counter.weight_bytes, decoder.storage.layers)
 
 
 def captures(config: EngineConfig, device: torch.device) -> bool:
@@ -183,7 +186,10 @@ def make_info(
         dtype=str(pool.dtype).removeprefix("torch."),
         device=str(pool.device),
         num_parameters=model.decoder.num_parameters,
-        quantization=model.quantization,
+        quantization="none" if model.decoder.storage.layers in FLOAT_STORAGES else model.decoder.storage.layers,
+        storage=model.decoder.storage.layers,
+        weight_bytes=model.decoder.num_bytes,
+        published=model.published,
         device_bandwidth=speed.bandwidth,
         device_rate=speed.rate,
     )

@@ -49,6 +49,11 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(least=0)
 
 
+Quantization = Literal[
+    "auto", "none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128", "fp8"
+]
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the engine process. Lengths and capacities are in tokens unless the name says otherwise."""
 
@@ -57,7 +62,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy`: random weights for a config.json alone, to measure any size without a checkpoint."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU, float32 on a CPU."""
+    """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU; on a CPU bfloat16 where the checkpoint
+    says so and the processor multiplies it natively (avx512_bf16 or AMX), else float32."""
+    quantization: Quantization = "auto"
+    """How matrices are stored. `auto`: a quantized checkpoint's as they come, where they can be multiplied so, else in
+    `dtype`, like plain ones. `none`: always in `dtype`. The others quantize while they load. `int8`: 8-bit weights by
+    channel and activations by token, the fastest on a CPU. `int8-weights`, `int4-weights`: weights alone, on a CPU, for
+    less memory and for `ar` (4 bits in groups of 32, or as named; the output head in 8). `fp8`: weights by channel and
+    activations by token, on NVIDIA GPUs from compute capability 8.9, so far never run on one."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto`: the first GPU, or the CPU where there is none."""
     kernels: Literal["torch", "triton"] = "torch"
@@ -169,8 +181,14 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     device: str
     num_parameters: int
-    quantization: str = ""
-    """What a quantized checkpoint's weights are and what became of them, in words; empty for plain ones."""
+    quantization: str = "none"
+    """Of the weights; see EngineConfig."""
+    storage: str = "dense"
+    """How the layers' matrices are stored: a name of engine.models.linear.storages."""
+    weight_bytes: int = 0
+    """Bytes of all weights as they are stored, the embedding included."""
+    published: str = ""
+    """What a quantized checkpoint brings and how it is stored, in words; empty for plain weights."""
     device_bandwidth: float = 0.0
     """Memory bandwidth of the device in bytes a second, measured at start-up; 0: not measured."""
     device_rate: float = 0.0

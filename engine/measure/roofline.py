@@ -23,7 +23,8 @@ class DeviceSpeed(NamedTuple):
     bandwidth: float
     """Bytes a second."""
     rate: float
-    """Floating-point operations a second in matrix products of the model's dtype; a multiply-add is two."""
+    """Operations a second in matrix products of the model's dtype, or of its quantized weights if those are faster; a
+    multiply-add is two."""
 
 
 class Work(NamedTuple):
@@ -114,8 +115,7 @@ class WorkCounter:
         """kv_itemsize: bytes an element of K and V."""
         config, layers = decoder.config, decoder.layers
         matrices = [matrix for layer in layers for matrix in layer.linears]
-        updates = [layer.output_update for layer in layers if layer.output_update is not None]
-        adapters = [matrix for update in updates for matrix in (update.down, update.up)]
+        adapters = [matrix for layer in layers for matrix in layer.adapter_linears]
         norms = [decoder.norm, *(norm for layer in layers for norm in layer.norms)]
         self._matrices = Work(sum(m.num_bytes for m in matrices), sum(m.operations for m in matrices))
         self._adapters = Work(sum(m.num_bytes for m in adapters), sum(m.operations for m in adapters))

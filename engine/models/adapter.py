@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.models.linear import LINEARS, Target
+from engine.models.linear.base import Target
+from engine.models.linear.dense import DenseLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,8 @@ class LowRankUpdate:
     """The update up @ down of one matrix [outputs, inputs]."""
 
     def __init__(self, rank: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> None:
-        make = LINEARS["dense"]
-        self.down = make({"lora_A": rank}, inputs, dtype, device, False)
-        self.up = make({"lora_B": outputs}, rank, dtype, device, False)
+        self.down = DenseLinear.empty({"lora_A": rank}, inputs, dtype, device)
+        self.up = DenseLinear.empty({"lora_B": outputs}, rank, dtype, device)
 
     def add_to(self, total: torch.Tensor, x: torch.Tensor, scale: torch.Tensor) -> None:
         """Adds the update's product, in place. total: [T, outputs]; x: [T, inputs]; scale: [T, 1], 0 where it does not

@@ -20,7 +20,9 @@ from engine.models.adapter import DraftAdapter
 from engine.models.decoder_config import DecoderConfig
 from engine.models.elementwise import Elementwise
 from engine.models.layer import Layer
-from engine.models.linear import LINEARS, DenseLinear, Linear, Target, TensorTarget
+from engine.models.linear.base import Linear, SharedTarget, Target, TensorTarget
+from engine.models.linear.dense import DenseLinear
+from engine.models.linear.storages import FLOAT_STORAGES, LINEARS, Storage
 from engine.models.rope import RotaryTable
 
 
@@ -35,9 +37,9 @@ class Decoder:
         device: torch.device,
         num_positions: int,
         adapter: DraftAdapter | None = None,
-        storage: str = "dense",
+        storage: Storage | None = None,
     ) -> None:
-        """num_positions: positions below it may occur in a batch. storage: of the layers' matrices, a key of LINEARS.
+        """num_positions: positions below it may occur in a batch. storage: of the matrices; None: dense.
 
         On the device `meta` it takes no memory: enough to count its parameters and the work of its passes.
         """
@@ -45,26 +47,36 @@ class Decoder:
         self.adapter = adapter
         self.dtype = dtype
         self.device = device
+        self.storage = storage or Storage()
         # By rows: they are looked up.
         self.embedding = torch.empty((config.vocab_size, config.hidden_size), dtype=dtype, device=device)
         self.head = self._make_head()
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
-        self.layers = [Layer(config, dtype, device, adapter, storage) for _ in range(config.num_layers)]
+        self.layers = [Layer(config, dtype, device, adapter, self.storage.layers) for _ in range(config.num_layers)]
         self.elementwise = Elementwise(config.rms_norm_eps, dtype, device)
         self.rope = RotaryTable(config.rope, config.head_dim, num_positions, dtype, device)
 
     def _make_head(self) -> Linear:
         parts = {"lm_head": self.config.vocab_size}
-        if self.config.tied_head:
+        if self.shares_head:
             return DenseLinear(parts, self.embedding)
-        return LINEARS["dense"](parts, self.config.hidden_size, self.dtype, self.device, False)
+        return LINEARS[self.storage.head](parts, self.config.hidden_size, self.dtype, self.device, False)
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether the head is the embedding's own memory: one that is tied, and not quantized.
+
+        A packed copy of a tied head would be faster, and double the memory of the largest matrix; a quantized one is
+        smaller than what it replaces in a pass.
+        """
+        return self.config.tied_head and self.storage.head in FLOAT_STORAGES
 
     def targets(self) -> dict[str, Target]:
         """Every tensor that a checkpoint must bring, under transformers' Llama-like names."""
-        named: dict[str, Target] = {
-            "embed_tokens.weight": TensorTarget(self.embedding),
-            "norm.weight": TensorTarget(self.norm),
-        }
+        embedding: Target = TensorTarget(self.embedding)
+        if self.config.tied_head and not self.shares_head:
+            embedding = SharedTarget(embedding, *self.head.targets().values())
+        named = {"embed_tokens.weight": embedding, "norm.weight": TensorTarget(self.norm)}
         if not self.config.tied_head:
             named |= self.head.targets()
         for index, layer in enumerate(self.layers):
@@ -87,6 +99,16 @@ class Decoder:
     def num_parameters(self) -> int:
         """Parameters of the model without its draft adapter."""
         return sum(math.prod(target.shape) for target in self.targets().values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights as they are stored: the embedding (a head that is the same memory once), the head, the
+        layers with their draft adapters."""
+        tensors = [self.embedding, self.norm, *(norm for layer in self.layers for norm in layer.norms)]
+        linears = [matrix for layer in self.layers for matrix in (*layer.linears, *layer.adapter_linears)]
+        if not self.shares_head:
+            linears.append(self.head)
+        return sum(tensor.nbytes for tensor in tensors) + sum(linear.num_bytes for linear in linears)
 
     def forward(
         self, batch: ForwardBatch, attention: AttentionBackend, elementwise: Elementwise | None = None

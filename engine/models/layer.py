@@ -10,7 +10,8 @@ import torch
 from engine.models.adapter import DraftAdapter, LowRankUpdate
 from engine.models.decoder_config import DecoderConfig
 from engine.models.elementwise import Elementwise
-from engine.models.linear import LINEARS, Linear, Target, TensorTarget
+from engine.models.linear.base import Linear, Target, TensorTarget
+from engine.models.linear.storages import LINEARS
 from engine.models.rope import Rotation
 
 
@@ -80,6 +81,11 @@ class Layer:
     def linears(self) -> tuple[Linear, ...]:
         """The matrices that every pass reads: without a draft adapter's."""
         return self.qkv, self.output, *self.mlp.linears
+
+    @property
+    def adapter_linears(self) -> tuple[Linear, ...]:
+        """The matrices of the draft adapter; none without one."""
+        return () if self.output_update is None else (self.output_update.down, self.output_update.up)
 
     @property
     def norms(self) -> tuple[torch.Tensor, ...]:

@@ -15,6 +15,9 @@ from engine.models.decoder_config import DecoderConfig
 from engine.models.families.description import ModelDescription
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, is_present
+from engine.models.linear.choice import choose_float_storage, has_native_bfloat16
+from engine.models.linear.storages import FLOAT_STORAGES, Storage, check_quantization
+from engine.models.quantized.kept import NOTHING_KEPT, KeptSchemes, kept_schemes, storage_that_keeps
 from engine.models.quantized.matrices import StoredMatrices, find_matrices
 from engine.models.quantized.registry import describe_quantization
 from engine.models.spec import ModelSpec
@@ -42,8 +45,8 @@ class LoadedModel:
     decoder: Decoder
     spec: ModelSpec
     config: DecoderConfig
-    quantization: str = ""
-    """What the checkpoint's weights are, and what became of them, in words; empty for plain ones."""
+    published: str = ""
+    """What a quantized checkpoint brings and how it is stored, in words; empty for plain weights."""
 
 
 def load_model(
@@ -53,11 +56,15 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device,
     max_positions: int | None = None,
+    quantization: str = "auto",
 ) -> LoadedModel:
     """Loads a checkpoint; no code of its own is ever run.
 
     load_format: `dummy` fills the shape of config.json with seeded random weights; nothing else need exist.
-    dtype: None means the checkpoint's own, but float32 on a CPU, where half types are many times slower.
+    dtype: None means the checkpoint's own on a GPU; on a CPU bfloat16 if that is the checkpoint's and the processor
+    multiplies it natively, else float32: other half types are many times slower there.
+    quantization: how matrices are stored, a key of LINEARS; `none`: in dtype; `auto`: as a quantized checkpoint stores
+    them, where a storage can hold that, else in dtype.
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
     """
@@ -68,30 +75,38 @@ def load_model(
     description = describe_model(config_file, generation)
     adapter_directory = _find_adapter(directory, description)
     adapter = None if adapter_directory is None else _read_adapter(adapter_directory)
-    quantization = describe_quantization(config_file)
+    published = describe_quantization(config_file)
     config = description.config
     positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
     dtype = dtype or _own_dtype(config_file, device)
     files = {} if load_format == "dummy" else find_weight_files(directory)
+    matrices = find_matrices(published, files) if published is not None and files else StoredMatrices({}, files)
+    kept = kept_schemes(matrices, description.names.decoder_names, published)
+    storage = choose_storage(config, dtype, device, quantization, kept)
     try:
-        decoder = Decoder(config, dtype=dtype, device=device, num_positions=positions, adapter=adapter)
+        decoder = Decoder(config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage)
+    except ValueError as error:  # a shape that a storage does not take
+        raise ModelLoadError(f"quantization {quantization} does not fit this model: {error}.") from error
     except RuntimeError as error:  # torch's out-of-memory errors, on a CPU and on a GPU
         raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
     if load_format == "dummy":
         fill_with_random({**decoder.targets(), **decoder.adapter_targets()}, device)
         return LoadedModel(decoder, description.spec, config)
-    matrices = find_matrices(quantization, files) if quantization is not None else StoredMatrices({}, files)
     _fill_decoder(decoder, matrices, description)
     if adapter_directory is not None:
         names = description.names
         adapter_files = find_weight_files(adapter_directory, "adapter_model")
         fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
-    return LoadedModel(decoder, description.spec, config, _in_words(matrices, dtype))
+    return LoadedModel(decoder, description.spec, config, _in_words(matrices, dtype, storage))
 
 
-def _in_words(matrices: StoredMatrices, dtype: torch.dtype) -> str:
-    """What was quantized, and that it no longer is; empty where nothing was."""
-    return f"{matrices} are expanded to {str(dtype).removeprefix('torch.')}" if matrices.by_name else ""
+def _in_words(matrices: StoredMatrices, dtype: torch.dtype, storage: Storage) -> str:
+    """What a checkpoint brings quantized and how it is stored; empty where nothing is."""
+    if not matrices.by_name:
+        return ""
+    if storage.layers in FLOAT_STORAGES:
+        return f"{matrices} are expanded to {str(dtype).removeprefix('torch.')}"
+    return f"{matrices} are stored as {storage.layers}"
 
 
 def _fill_decoder(decoder: Decoder, matrices: StoredMatrices, description: ModelDescription) -> None:
@@ -120,11 +135,36 @@ def _fill_decoder(decoder: Decoder, matrices: StoredMatrices, description: Model
             )
 
 
+def choose_storage(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str,
+    kept: KeptSchemes = NOTHING_KEPT,
+) -> Storage:
+    """How the matrices of a model are stored. Raises ModelLoadError for what cannot run on the device.
+
+    kept: how a quantized checkpoint stores them.
+    """
+    if quantization not in ("auto", "none"):
+        check_quantization(quantization, device)
+        return Storage.quantized(quantization)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    shapes = [(config.q_dim + 2 * config.kv_dim, hidden), (hidden, config.q_dim), (2 * inner, hidden), (hidden, inner)]
+    layers = head = None
+    if quantization == "auto":
+        layers = storage_that_keeps(kept.layers, shapes, device)
+        head = storage_that_keeps(kept.head, [(config.vocab_size, hidden)], device)
+    best = "" if layers and head else choose_float_storage(shapes, dtype, device)
+    return Storage(layers or best, head or best)
+
+
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:
-    if device.type == "cpu":
-        return torch.float32
     key = "dtype" if config.values.get("dtype") is not None else "torch_dtype"
     name = config.values.get(key)
+    if device.type == "cpu":
+        stored = isinstance(name, str) and name.removeprefix("torch.") == "bfloat16"
+        return torch.bfloat16 if stored and has_native_bfloat16() else torch.float32
     if name is None:
         return torch.bfloat16
     if not isinstance(name, str) or name.removeprefix("torch.") not in DTYPES:

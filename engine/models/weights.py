@@ -1,12 +1,13 @@
 """Fills the decoder's weights from safetensors files, or with random numbers.
 
-A file is memory-mapped and loaded tensor by tensor, straight into the decoder's own (fused, possibly converted)
-storage: peak memory is the model plus one tensor.
+Files are memory-mapped and loaded tensor by tensor, in the decoder's order, straight into its own (fused, possibly
+converted or quantized) storage: peak memory is the model as it is stored plus one matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelLoadError
 from engine.models.files import ConfigFile, is_present
-from engine.models.linear import Target
+from engine.models.linear.base import Target
 from engine.models.quantized.matrices import QuantizedMatrix, StoredMatrices
 
 Targets = Mapping[str, Target]
@@ -79,16 +80,19 @@ def fill_from_files(
     published one, for messages; matrices: the names in `files` that stand for quantized matrices.
     Raises ModelLoadError for missing, unexpected, doubled, misshapen and non-floating tensors.
     """
-    by_file: dict[Path, list[tuple[str, list[Target]]]] = {}
-    for name, wanted in _match(targets, files, wanted_by, publish).items():
-        by_file.setdefault(files[name], []).append((name, [targets[target] for target in wanted]))
-    for path, tensors in by_file.items():
-        with _open(path) as file:
-            for name, filled in tensors:
-                if name in matrices.by_name:
-                    _load_matrix(file, path, matrices.by_name[name], matrices.files, filled)
-                else:
-                    _load(file, path, name, filled)
+    matched = _match(targets, files, wanted_by, publish)
+    # In the decoder's order, whatever the files' is: the parts of a matrix come one after the other, and wait for the
+    # last one no longer than they must.
+    place = {name: index for index, name in enumerate(targets)}
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(_open(path)) for path in dict.fromkeys(files[name] for name in matched)}
+        for name in sorted(matched, key=lambda name: place[matched[name][0]]):
+            path = files[name]
+            filled = [targets[target] for target in matched[name]]
+            if name in matrices.by_name:
+                _load_matrix(opened[path], path, matrices.by_name[name], matrices.files, filled)
+            else:
+                _load(opened[path], path, name, filled)
 
 
 def holds_the_same(path: Path, name: str, target: Target) -> bool:

@@ -116,9 +116,12 @@ class Service:
         self.grammars = GrammarChecker(info, directory)
         self.model = await _in_thread(load, self.name, info, directory)
         self.loaded.set()
-        text = f"model loaded: {self.name}, {info.dtype} on {info.device}, context of {info.max_model_len} tokens"
-        if info.quantization:
-            text += f"; {info.quantization}"
+        weights = "" if info.quantization == "none" else f", {info.quantization} weights"
+        text = (
+            f"model loaded: {self.name}, {info.dtype}{weights} on {info.device}, context of {info.max_model_len} tokens"
+        )
+        if info.published:
+            text += f"; {info.published}"
         fields = {"model": self.name, **msgspec.to_builtins(info)}
         logger.info("model loaded", extra={"fields": fields, "text": text})
 

@@ -63,6 +63,7 @@ def _read_group(config: ConfigFile, group: ConfigFile) -> SchemeGroup:
         group_size=_group_size(weights, strategy),
         block_rows=_block(weights)[0] if strategy == "block" else 1,
         symmetric=weights.flag("symmetric", default=True),
+        ordered=weights.values.get("actorder") in (None, False, "weight", "static"),
         activations=_activations(group.section("input_activations")),
     )
     return SchemeGroup(scheme, names(group, "targets").patterns)

@@ -28,7 +28,8 @@ def describe_gptq(config: ConfigFile) -> CheckpointQuantization:
         bits=choice(config, "bits", (2, 4, 8)),
         strategy="channel" if group_size is None else "group",
         group_size=group_size,
-        symmetric=config.flag("sym", default=True),
+        symmetric=config.flag("sym", default=False),
+        ordered=not config.flag("desc_act", default=False),
     )
     return CheckpointQuantization((SchemeGroup(scheme),), _skipped(config))
 

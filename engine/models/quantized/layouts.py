@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from engine.errors import ModelLoadError
+from engine.models.linear.quantized_weight import QuantizedWeight
 from engine.models.quantized.packing import AWQ_ORDER, add_one_to_each, centred, unpack
 from engine.models.quantized.scheme import LayoutName, QuantizationScheme
-from engine.models.quantized.weight import QuantizedWeight
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -173,6 +173,8 @@ def _group_of(parts: Parts, suffix: str) -> torch.Tensor | None:
         or torch.equal(groups, torch.arange(inputs) // parts.group_size)
     ):
         return None
+    if parts.scheme.ordered:
+        raise parts.error(f"{suffix} is in another order than the quantization config says")
     if int(groups.min()) < 0 or int(groups.max()) >= parts.num_groups:
         raise parts.error(
             f"{suffix} names groups from {int(groups.min())} to {int(groups.max())} of {parts.num_groups}"
@@ -187,11 +189,20 @@ def _weight(
     zeros: torch.Tensor | None,
     groups: torch.Tensor | None = None,
 ) -> QuantizedWeight:
+    """groups: the group of every input, if they are not in order."""
+    inputs = parts.shape[1]
+    if zeros is not None and not bool(zeros.any()):
+        zeros = None
+    if zeros is not None and parts.scheme.symmetric:
+        raise parts.error("it is symmetric, but there are zero points")
+    if groups is None and parts.num_groups > 1 and inputs % parts.group_size:
+        groups = torch.arange(inputs) // parts.group_size
+    if groups is not None:
+        # Groups of one input each stand for any others.
+        scales, zeros = scales[:, groups], None if zeros is None else zeros[:, groups]
     return QuantizedWeight(
-        values=values.contiguous(),
-        scales=scales.float().contiguous(),
-        zeros=zeros.contiguous() if zeros is not None and bool(zeros.any()) else None,
-        group_size=min(parts.group_size, parts.shape[1]),
-        bits=parts.scheme.bits,
-        group_of=groups,
+        values.contiguous(),
+        scales.float().contiguous(),
+        None if zeros is None else zeros.contiguous(),
+        parts.scheme.bits,
     )

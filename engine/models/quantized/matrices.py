@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from engine.errors import ModelLoadError
+from engine.models.linear.quantized_weight import QuantizedWeight
 from engine.models.quantized.layouts import LAYOUTS, Parts
 from engine.models.quantized.scheme import CheckpointQuantization, QuantizationScheme
-from engine.models.quantized.weight import QuantizedWeight
 
 MARKS = ("weight_packed", "weight_scale", "weight_scale_inv", "qweight")
 """Suffixes that only a quantized module has."""

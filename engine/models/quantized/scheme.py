@@ -32,6 +32,8 @@ class QuantizationScheme:
     """Rows that share a scale in a block."""
     symmetric: bool = True
     """Whether there are no zero points."""
+    ordered: bool = True
+    """Whether groups are of neighbouring inputs."""
     activations: Activations = "none"
     """How the checkpoint wants the inputs of the product: as they are, quantized by token as they come, or quantized
     with a scale that it brings."""

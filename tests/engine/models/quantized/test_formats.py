@@ -16,9 +16,9 @@ from engine.models.families.names import WeightNames
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
 from engine.models.files import ConfigFile
 from engine.models.loader import LoadedModel, load_model
+from tests.engine.models.quantized.formats import FORMATS, Format, write_plain, write_quantized
 from tests.reference.checkpoints import Tensors, random_tensors, tiny_config, write_weights
 from tests.reference.dense_attention import DenseAttention, dense_batch
-from tests.reference.quantized import FORMATS, Format, write_plain, write_quantized
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def _one_thread() -> None:
 
 
 def load(directory: Path, dtype: torch.dtype | None = None) -> LoadedModel:
-    return load_model(directory, device=CPU, dtype=dtype)
+    return load_model(directory, device=CPU, dtype=dtype, quantization="none")
 
 
 @torch.inference_mode()
@@ -48,9 +48,9 @@ def test_a_format_loads_as_the_matrices_it_stands_for(name: str, tmp_path: Path)
     for tensor, values in expected.decoder.tensors().items():
         assert torch.equal(found.decoder.tensors()[tensor], values), tensor
     assert torch.equal(logits(found), logits(expected))
-    assert found.quantization.startswith("14 matrices of ")
-    assert found.quantization.endswith(" are expanded to float32")
-    assert expected.quantization == ""
+    assert found.published.startswith("14 matrices of ")
+    assert found.published.endswith(" are expanded to float32")
+    assert expected.published == ""
 
 
 def test_the_formats_differ_from_the_weights_they_were_made_of() -> None:
@@ -76,7 +76,7 @@ def test_expanded_weights_have_the_decoders_own_type(tmp_path: Path) -> None:
     found = load(tmp_path, torch.bfloat16)
     name = "layers.0.self_attn.k_proj.weight"
     assert torch.equal(found.decoder.tensors()[name], plain[f"encoder.{name}"].bfloat16())
-    assert found.quantization == "14 matrices of int4 in groups of 16 (awq) are expanded to bfloat16"
+    assert found.published == "14 matrices of int4 in groups of 16 (awq) are expanded to bfloat16"
 
 
 def test_modules_may_be_left_plain_or_quantized_otherwise(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_modules_may_be_left_plain_or_quantized_otherwise(tmp_path: Path) -> Non
     for name, values in found.decoder.tensors().items():
         own = {"lm_head.weight": "diffusion_head.weight"}.get(name, f"encoder.{name}")
         assert torch.equal(values, plain[own]), name
-    assert "8 matrices of int4 in groups of 16" in found.quantization
-    assert "2 matrices of int8 a scale a row" in found.quantization
+    assert "8 matrices of int4 in groups of 16" in found.published
+    assert "2 matrices of int8 a scale a row" in found.published
 
 
 @pytest.mark.parametrize("name", ["ct-int4-asymmetric", "gptq", "awq", "ct-fp8-blocks", "fp8-static"])
@@ -155,4 +155,4 @@ def test_random_weights_need_no_quantized_ones(tmp_path: Path) -> None:
     """Measuring the shape of a quantized checkpoint by its config.json alone would fail."""
     config = tiny_config(quantization_config=FORMATS["awq"].config)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert load_model(tmp_path, device=CPU, load_format="dummy").quantization == ""
+    assert load_model(tmp_path, device=CPU, load_format="dummy").published == ""

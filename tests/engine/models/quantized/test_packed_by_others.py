@@ -37,7 +37,9 @@ AWQ_WORDS = [
 
 def read(layout: LayoutName, **tensors: list[list[int]]) -> torch.Tensor:
     """The matrix, with scales that are 1."""
-    scheme = QuantizationScheme(method="", layout=layout, kind="int", bits=4, strategy="group", group_size=8)
+    scheme = QuantizationScheme(
+        method="", layout=layout, kind="int", bits=4, strategy="group", group_size=8, symmetric=False
+    )
     stored = {name: torch.tensor(words, dtype=torch.int32) for name, words in tensors.items()}
     scales = {"weight_scale": torch.ones(8, 2), "weight_shape": torch.tensor([8, 16])}
     if layout != "packed":

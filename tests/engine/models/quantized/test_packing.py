@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.models.quantized.packing import AWQ_ORDER, add_one_to_each, centred, unpack
-from tests.reference.quantized import AWQ_COLUMNS, pack
+from tests.engine.models.quantized.writers import AWQ_COLUMNS, pack
 
 BITS = st.sampled_from([2, 4, 8])
 

@@ -20,8 +20,16 @@ from engine.models.files import ConfigFile
 from engine.models.loader import load_model
 from engine.models.quantized.layouts import LAYOUTS, Parts
 from engine.models.quantized.registry import describe_quantization
+from tests.engine.models.quantized.formats import (
+    FORMATS,
+    FP8,
+    MODELOPT,
+    TOKEN,
+    compressed,
+    gptq_config,
+    write_quantized,
+)
 from tests.reference.checkpoints import Tensors, tiny_config, write_weights
-from tests.reference.quantized import FORMATS, FP8, MODELOPT, TOKEN, compressed, gptq_config, write_quantized
 
 CPU = torch.device("cpu")
 INT8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
@@ -180,7 +188,9 @@ def put(suffix: str, value: torch.Tensor) -> Change:
         ("ct-fp8-blocks", put("weight_scale", torch.ones(1, 2)), "weight_scale has shape (1, 2)"),
         ("ct-fp8-static", put("k_scale", torch.ones(1)), f"1 unexpected: {UP}k_scale"),
         ("gptq", drop("qzeros"), f"{UP}qzeros missing"),
-        ("gptq", put("g_idx", torch.full((32,), -5)), "g_idx names groups from -5 to -5"),
+        ("gptq-any-order", put("g_idx", torch.full((32,), -5)), "g_idx names groups from -5 to -5"),
+        ("gptq", put("g_idx", torch.arange(32) % 2), "g_idx is in another order than the quantization config says"),
+        ("gptq", put("qzeros", torch.zeros(2, 6, dtype=torch.int32)), "it is symmetric, but there are zero points"),
         ("gptq", put("qweight", torch.ones(8, 48, dtype=torch.int32)), "qweight has shape (8, 48)"),
         ("awq", drop("scales"), f"{UP}scales missing"),
         ("awq", drop("qweight"), f"1 missing: {UP}weight"),
@@ -210,7 +220,7 @@ def rewrite_config(directory: Path, **changes: Any) -> None:
     [
         ("ct-int8", {"ignore": ["re:.*up_proj"]}, "has no scheme for encoder.layers.0.mlp.up_proj"),
         ("ct-int8", {"ignore": ["encoder.layers.0"]}, "has no scheme for encoder.layers.0."),
-        ("gptq", {"group_size": 32}, "qzeros has shape (3, 4); int4 in groups of 32"),
+        ("gptq", {"group_size": 32}, "qzeros has shape (2, 8); int4 in groups of 32"),
         ("gptq", {"bits": 8}, "has shape"),
         ("gptq", {"dynamic": {"-:.*down_proj": {}}}, "has no scheme for encoder.layers.0.mlp.down_proj"),
         ("awq", {"modules_to_not_convert": ["o_proj"]}, "has no scheme for encoder.layers.0.self_attn.o_proj"),

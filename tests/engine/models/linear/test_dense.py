@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from engine.models.adapter import DraftAdapter, LowRankUpdate
-from engine.models.linear import LINEARS, DenseLinear, TensorTarget
+from engine.models.linear.base import TensorTarget
+from engine.models.linear.dense import DenseLinear
+from engine.models.linear.storages import LINEARS
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 PARTS = {"q": 6, "k": 3, "v": 3}

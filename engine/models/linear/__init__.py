@@ -1,0 +1,1 @@
+"""Weight matrices: how they are stored, and how they are multiplied."""
