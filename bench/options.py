@@ -37,7 +37,7 @@ def add_command(
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--dtype", default="auto", help="auto (default), float32, bfloat16, float16, float64")
     parser.add_argument(
-        "--quantization", choices=typing.get_args(Quantization), default="none", help="of the weights (default none)"
+        "--quantization", choices=typing.get_args(Quantization), default="auto", help="of the weights (default auto)"
     )
     parser.add_argument("--threads", type=int, default=None, help="torch threads on a CPU")
     parser.add_argument("--core", type=int, default=None, help="run on this CPU core only, with one thread (Linux)")

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.floors_only:
         device, dtype, config = _read(args)
         # Enough to be counted, and no memory taken.
-        storage = Storage() if args.quantization == "none" else Storage.quantized(args.quantization)
+        storage = Storage() if args.quantization in ("auto", "none") else Storage.quantized(args.quantization)
         shapes = Decoder(config, dtype=dtype, device=torch.device("meta"), num_positions=1, storage=storage)
         counter = WorkCounter(shapes, dtype.itemsize)
         speed = _speed(args, device, dtype, counter, shapes.storage.layers)

@@ -26,6 +26,7 @@ from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, WorkCounter
 from engine.models.families.overrides import Overrides
 from engine.models.files import model_directory
+from engine.models.linear.storages import FLOAT_STORAGES
 from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.models.spec import ModelSpec
 from engine.runner.device_pass import DevicePass
@@ -218,10 +219,11 @@ def make_info(
         dtype=str(pool.dtype).removeprefix("torch."),
         device=str(pool.device),
         num_parameters=model.decoder.num_parameters,
-        quantization=config.quantization,
+        quantization="none" if model.decoder.storage.layers in FLOAT_STORAGES else model.decoder.storage.layers,
         draft_quantization=config.draft_quantization,
         storage=model.decoder.storage.layers,
         weight_bytes=model.decoder.num_bytes,
+        published=model.published,
         device_bandwidth=speed.bandwidth,
         device_rate=speed.rate,
     )

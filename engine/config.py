@@ -49,7 +49,9 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(least=0)
 
 
-Quantization = Literal["none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128", "fp8"]
+Quantization = Literal[
+    "auto", "none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128", "fp8"
+]
 
 DraftQuantization = Literal["none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128"]
 
@@ -70,11 +72,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU; on a CPU bfloat16 where the checkpoint
     says so and the processor multiplies it natively (avx512_bf16 or AMX), else float32."""
-    quantization: Quantization = "none"
-    """Weights quantized while they are loaded. `int8`: 8-bit weights by channel and activations by token, the fastest
-    on a CPU. `int8-weights`, `int4-weights`: weights alone, on a CPU, for less memory and for `ar` (4 bits in groups of
-    32, or as named; the output head in 8). `fp8`: weights by channel and activations by token, on NVIDIA GPUs from
-    compute capability 8.9, so far never run on one."""
+    quantization: Quantization = "auto"
+    """How matrices are stored. `auto`: a quantized checkpoint's as they come, where they can be multiplied so, else in
+    `dtype`, like plain ones. `none`: always in `dtype`. The others quantize while they load. `int8`: 8-bit weights by
+    channel and activations by token, the fastest on a CPU. `int8-weights`, `int4-weights`: weights alone, on a CPU, for
+    less memory and for `ar` (4 bits in groups of 32, or as named; the output head in 8). `fp8`: weights by channel and
+    activations by token, on NVIDIA GPUs from compute capability 8.9, so far never run on one."""
     draft_quantization: DraftQuantization = "none"
     """A further, narrower copy of the weights for passes that only draft. Verification uses the full ones, so answers
     stay the same. For few requests at once: in a pass that others' prompts or verifications share, drafts use the full
@@ -222,6 +225,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How the layers' matrices are stored: a name of engine.models.linear.storages."""
     weight_bytes: int = 0
     """Bytes of all weights as they are stored, the embedding included."""
+    published: str = ""
+    """What a quantized checkpoint brings and how it is stored, in words; empty for plain weights."""
     device_bandwidth: float = 0.0
     """Memory bandwidth of the device in bytes a second, measured at start-up; 0: not measured."""
     device_rate: float = 0.0

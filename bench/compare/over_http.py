@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -67,20 +68,10 @@ class ServerUnderTest:
 
     def load(self, prompts: Path, count: int, concurrency: int, fields: dict[str, Any], max_tokens: int) -> Measured:
         """Sends every prompt of a file once, streaming, with `fields` in every body. EngineError if one fails."""
-        with tempfile.TemporaryDirectory(prefix="lightcone-bench-") as folder:
-            report = Path(folder) / "report.json"
-            command = load_command(self.url, prompts, count, concurrency, fields, max_tokens)
-            command = [sys.executable, "-m", "loadtest", *command, "--json", str(report)]
-            before = self._api_cpu()
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            self._pin(process.pid, engine=False)
-            _, said = process.communicate()
-            after = self._api_cpu()
-            if process.returncode or not report.exists():
-                raise EngineError(f"loadtest failed: {said.decode(errors='replace').strip()[-300:]}")
-            summary = json.loads(report.read_bytes())["summary"]
-        if summary["failed"]:
-            raise EngineError(f"{summary['failed']} requests failed: {summary['error_examples']}")
+        command = load_command(self.url, prompts, count, concurrency, fields, max_tokens)
+        before = self._api_cpu()
+        summary = run_loadtest(command, lambda pid: self._pin(pid, engine=False))
+        after = self._api_cpu()
         api = None if before is None or after is None else after - before
         client = summary["client_cpu_share"] * summary["wall_s"]
         return Measured(summary["wall_s"], summary["completion_tokens"], api, client)
@@ -101,6 +92,25 @@ class ServerUnderTest:
         others = set(range(os.cpu_count() or 1)) - {self._core}
         for task in _tasks(pid):
             os.sched_setaffinity(task, {self._core} if engine or not others else others)
+
+
+def run_loadtest(words: list[str], started: Callable[[int], None] = lambda pid: None) -> dict[str, Any]:
+    """Runs `lightcone loadtest` in a process of its own and returns its summary. EngineError if a request failed.
+
+    started: is told the process id.
+    """
+    with tempfile.TemporaryDirectory(prefix="lightcone-bench-") as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "loadtest", *words, "--json", str(report)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        started(process.pid)
+        _, said = process.communicate()
+        if process.returncode or not report.exists():
+            raise EngineError(f"loadtest failed: {said.decode(errors='replace').strip()[-300:]}")
+        summary: dict[str, Any] = json.loads(report.read_bytes())["summary"]
+    if summary["failed"]:
+        raise EngineError(f"{summary['failed']} requests failed: {summary['error_examples']}")
+    return summary
 
 
 def serve_options(options: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,10 @@ from engine.models.families.overrides import NO_OVERRIDES, Overrides
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, is_present
 from engine.models.linear.choice import choose_float_storage, has_native_bfloat16
-from engine.models.linear.storages import Storage, check_quantization
+from engine.models.linear.storages import FLOAT_STORAGES, Storage, check_quantization
+from engine.models.quantized.kept import NOTHING_KEPT, KeptSchemes, kept_schemes, storage_that_keeps
+from engine.models.quantized.matrices import StoredMatrices, find_matrices
+from engine.models.quantized.registry import describe_quantization
 from engine.models.spec import ModelSpec
 from engine.models.weights import fill_from_files, fill_with_random, find_weight_files, holds_the_same
 
@@ -44,6 +46,8 @@ class LoadedModel:
     decoder: Decoder
     spec: ModelSpec
     config: DecoderConfig
+    published: str = ""
+    """What a quantized checkpoint brings and how it is stored, in words; empty for plain weights."""
 
 
 def load_model(
@@ -54,7 +58,7 @@ def load_model(
     device: torch.device,
     max_positions: int | None = None,
     overrides: Overrides = NO_OVERRIDES,
-    quantization: str = "none",
+    quantization: str = "auto",
     draft_quantization: str = "none",
 ) -> LoadedModel:
     """Loads a checkpoint; no code of its own is ever run.
@@ -62,8 +66,10 @@ def load_model(
     load_format: `dummy` fills the shape of config.json with seeded random weights; nothing else need exist.
     dtype: None means the checkpoint's own on a GPU; on a CPU bfloat16 if that is the checkpoint's and the processor
     multiplies it natively, else float32: other half types are many times slower there.
-    quantization: `none`, or how the matrices are stored, a key of LINEARS. draft_quantization: the same of a further
-    copy of the layers' matrices, for passes that only draft; `none`: there is no such copy.
+    quantization: how matrices are stored, a key of LINEARS; `none`: in dtype; `auto`: as a quantized checkpoint stores
+    them, where a storage can hold that, else in dtype.
+    draft_quantization: the same of a further copy of the layers' matrices, for passes that only draft; `none`: there is
+    no such copy.
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
     overrides: what the operator says of the model; it goes before what its files say.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
@@ -75,11 +81,15 @@ def load_model(
     description = describe_model(config_file, generation, overrides)
     adapter_directory = _find_adapter(directory, description)
     adapter = None if adapter_directory is None else _read_adapter(adapter_directory)
+    published = describe_quantization(config_file)
     config = description.config
     positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
     dtype = dtype or _own_dtype(config_file, device)
-    storage = choose_storage(config, dtype, device, quantization, draft_quantization)
+
     files = {} if load_format == "dummy" else find_weight_files(directory)
+    matrices = find_matrices(published, files) if published is not None and files else StoredMatrices({}, files)
+    kept = kept_schemes(matrices, description.names.decoder_names, published)
+    storage = choose_storage(config, dtype, device, quantization, draft_quantization, kept)
     try:
         decoder = Decoder(config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage)
     except ValueError as error:  # a shape that a storage does not take
@@ -88,35 +98,44 @@ def load_model(
         raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
     if load_format == "dummy":
         fill_with_random({**decoder.targets(), **decoder.adapter_targets()}, device)
-    else:
-        _fill_decoder(decoder, files, description)
-        if adapter_directory is not None:
-            names = description.names
-            adapter_files = find_weight_files(adapter_directory, "adapter_model")
-            fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
-    return LoadedModel(decoder, description.spec, config)
+        return LoadedModel(decoder, description.spec, config)
+    _fill_decoder(decoder, matrices, description)
+    if adapter_directory is not None:
+        names = description.names
+        adapter_files = find_weight_files(adapter_directory, "adapter_model")
+        fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
+    return LoadedModel(decoder, description.spec, config, _in_words(matrices, dtype, storage))
 
 
-def _fill_decoder(decoder: Decoder, files: Mapping[str, Path], description: ModelDescription) -> None:
+def _in_words(matrices: StoredMatrices, dtype: torch.dtype, storage: Storage) -> str:
+    """What a checkpoint brings quantized and how it is stored; empty where nothing is."""
+    if not matrices.by_name:
+        return ""
+    if storage.layers in FLOAT_STORAGES:
+        return f"{matrices} are expanded to {str(dtype).removeprefix('torch.')}"
+    return f"{matrices} are stored as {storage.layers}"
+
+
+def _fill_decoder(decoder: Decoder, matrices: StoredMatrices, description: ModelDescription) -> None:
     """Loads the model's own weights. Where the head is the embedding, a checkpoint may store either, or both alike."""
     names, targets = description.names, decoder.targets()
-    wanted = {name: path for name, path in files.items() if not names.is_ignored(name)}
+    wanted = {name: path for name, path in matrices.places().items() if not names.is_ignored(name)}
     heads: dict[str, Path] = {}
     if description.config.tied_head:
         heads = {name: path for name, path in wanted.items() if names.decoder_names(name) == (HEAD,)}
     own = {name: path for name, path in wanted.items() if name not in heads}
-    decoder_names = names.decoder_names
-    if heads and not any(EMBEDDING in decoder_names(name) for name in own):
+    stand_in = None
+    if heads and not any(EMBEDDING in names.decoder_names(name) for name in own):
         # Writers that store a shared tensor once keep the name that sorts first: often the head's.
         stand_in = next(iter(heads))
         own[stand_in] = heads.pop(stand_in)
-        fill_from_files(
-            targets, own, lambda name: (EMBEDDING,) if name == stand_in else decoder_names(name), names.published_name
-        )
-    else:
-        fill_from_files(targets, own, decoder_names, names.published_name)
+
+    def wanted_by(name: str) -> tuple[str, ...]:
+        return (EMBEDDING,) if name == stand_in else names.decoder_names(name)
+
+    fill_from_files(targets, own, wanted_by, names.published_name, matrices)
     for name, path in heads.items():
-        if not holds_the_same(path, name, targets[EMBEDDING]):
+        if name in matrices.by_name or not holds_the_same(path, name, targets[EMBEDDING]):
             raise ModelLoadError(
                 f"{path}: {name} differs from the embedding, but config.json says that the two are one: set "
                 f"{description.keys.tied_head} to false there if this is the model's own head, or remove the tensor."
@@ -124,19 +143,31 @@ def _fill_decoder(decoder: Decoder, files: Mapping[str, Path], description: Mode
 
 
 def choose_storage(
-    config: DecoderConfig, dtype: torch.dtype, device: torch.device, quantization: str, draft_quantization: str
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str,
+    draft_quantization: str = "none",
+    kept: KeptSchemes = NOTHING_KEPT,
 ) -> Storage:
-    """How the matrices of a model are stored. Raises ModelLoadError for what cannot run on the device."""
+    """How the matrices of a model are stored. Raises ModelLoadError for what cannot run on the device.
+
+    kept: how a quantized checkpoint stores them.
+    """
     for name in (quantization, draft_quantization):
-        if name != "none":
+        if name not in ("auto", "none"):
             check_quantization(name, device)
     draft = None if draft_quantization == "none" else draft_quantization
-    if quantization != "none":
+    if quantization not in ("auto", "none"):
         return Storage.quantized(quantization, draft)
     hidden, inner = config.hidden_size, config.intermediate_size
     shapes = [(config.q_dim + 2 * config.kv_dim, hidden), (hidden, config.q_dim), (2 * inner, hidden), (hidden, inner)]
-    best = choose_float_storage(shapes, dtype, device)
-    return Storage(best, best, draft)
+    layers = head = None
+    if quantization == "auto":
+        layers = storage_that_keeps(kept.layers, shapes, device)
+        head = storage_that_keeps(kept.head, [(config.vocab_size, hidden)], device)
+    best = "" if layers and head else choose_float_storage(shapes, dtype, device)
+    return Storage(layers or best, head or best, draft)
 
 
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:

@@ -17,12 +17,15 @@ from safetensors import SafetensorError, safe_open
 from engine.errors import ModelLoadError
 from engine.models.files import ConfigFile, is_present
 from engine.models.linear.base import Target
+from engine.models.quantized.matrices import QuantizedMatrix, StoredMatrices
 
 Targets = Mapping[str, Target]
 """The tensors to fill, by the decoder's names."""
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 """Stored types that convert to any other without a scale: quantised weights would load as noise."""
+
+NO_MATRICES = StoredMatrices({}, {})
 
 SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integers that show the bits of an element, by its bytes."""
@@ -69,12 +72,13 @@ def fill_from_files(
     files: Mapping[str, Path],
     wanted_by: Callable[[str], tuple[str, ...]],
     publish: Callable[[str], str],
+    matrices: StoredMatrices = NO_MATRICES,
 ) -> None:
     """Loads every tensor of `files` into its targets, converting its dtype on the way.
 
     wanted_by: checkpoint's name -> the decoder's names of all it holds, by rows; publish: the decoder's name -> the
-    published one, for messages. Raises ModelLoadError for missing, unexpected, doubled, misshapen and non-floating
-    tensors.
+    published one, for messages; matrices: the names in `files` that stand for quantized matrices.
+    Raises ModelLoadError for missing, unexpected, doubled, misshapen and non-floating tensors.
     """
     matched = _match(targets, files, wanted_by, publish)
     # In the decoder's order, whatever the files' is: the parts of a matrix come one after the other, and wait for the
@@ -84,7 +88,11 @@ def fill_from_files(
         opened = {path: stack.enter_context(_open(path)) for path in dict.fromkeys(files[name] for name in matched)}
         for name in sorted(matched, key=lambda name: place[matched[name][0]]):
             path = files[name]
-            _load(opened[path], path, name, [targets[target] for target in matched[name]])
+            filled = [targets[target] for target in matched[name]]
+            if name in matrices.by_name:
+                _load_matrix(opened[path], path, matrices.by_name[name], matrices.files, filled)
+            else:
+                _load(opened[path], path, name, filled)
 
 
 def holds_the_same(path: Path, name: str, target: Target) -> bool:
@@ -168,6 +176,30 @@ def _load(file: Any, path: Path, name: str, targets: list[Target]) -> None:
     _slice(file, path, name, (sum(rows), *targets[0].shape[1:]))
     for target, tensor in zip(targets, file.get_tensor(name).split_with_sizes(rows), strict=True):
         target.load(tensor)
+
+
+def _load_matrix(
+    file: Any, path: Path, matrix: QuantizedMatrix, files: Mapping[str, Path], targets: list[Target]
+) -> None:
+    """Loads a quantized matrix, as `_load` does a plain one. Its other tensors may lie in other files than `path`."""
+
+    def tensor_of(name: str) -> torch.Tensor:
+        if files[name] == path:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+        with _open(files[name]) as other:
+            found: torch.Tensor = other.get_tensor(name)
+            return found
+
+    rows = [target.shape[0] for target in targets]
+    try:
+        if len(targets[0].shape) != 2:
+            raise ModelLoadError(f"{matrix.module} is no matrix, and cannot be quantized.")
+        weight = matrix.read(tensor_of, (sum(rows), targets[0].shape[1]))
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{path}: {error}") from None
+    for target, part in zip(targets, weight.split(rows), strict=True):
+        target.load_quantized(part)
 
 
 def _slice(file: Any, path: Path, name: str, expected: tuple[int, ...]) -> Any:

@@ -120,6 +120,8 @@ class Service:
         text = (
             f"model loaded: {self.name}, {info.dtype}{weights} on {info.device}, context of {info.max_model_len} tokens"
         )
+        if info.published:
+            text += f"; {info.published}"
         if info.context_cache != "none":
             text += f"; answers are approximate: context cache '{info.context_cache}'"
         fields = {"model": self.name, **msgspec.to_builtins(info)}

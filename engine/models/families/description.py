@@ -117,7 +117,7 @@ def _refuse_unsupported(config: ConfigFile, qkv_bias: bool) -> None:
     """Raises ModelLoadError for traits that change every logit and that nothing here implements."""
     if config.values.get("hidden_act", "silu") != "silu":
         raise config.error("hidden_act", "silu")
-    for key in ("quantization_config", "num_local_experts", "num_experts", "n_routed_experts"):
+    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.values.get(key) is not None:
             raise config.error(key, "null: it is not supported")
     # Qwen's configs name a window that `use_sliding_window` switches off.

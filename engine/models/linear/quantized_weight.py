@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,12 @@ class QuantizedWeight:
         if self.zeros is not None:
             grouped = grouped - self.zeros.float()[..., None]
         return (grouped * self.scales.float()[..., None]).view(outputs, -1)
+
+    def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
+        """The matrix cut into parts of so many rows: a checkpoint may store q, k and v one below the other."""
+        values, scales = self.values.split_with_sizes(list(rows)), self.scales.split_with_sizes(list(rows))
+        zeros = [None] * len(rows) if self.zeros is None else self.zeros.split_with_sizes(list(rows))
+        return [QuantizedWeight(*part, self.bits) for part in zip(values, scales, zeros, strict=True)]
 
 
 def by_channel(rows: torch.Tensor) -> QuantizedWeight:

@@ -119,7 +119,6 @@ def test_older_rope_keys_are_a_fallback() -> None:
         ({"block_size": None}, "block_size is missing"),
         ({"hidden_act": "gelu"}, "hidden_act must be silu, not 'gelu'"),
         ({"sliding_window": 64}, "sliding_window must be null"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config must be null"),
         ({"attention_bias": True}, "attention_bias must be false"),
         ({"rope_parameters": "yarn"}, "rope_parameters must be an object"),
         ({"rope_parameters": None}, "rope_theta is missing"),

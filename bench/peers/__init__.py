@@ -1,0 +1,1 @@
+"""`lightcone bench peers`: this server beside others on the same random weights, over HTTP, in turn."""
