@@ -14,10 +14,11 @@ from typing import Any
 
 import zmq
 
-from bench.pass_times import clock_for, typical, wrapped
+from bench.pass_times import typical, wrapped
 from engine.device.devices import synchronise
 from engine.engine import Engine
 from engine.events import GenerationEvent, StepStats
+from engine.measure.clock import clock_for
 from engine.messages import EngineUpdate
 from engine.process import EngineProcess
 from engine.request import Decoding, DecodingParams, Request, SamplingParams

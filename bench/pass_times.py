@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from engine.batch import CAUSAL, BatchPlan, KVLimits, Phase, Span, StepGroup
 from engine.device.devices import synchronise
 from engine.engine import Engine
+from engine.measure.clock import clock_for
 from engine.measure.roofline import WorkCounter
 from engine.sequence import Sequence
 
@@ -64,24 +62,6 @@ def make_plan(engine: Engine, kind: PassKind) -> BatchPlan:
 def counter_of(engine: Engine) -> WorkCounter:
     """Counts the work of the engine's passes."""
     return WorkCounter(engine.runner.decoder, engine.runner.pool.dtype.itemsize)
-
-
-class Clock(NamedTuple):
-    """A clock for durations."""
-
-    name: str
-    now: Callable[[], float]
-    """The time in seconds."""
-
-
-def clock_for(device: torch.device) -> Clock:
-    """CPU time of this thread where that is all there is to a pass (a CPU, one torch thread), else the wall clock.
-
-    On a machine that others use too, a pass that was interrupted does not look slow then.
-    """
-    if device.type == "cpu" and torch.get_num_threads() == 1:
-        return Clock("thread CPU time", time.thread_time)
-    return Clock("wall clock", time.perf_counter)
 
 
 def time_passes(engine: Engine, kinds: list[PassKind], repeats: int) -> list[list[float]]:

@@ -13,10 +13,11 @@ import torch
 
 from bench import options
 from bench.part_times import PARTS, pass_parts
-from bench.pass_times import PassKind, clock_for, counter_of, make_plan
+from bench.pass_times import PassKind, counter_of, make_plan
 from engine.batch import KVLimits, Phase
 from engine.device.devices import resolve_device
 from engine.engine import Engine
+from engine.measure.clock import clock_for
 from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, PassShape, PassWork, WorkCounter, visible_pairs
 from engine.models.decoder import Decoder

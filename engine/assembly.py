@@ -12,10 +12,12 @@ import torch
 
 from engine.attention.base import CapturableAttention
 from engine.config import EngineConfig, EngineInfo, check_config
+from engine.decoding.acceptance import AcceptanceEstimate
 from engine.decoding.contract import DecodingPolicy
+from engine.decoding.costs import CostTable
 from engine.decoding.policies.prefill import Prefill
 from engine.decoding.policies.registry import make_policies
-from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
+from engine.decoding.width import WidthController
 from engine.device.devices import resolve_device, set_up
 from engine.errors import ConfigError
 from engine.gpu.graphs import CudaCapturer, PassGraphs
@@ -55,6 +57,8 @@ class EngineParts:
     """By mode."""
     prefill: Prefill
     work: WorkCounter
+    widths: WidthController
+    """Of speculation."""
 
 
 def load_parts(config: EngineConfig) -> EngineParts:
@@ -117,6 +121,7 @@ def parts_around(
         policies=policies,
         prefill=prefill,
         work=WorkCounter(model.decoder, pool.dtype.itemsize),
+        widths=controller,
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import time
 
 from engine.assembly import EngineParts, load_parts
-from engine.batch import BatchPlan
+from engine.batch import BatchPlan, Phase
 from engine.config import EngineConfig
 from engine.decoding.contract import outcomes_of
 from engine.decoding.results import STEP_FAILED, StepOutcome
@@ -15,6 +15,7 @@ from engine.events import GenerationEvent, StepStats
 from engine.grammar.compiler import GrammarCompiler, load_vocabulary
 from engine.grammar.queue import GrammarQueue
 from engine.grammar.state import GrammarState, GrammarVocabulary
+from engine.measure.clock import clock_for
 from engine.measure.roofline import PassShape
 from engine.models.files import model_directory
 from engine.request import Request
@@ -38,8 +39,12 @@ class Engine:
         self.policies = parts.policies
         self.prefill = parts.prefill
         self._work = parts.work
+        self._widths = parts.widths
+        self._now = clock_for(parts.device).now
         self._end_token_ids = frozenset(parts.info.end_token_ids)
         self._arrivals = 0
+        self._failed = False
+        """The latest pass failed as a whole."""
         self._compiling: GrammarQueue[Sequence] = GrammarQueue(GrammarCompiler(self._load_vocabulary))
 
     @classmethod
@@ -95,13 +100,19 @@ class Engine:
 
     def step(self) -> tuple[list[GenerationEvent], StepStats]:
         """Runs one pass. Returns the events of requests and the pass's figures. Without work it only returns those."""
-        started = time.monotonic()
+        started, began = time.monotonic(), self._now()
         refused = self._enqueue_compiled()
         plan = self.scheduler.schedule()
         outcomes, forward_seconds = self._run(plan)
         events, stats = self.scheduler.apply(plan, outcomes)
-        stats.bytes, stats.operations = self._work.count(PassShape.of(plan)).total
+        shape = PassShape.of(plan)
+        stats.bytes, stats.operations = self._work.count(shape).total
         stats.duration, stats.forward_duration = time.monotonic() - started, forward_seconds
+        if plan.groups:
+            # A prompt's tokens cost something else than those of decoding, and a failed pass was run several times.
+            telling = Phase.PREFILL not in stats.phases and not self._failed
+            seconds = self._now() - began if telling else None
+            self._widths.observe_pass(shape.tokens, stats.sequences, shape.cached, seconds)
         return refused + events, stats
 
     def _run(self, plan: BatchPlan) -> tuple[list[StepOutcome], float]:
@@ -109,12 +120,14 @@ class Engine:
 
         If the pass fails, each of its sequences is run alone, so that an error ends only the request at fault.
         """
+        self._failed = False
         if not plan.groups:
             return [], 0.0
         try:
             return self._forward_and_decode(plan)
         except Exception:
             log.exception("a pass of %d tokens failed; running its sequences one by one", plan.num_tokens)
+        self._failed = True
         return self._run_alone(plan)
 
     def _run_alone(self, plan: BatchPlan) -> tuple[list[StepOutcome], float]:

@@ -24,6 +24,28 @@ class Candidates(NamedTuple):
 
 
 @dataclass(slots=True)
+class DraftRecord:
+    """How the drafts of one sequence fared, by place in the block (draft 1, 2, ...), and the width chosen last."""
+
+    tries: list[float] = field(default_factory=list)
+    """Drafts verified after those before them were accepted. Counts fade as the text goes on."""
+    hits: list[float] = field(default_factory=list)
+    """Of them, those accepted."""
+    all_tries: float = 0.0
+    all_hits: float = 0.0
+    rounds: int = 0
+    """Verifications."""
+    width: int = 0
+    """Chosen last; 0: none yet."""
+    plain: int = 0
+    """Tokens to be decoded plainly before a width is chosen anew."""
+    stake: float = 0.0
+    """Seconds that the open block may lose, if it is drafted to find something out; 0: it is not."""
+    even: float = 0.0
+    """Tokens with which that block loses nothing."""
+
+
+@dataclass(slots=True)
 class Block:
     """Consecutive positions that are refined together: token ids and an explicit mask.
 
@@ -153,6 +175,8 @@ class Sequence:
     next_block: Block | None = None
     """The block that a shared pass refines beside `block`; it takes its place once the pass has settled `block`.
     Written by the policy; the scheduler drops it together with an optional span and on preemption."""
+    drafts: DraftRecord | None = None
+    """Of a mode that drafts. Written by the width controller."""
     num_scored: int = 1
     """Leading prompt tokens whose log-probabilities are known; the first has none. Written by prefill."""
 

@@ -75,7 +75,7 @@ LOWER_PARTS = {
     "engine.runner.pack": {"engine.attention": {"engine.attention.packed_pass"}},
     "engine.gpu": {"engine.sampling": {"engine.sampling.picker"}},
     "engine.runner": {"engine.sampling": {"engine.sampling.picker"}},
-    "engine.measure": {"engine.decoding": {"engine.decoding.width"}},
+    "engine.measure": {"engine.decoding": {"engine.decoding.costs"}},
     "engine.sampling": {"engine.grammar": {"engine.grammar.state"}},
     "engine.sequence": {"engine.grammar": {"engine.grammar.state"}},
 }

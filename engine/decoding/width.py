@@ -1,148 +1,181 @@
-"""Widths of speculation, chosen from measured costs of passes and from the recent acceptance of drafts.
+"""Widths of speculation, chosen from what passes cost and from how far a request's drafts are accepted.
 
 Self-speculation is exact whatever is drafted and however much of a draft is verified, so every choice here is a matter
 of speed alone. All of them maximise expected tokens a second.
+
+Both sides of that are learned while requests are served. A width that looks worse than another one, but of which too
+little is known, is tried now and then; what this may lose is bounded.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from dataclasses import dataclass
+import math
 from itertools import accumulate
+from typing import NamedTuple
 
+from engine.decoding.acceptance import TOKEN_FADES, AcceptanceEstimate, fade
+from engine.decoding.costs import CostTable, PassCosts
 from engine.request import GREEDY_BELOW
-from engine.sequence import Block, Sequence
+from engine.sequence import Block, DraftRecord, Sequence
 
-EXPLORE_EVERY = 64
-"""While plain AR looks best, one sequence in so many passes drafts all the same, so that acceptance keeps being
-observed. More would cost every pass two further step groups."""
-
-FORGETTING = 0.1
-"""How fast what is known of a place fades while drafts do not reach it, next to how fast it changes when they do."""
+EXPLORE_SHARE = 0.02
+"""Most of the time of all passes that trying widths may lose in the long run."""
+CREDIT_PASSES = 32
+"""What may be lost at once beyond that: the time of so many plain passes of one sequence. Granted at the start."""
+PROBE_PASSES = 4
+"""Passes in which all sequences that begin a block take the same width, so that its cost is seen: two rounds."""
+HOPE = 8.0
+"""Accepted drafts that a request is given when the question is whether to try a width."""
+DEVIATIONS = 2.0
+"""Standard deviations by which a pass may be cheaper than it is thought to be, when the question is the same."""
+STAY = 1.03
+"""A request changes its width for one that promises at least so much more."""
+PLAIN_RUN = 4
+"""Tokens that a request decodes plainly before its width is chosen anew."""
+CONTEXT_STEP = 64
+"""Within one pass, contexts that agree but for so many positions are taken for the same."""
 
 VERIFY_STEP = 8
 """Verified lengths are multiples of this: sequences that verify equally many tokens share one step group."""
 
 
-@dataclass(frozen=True)
-class CostTable:
-    """Measured seconds of a pass by query tokens a sequence (width) and sequences in the batch."""
+class Round(NamedTuple):
+    """A round of one width: a plain pass, or a drafting and a verifying one."""
 
-    widths: tuple[int, ...]
-    """Ascending, beginning with 1."""
-    batches: tuple[int, ...]
-    """Ascending, beginning with 1."""
-    seconds: tuple[tuple[float, ...], ...]
-    """seconds[i][j]: a causal pass of batches[j] spans of widths[i] tokens. Rows may end early."""
-    context: int = 0
-    """KV positions that each of those sequences had cached."""
-    per_position: float = 0.0
-    """Further seconds for every cached position more of a sequence."""
-    per_pair: float = 0.0
-    """Further seconds for every pair of such a position and a query token."""
-
-    @classmethod
-    def assumed(cls, max_width: int) -> CostTable:
-        """A rough table where nothing was measured: a pass costs as much as 64 tokens do, and then by the token."""
-        widths = tuple(1 << i for i in range(max_width.bit_length()) if 1 << i <= max_width)
-        return cls(widths, (1, 2), tuple((64.0 + width, 64.0 + 2 * width) for width in widths))
-
-    def lookup(self, width: int, batch: int, context: int | None = None) -> float:
-        """Seconds of a pass whose sequences have `context` positions cached; None: as many as when it was measured.
-
-        Linear between and beyond the measured widths and batches, and in the context.
-        """
-        further = 0 if context is None else context - self.context
-        attention = further * batch * (self.per_position + width * self.per_pair)
-        return max(self._measured(width, batch) + attention, 1e-9)
-
-    def _measured(self, width: int, batch: int) -> float:
-        i = min(max(bisect_right(self.widths, width) - 1, 0), max(len(self.widths) - 2, 0))
-        low = self._at(i, batch)
-        if self.widths[i] == width or len(self.widths) == 1:
-            return low
-        share = (width - self.widths[i]) / (self.widths[i + 1] - self.widths[i])
-        return max(low + share * (self._at(i + 1, batch) - low), 1e-9)
-
-    def _at(self, i: int, batch: int) -> float:
-        row = self.seconds[i]
-        if len(row) == 1:
-            return row[0] * batch / self.batches[0]
-        j = min(max(bisect_right(self.batches, batch) - 1, 0), len(row) - 2)
-        low, high = self.batches[j], self.batches[j + 1]
-        return max(row[j] + (row[j + 1] - row[j]) / (high - low) * (batch - low), 1e-9)
+    width: int
+    passes: int
+    seconds: float
+    """Of one of them."""
 
 
-class AcceptanceEstimate:
-    """How far drafts are accepted lately, by how far into the block: P(draft k is accepted, those before it were).
+class Choice(NamedTuple):
+    """What a width is chosen from."""
 
-    Places that drafts have not reached, or not for long, are thought to be like the others: without that, a server that
-    began with narrow blocks would never learn that wide ones pay.
-    """
-
-    def __init__(self, max_width: int, decay: float = 0.95, prior: float = 0.85) -> None:
-        self._decay = decay
-        self._overall = prior
-        self._rates: list[float | None] = [None] * (max_width - 1)
-        self._survival: list[float] | None = None
-        self._tokens: list[float] = []
-
-    def observe(self, drafted: int, accepted: int) -> None:
-        """Takes in one verification of `drafted` tokens. Of what follows a rejection nothing is known."""
-        new, drafted = 1.0 - self._decay, min(drafted, len(self._rates))
-        for k in range(min(accepted + 1, drafted)):
-            hit = 1.0 if k < accepted else 0.0
-            rate = self._rates[k]
-            rate = self._overall if rate is None else rate
-            self._rates[k] = rate + new * (hit - rate)
-            self._overall += new * (hit - self._overall)
-        for k in range(drafted, len(self._rates)):
-            rate = self._rates[k]
-            if rate is not None:
-                self._rates[k] = rate + new * FORGETTING * (self._overall - rate)
-        self._survival = None
-
-    @property
-    def survival(self) -> list[float]:
-        """P(drafts 1..k are all accepted), k = 1, 2, ..."""
-        if self._survival is None:
-            rates = (self._overall if rate is None else rate for rate in self._rates)
-            self._survival = list(accumulate(rates, lambda a, b: a * b))
-            self._tokens = list(accumulate(self._survival, initial=1.0))
-        return self._survival
-
-    def tokens_per_round(self, width: int) -> float:
-        """Expected tokens a round emits: the accepted drafts and the bonus token."""
-        longest = len(self.survival) + 1
-        return self._tokens[min(width, longest) - 1]
+    record: DraftRecord
+    num_running: int
+    context: int
+    """KV positions that the sequence has cached, taken for those of all."""
+    rounds: list[Round]
+    """Of the widths that the request allows."""
 
 
 class WidthController:
     """Decides widths for all speculating sequences of an engine."""
 
     def __init__(self, costs: CostTable, acceptance: AcceptanceEstimate) -> None:
-        self.costs = costs
+        self.costs = PassCosts(costs)
         self.acceptance = acceptance
-        self._unexplored = 0
+        self.explores = True
+        """Whether widths are tried that do not look best."""
+        self._credit: float | None = None
+        """Seconds that trying widths may lose now; below 0 it is earned back first. None: no pass was seen yet."""
+        self._probe, self._probe_passes = 0, 0
+        """The width that all blocks begun in the next few passes have; 0: none."""
+        self._rounds: dict[tuple[int, int], list[Round]] = {}
+        """By sequences and context, of the pass that is being planned."""
 
-    def draft_width(self, num_running: int, limit: int, context: int | None = None) -> int:
-        """Tokens of the next block, anchor included, up to `limit`; 1 is plain AR. A wider round is two passes.
+    def observe_pass(self, tokens: int, sequences: int, cached: int, seconds: float | None) -> None:
+        """Takes in a pass: query tokens, sequences, KV positions that they had cached, and its time.
 
-        context: KV positions that the sequence has cached, taken for those of all.
+        seconds: None of a pass with prefill, or of any whose time tells nothing.
         """
-        widest, widest_rate = 1, 0.0
-        for width in self.costs.widths:
-            if 1 < width <= limit:
-                rate = self.acceptance.tokens_per_round(width) / (2 * self.costs.lookup(width, num_running, context))
-                if rate > widest_rate:
-                    widest, widest_rate = width, rate
-        if widest_rate * self.costs.lookup(1, num_running, context) >= 1.0:
-            return widest
-        self._unexplored += 1
-        if self._unexplored < EXPLORE_EVERY * num_running:
+        if self._probe_passes:
+            self._probe_passes -= 1
+        if seconds is None:
+            return
+        self.costs.observe(tokens / sequences, sequences, cached / sequences, seconds)
+        self._rounds.clear()
+        most = CREDIT_PASSES * self.costs.lookup(1, 1) * self.costs.level
+        self._credit = most if self._credit is None else min(self._credit + EXPLORE_SHARE * seconds, most)
+
+    def observe_draft(self, seq: Sequence, drafted: int, accepted: int) -> None:
+        """Takes in a verification of `drafted` tokens."""
+        record = record_of(seq)
+        self.acceptance.observe_for(record, drafted, accepted)
+        if record.stake and self._credit is not None:
+            self._credit += record.stake * min(1.0, (accepted + 1) / record.even)
+            record.stake = 0.0
+
+    def draft_width(self, seq: Sequence, num_running: int, limit: int) -> int:
+        """Tokens of the sequence's next block, anchor included, up to `limit`; 1 is plain AR."""
+        record = record_of(seq)
+        if self._probe_passes and self._probe <= limit:
+            return self._probe
+        if record.plain:
+            record.plain -= 1
             return 1
-        self._unexplored = 0
-        return widest
+        rounds = self._rounds_of(num_running, seq.num_cached)
+        choice = Choice(record, num_running, seq.num_cached, [each for each in rounds if each.width <= limit])
+        best, rate = self._best(choice)
+        if seq.block is not None:  # beside its verification; whether it was wide enough is not known yet
+            return best.width
+        record.width = best.width
+        if self.explores and self._credit is not None and self._credit > 0.0:
+            width = self._tried(choice, best, rate) or self._probed(choice, best, rate)
+            if width:
+                return width
+        if best.width == 1:
+            fade(record, TOKEN_FADES**PLAIN_RUN)
+            record.plain = PLAIN_RUN - 1
+        return best.width
+
+    def _rounds_of(self, num_running: int, context: int) -> list[Round]:
+        """The rounds of all widths, as if all sequences took the same and had the same context."""
+        key = (num_running, context // CONTEXT_STEP)
+        rounds = self._rounds.get(key)
+        if rounds is None:
+            cost = self.costs.lookup
+            rounds = [Round(w, 1 if w == 1 else 2, cost(w, num_running, context)) for w in self.costs.widths]
+            self._rounds[key] = rounds
+        return rounds
+
+    def _tokens(self, choice: Choice, hopeful: float = 0.0) -> list[float]:
+        """Expected tokens a pass, by round."""
+        expected = list(accumulate(self.acceptance.survival_of(choice.record, hopeful), initial=1.0))
+        return [expected[min(each.width, len(expected)) - 1] / each.passes for each in choice.rounds]
+
+    def _best(self, choice: Choice) -> tuple[Round, float]:
+        """The round with the most tokens a second, and how many: each sequence's, as if all took it."""
+        best, best_rate, best_promise = choice.rounds[0], 0.0, 0.0
+        for each, tokens in zip(choice.rounds, self._tokens(choice), strict=True):
+            rate = tokens / each.seconds
+            promise = rate * STAY if each.width == choice.record.width else rate
+            if promise > best_promise:
+                best, best_rate, best_promise = each, rate, promise
+        return best, best_rate
+
+    def _tried(self, choice: Choice, best: Round, rate: float) -> int:
+        """A wider block for this sequence alone, if its drafts may well be better than is thought; else 0."""
+        record, running, context, rounds = choice
+        tried, most = None, rate
+        for each, tokens in zip(rounds, self._tokens(choice, HOPE), strict=True):
+            if each.width > best.width and tokens / each.seconds > most:
+                tried, most = each, tokens / each.seconds
+        if tried is None or self._credit is None:
+            return 0
+        # Its own round may bring nothing, and the others' passes become longer by the tokens that it has more.
+        usual = self.costs.lookup(best.width, running, context)
+        mean = best.width + (tried.width - best.width) / running
+        longer = max(0.0, self.costs.lookup(mean, running, context) - usual) * (1.0 - 1.0 / running)
+        record.stake = tried.passes * tried.seconds / running * self.costs.level
+        record.even = rate * tried.passes * tried.seconds
+        self._credit -= record.stake + tried.passes * longer * self.costs.level
+        return tried.width
+
+    def _probed(self, choice: Choice, best: Round, rate: float) -> int:
+        """A width for all sequences that may well cost less than is thought, so much less that it pays; else 0."""
+        running = choice.num_running
+        probed, most, loss, floor = 0, 0.0, 0.0, 0.0
+        for each, tokens in zip(choice.rounds, self._tokens(choice), strict=True):
+            floor = max(floor, each.seconds * math.exp(-DEVIATIONS * self.costs.spread(each.width, running)))
+            gain = tokens / floor / rate - 1.0  # no pass costs less than a narrower one
+            lost = PROBE_PASSES * each.seconds * max(0.0, 1.0 - tokens / each.seconds / rate)
+            if each.width != best.width and gain > 0.0 and gain / (lost + each.seconds) > most:
+                probed, most, loss = each.width, gain / (lost + each.seconds), lost
+        if probed and self._credit is not None:
+            self._credit -= loss * self.costs.level
+            self._probe, self._probe_passes = probed, PROBE_PASSES
+        return probed
 
     def survival(self, seq: Sequence, block: Block) -> list[float]:
         """P(drafts 1..k are all accepted), k = 1, 2, ...: from the draft's own confidences where it is greedy.
@@ -151,7 +184,7 @@ class WidthController:
         recent verifications is the better guide.
         """
         if seq.request.sampling.temperature >= GREEDY_BELOW:
-            return self.acceptance.survival[: len(block) - 1]
+            return self.acceptance.survival_of(record_of(seq))[: len(block) - 1]
         return list(accumulate((p if p is not None else 1.0 for p in block.confidences[1:]), lambda a, b: a * b))
 
     def verify_length(self, seq: Sequence, block: Block, num_running: int) -> int:
@@ -183,3 +216,10 @@ class WidthController:
         verify = cost(len(block), num_running, context)
         together = cost(len(block) + next_width, num_running, context)
         return whole * cost(next_width, num_running, context) > together - verify
+
+
+def record_of(seq: Sequence) -> DraftRecord:
+    """The sequence's record, begun where there is none yet."""
+    if seq.drafts is None:
+        seq.drafts = DraftRecord()
+    return seq.drafts

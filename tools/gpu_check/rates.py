@@ -16,9 +16,11 @@ from bench.passes import pass_figures
 from bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.batch import Phase, Span
 from engine.config import EngineConfig
+from engine.decoding.acceptance import AcceptanceEstimate
+from engine.decoding.costs import CostTable
 from engine.decoding.policies.speculation import SelfSpeculation
 from engine.decoding.results import HostChoices, StepOutcome
-from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
+from engine.decoding.width import WidthController
 from engine.device.devices import synchronise
 from engine.engine import Engine
 from engine.events import Finished, TokensSettled

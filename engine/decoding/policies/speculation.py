@@ -91,13 +91,14 @@ class SelfSpeculation(DecodingPolicy):
             return draft_outcome(span, choices, i)
         if span.phase is Phase.VERIFY:
             outcome = verify_outcome(span, choices, i)
-            self.controller.acceptance.observe(outcome.drafted, outcome.accepted or 0)
+            self.controller.observe_draft(span.seq, outcome.drafted, outcome.accepted or 0)
             return outcome
         return next_token_outcome(span, choices, i)
 
 
 class Auto(SelfSpeculation):
-    """Self-speculation whose width is chosen anew for every block, from measured costs and recent acceptance.
+    """Self-speculation whose width is chosen anew for every block, from what passes cost and from the
+    request's own acceptance.
 
     Plain AR is one of the widths. The request's block length is the widest that a block may be.
     """
@@ -105,7 +106,7 @@ class Auto(SelfSpeculation):
     mode = "auto"
 
     def width(self, seq: Sequence) -> int:
-        return self.controller.draft_width(self.num_running, seq.request.decoding.block_length, seq.num_cached)
+        return self.controller.draft_width(seq, self.num_running, seq.request.decoding.block_length)
 
 
 def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:

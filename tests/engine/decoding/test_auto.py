@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from engine.decoding.width import AcceptanceEstimate, CostTable, WidthController
+from engine.decoding.acceptance import AcceptanceEstimate
+from engine.decoding.costs import CostTable
+from engine.decoding.width import WidthController
 from engine.engine import Engine
 from engine.sequence import Block, Sequence
 from tests.engine.decoding.conftest import Pair
@@ -33,7 +35,7 @@ class Whimsical(WidthController):
         super().__init__(CostTable.assumed(64), AcceptanceEstimate(64))
         self.dice = random.Random(seed)
 
-    def draft_width(self, num_running: int, limit: int, context: int | None = None) -> int:
+    def draft_width(self, seq: Sequence, num_running: int, limit: int) -> int:
         return self.dice.randint(1, limit)
 
     def verify_length(self, seq: Sequence, block: Block, num_running: int) -> int:

@@ -41,3 +41,36 @@ def test_small_engines_are_measured_too_and_serve_afterwards(
     assert all(table.lookup(width, 3, 20) > 0 for width in table.widths)
     answer = drive(engine, [ask("a", [8, 9, 10], "auto", max_tokens=8, ignore_eos=True)])["a"]
     assert len(answer.tokens) == 8
+
+
+def test_what_disturbs_a_part_of_the_start_leaves_no_trace(
+    builtin_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `auto` begins with figures that are several times too high for some widths."""
+    engine = builtin_engine(max_running=8, kv_cache_tokens=16384, calibration_seconds=60.0)
+    calls = 0
+
+    def disturbed(runner: ModelRunner, plan: BatchPlan) -> float:
+        nonlocal calls
+        calls += 1
+        return by_arithmetic(runner, plan) * (4.0 if 25 < calls < 45 else 1.0)
+
+    monkeypatch.setattr(calibration, "_time_pass", disturbed)
+    table = measure_costs(engine.runner, engine.config, engine.info.max_model_len)
+    assert calls > 60
+    for width, batch in ((1, 1), (8, 8), (32, 2)):
+        assert table.lookup(width, batch, 0) == pytest.approx(5 + batch * 2 * width, rel=1e-6)
+
+
+def test_no_pass_is_measured_to_cost_more_than_a_larger_one(
+    builtin_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = builtin_engine(max_running=4, kv_cache_tokens=4096, calibration_seconds=60.0)
+
+    def disturbed(runner: ModelRunner, plan: BatchPlan) -> float:
+        plain = sum(len(span.token_ids) for span in plan.spans) == 1
+        return by_arithmetic(runner, plan) * (100.0 if plain else 1.0)
+
+    monkeypatch.setattr(calibration, "_time_pass", disturbed)
+    table = measure_costs(engine.runner, engine.config, engine.info.max_model_len)
+    assert table.lookup(1, 1) == table.lookup(2, 1)
