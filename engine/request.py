@@ -23,12 +23,14 @@ WHOLE_ANSWER = 0
 MAX_SEED = 2**53 - 1
 """The largest seed. A JSON number holds every integer up to it exactly."""
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "structure"]
 
 MAX_SCHEMA_BYTES = 64 * 1024
 """Longest JSON schema, and longest list of choices, in bytes of UTF-8."""
 MAX_REGEX_LENGTH = 4096
 """Longest regular expression, in characters."""
+MAX_STRUCTURE_BYTES = 512 * 1024
+"""Longest structure, in bytes of UTF-8: the schemas of many tools, and what stands around them."""
 
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
 """Logits are multiplied and divided by it: beyond these bounds they would leave the range of their type."""
@@ -42,7 +44,7 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     kind: GrammarKind
     source: str = ""
     """`json_schema`: the schema, as JSON. `regex`: the expression the whole answer must match. `choice`: the possible
-    answers, as a JSON list of strings. `json_object`: empty."""
+    answers, as a JSON list of strings. `json_object`: empty. `structure`: what engine.grammar.structure writes."""
     compact: bool = False
     """JSON without any white space. Otherwise a model may write one space between two JSON tokens."""
 

@@ -16,6 +16,7 @@ from engine.request import (
     MAX_REPETITION_PENALTY,
     MAX_SCHEMA_BYTES,
     MAX_SEED,
+    MAX_STRUCTURE_BYTES,
     MIN_REPETITION_PENALTY,
     WHOLE_ANSWER,
     DecodingParams,
@@ -77,6 +78,9 @@ def check_grammar_size(grammar: Grammar) -> None:
     if grammar.kind == "regex":
         if not 1 <= len(grammar.source) <= MAX_REGEX_LENGTH:
             raise RequestError(f"A regular expression must have 1 to {MAX_REGEX_LENGTH} characters.", "grammar")
+    elif grammar.kind == "structure":
+        if len(grammar.source.encode(errors="replace")) > MAX_STRUCTURE_BYTES:
+            raise RequestError(f"The schemas together must not exceed {MAX_STRUCTURE_BYTES} bytes.", "grammar")
     elif len(grammar.source) > MAX_SCHEMA_BYTES or len(grammar.source.encode(errors="replace")) > MAX_SCHEMA_BYTES:
         raise RequestError(f"A JSON schema or list of choices must not exceed {MAX_SCHEMA_BYTES} bytes.", "grammar")
 

@@ -23,6 +23,8 @@ from engine.errors import RequestError
 from engine.grammar.json_schema.keywords import ends_with_lone_backslash
 from engine.grammar.json_schema.library import LibrarySchema, any_object, library_schema
 from engine.grammar.state import CompiledGrammar, GrammarVocabulary
+from engine.grammar.structure import read_structure
+from engine.grammar.structure_rules import structure_rules
 from engine.request import Grammar
 
 MAX_CHOICES = 1024
@@ -79,22 +81,45 @@ def load_vocabulary(
 
 def compile_grammar(vocabulary: GrammarVocabulary, grammar: Grammar) -> CompiledGrammar:
     """Raises RequestError that says in one line what is wrong with the grammar. May take long, or much memory."""
-    if grammar.kind == "json_schema":
-        matcher = _schema_matcher(vocabulary, library_schema(grammar.source, compact=grammar.compact))
+    if grammar.kind == "structure":
+        matcher = _matcher(vocabulary, _structure_body(vocabulary, grammar))
     else:
-        matcher = _matcher(vocabulary, _BODIES[grammar.kind](grammar))
+        _, matcher = _written(vocabulary, grammar)
     if matcher.is_error():
         raise RequestError(describe_failure(grammar, matcher.get_error()), "grammar", "invalid_grammar")
     return CompiledGrammar(vocabulary, matcher)
 
 
-def _schema_matcher(vocabulary: GrammarVocabulary, schema: LibrarySchema) -> LLMatcher:
-    """The matcher of a schema with closed objects; of one with open objects if only that can be used."""
-    closed = _matcher(vocabulary, f"%json {schema.closed}")
-    if schema.opened == schema.closed or not (schema.needs_both or closed.is_error()):
+def _structure_body(vocabulary: GrammarVocabulary, grammar: Grammar) -> str:
+    """A structure in the library's language. Each grammar in it is compiled alone first: RequestError tells of it."""
+
+    def write_inner(inner: Grammar) -> str:
+        body, matcher = _written(vocabulary, inner)
+        if matcher.is_error():
+            raise RequestError(describe_failure(inner, matcher.get_error()), "grammar", "invalid_grammar")
+        return body
+
+    try:
+        return structure_rules(read_structure(grammar.source), write_inner)
+    except (ValueError, RecursionError):
+        raise RequestError("The structure of the answer cannot be read.", "grammar", "invalid_grammar") from None
+
+
+def _written(vocabulary: GrammarVocabulary, grammar: Grammar) -> tuple[str, LLMatcher]:
+    """A grammar that is no structure in the library's language, and its matcher, which may hold an error."""
+    if grammar.kind == "json_schema":
+        return _written_schema(vocabulary, library_schema(grammar.source, compact=grammar.compact))
+    body = _BODIES[grammar.kind](grammar)
+    return body, _matcher(vocabulary, body)
+
+
+def _written_schema(vocabulary: GrammarVocabulary, schema: LibrarySchema) -> tuple[str, LLMatcher]:
+    """A schema with closed objects; with open objects if only that can be used."""
+    closed = f"%json {schema.closed}", _matcher(vocabulary, f"%json {schema.closed}")
+    if schema.opened == schema.closed or not (schema.needs_both or closed[1].is_error()):
         return closed
-    opened = _matcher(vocabulary, f"%json {schema.opened}")
-    return opened if opened.is_error() or closed.is_error() else closed
+    opened = f"%json {schema.opened}", _matcher(vocabulary, f"%json {schema.opened}")
+    return opened if opened[1].is_error() or closed[1].is_error() else closed
 
 
 def _matcher(vocabulary: GrammarVocabulary, body: str) -> LLMatcher:
@@ -133,7 +158,10 @@ def probe(compiled: CompiledGrammar, grammar: Grammar) -> None:
 
 def describe_failure(grammar: Grammar, error: str) -> str:
     """One line about a grammar that cannot be used, from the library's many."""
-    names = {"json_schema": "JSON schema", "json_object": "JSON object", "regex": "regular expression"}
+    names = {
+        "json_schema": "JSON schema", "json_object": "JSON object", "regex": "regular expression",
+        "structure": "form of the answer",
+    }  # fmt: skip
     name = names.get(grammar.kind, "list of choices")
     explained = re.search(r"^\s*error: (.+)$", error, re.MULTILINE)
     reason = explained.group(1) if explained else _first_line(error)

@@ -14,15 +14,17 @@ from typing import Any, Generic
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.request import Grammar
 from server.api.call import Call, Fields, validate
 from server.api.common import parse_body, service_of
 from server.api.prepare import Limits
 from server.api.requests import parse_generation
 from server.generation.answer import TimeLimits, answer_streamed, answer_whole
 from server.generation.generation import Generation
-from server.generation.job import Job
+from server.generation.job import Job, RequestedGrammar
 from server.generation.request_log import RequestLog
 from server.generation.writer import AnswerWriter
+from server.http.errors import BadRequest
 from server.operation.service import Service
 from server.text.served_model import ServedModel
 from server.text.tokenizer import Tokenizer
@@ -78,7 +80,17 @@ async def _admit(job: Job, model: ServedModel, service: Service, request: Reques
     Raises BadRequest for a grammar that does not compile, Overloaded or Unavailable.
     """
     if job.grammar is not None and service.grammars is not None:
-        await service.grammars.check(job.grammar.grammar, job.grammar.param)
+        await _check_grammar(job.grammar, service.grammars.check)
     service.admission.check_job(len(job.choices), sum(len(choice.prompt_token_ids) for choice in job.requests))
     request.state.admitted = True  # from here on the request log tells what became of it
     return Generation(service.engine, job, model.tokenizer, service.metrics.record_tokens)
+
+
+async def _check_grammar(asked: RequestedGrammar, check: Callable[[Grammar, str], Awaitable[None]]) -> None:
+    """Raises BadRequest for a grammar that does not compile; it names the one at fault of those it was made of."""
+    try:
+        await check(asked.grammar, asked.param)
+    except BadRequest:
+        for source in asked.sources:
+            await check(source.grammar, source.param)
+        raise

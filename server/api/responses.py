@@ -16,7 +16,7 @@ from server.generation.generation import Generation
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 StopReason = str | int | None
 """The stop string or stop token that ended the answer; null where the model's own end token did, or the length."""
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -40,6 +40,13 @@ class PromptTokensDetails(Response):
     """Prompt tokens found in the prefix cache."""
 
 
+class CompletionTokensDetails(Response):
+    """Part of Usage."""
+
+    reasoning_tokens: Count
+    """Tokens of the model's reasoning, its tags included."""
+
+
 class DiffusionUsage(Response):
     """What decoding did for the answers of a request, summed over them."""
 
@@ -60,6 +67,7 @@ class Usage(Response):
     completion_tokens: Count
     total_tokens: Count
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
     diffusion: DiffusionUsage
 
 
@@ -83,6 +91,9 @@ def usage_of(generation: Generation) -> Usage:
         total_tokens=prompt + completion,
         prompt_tokens_details=PromptTokensDetails(
             cached_tokens=sum(stats[index].cached_tokens for index in job.first_choices)
+        ),
+        completion_tokens_details=CompletionTokensDetails(
+            reasoning_tokens=sum(choice.reasoning_tokens for choice in generation.choices)
         ),
         diffusion=DiffusionUsage(
             decoding=job.decoding,

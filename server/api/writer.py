@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 from msgspec import UNSET, UnsetType
 
 from server.api.responses import DiffusionMeta, Ending, FinishReason, Response, Usage, usage_of
+from server.formats.parts import AnswerText, Part, Thought
 from server.generation.choice import ChoiceState, Delta, Draft, ScoredToken
 from server.generation.generation import Generation
 from server.generation.job import Job, StreamForm
-from server.generation.parts import AnswerText, Part
 from server.generation.sse import DONE, sse_event
 from server.generation.writer import AnswerWriter
 from server.text.tokenizer import Tokenizer
@@ -58,10 +58,13 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
     # -- AnswerWriter -------------------------------------------------------------------------------------------
 
     def chunk(self, generation: Generation, delta: Delta) -> bytes:
-        """See AnswerWriter. One event: text to append, or in Mercury's form the whole current text."""
+        """See AnswerWriter. Parts to append, or in Mercury's form the whole current text in one event."""
         state = generation.choices[delta.index]
-        choice, meta = self._replacing(state, delta) if self.form.diffusing else self._appending(state, delta)
-        return sse_event(self.chunk_object([choice], self._usage(generation), meta))
+        if self.form.diffusing:
+            choice, meta = self._replacing(state, delta)
+            return sse_event(self.chunk_object([choice], self._usage(generation), meta))
+        choices = self._appending(state, delta)
+        return b"".join([sse_event(self.chunk_object([choice], self._usage(generation))) for choice in choices])
 
     def ending(self, generation: Generation) -> bytes:
         """See AnswerWriter. Mercury's empty chunk, the chunk with the usage, and the end of the stream."""
@@ -89,22 +92,31 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         """Something of the choice has been written."""
         return index in self._begun
 
-    def _appending(self, state: ChoiceState, delta: Delta) -> tuple[ChunkChoice, UnsetType]:
+    def grouped(self, parts: list[Part]) -> list[list[Part]]:
+        """The parts that go into one chunk each; at least one group, which may be empty."""
+        return [parts]
+
+    def _appending(self, state: ChoiceState, delta: Delta) -> list[ChunkChoice]:
         index = delta.index
         draft = state.draft() if self.form.include_drafts and delta.drafted else UNSET
         logprobs = self.logprobs(index, delta.tokens)
         parts = delta.parts
         if self.echo(index) and not self.has_begun(index):
             parts = [AnswerText(self.echo(index)), *parts]
-        return self.chunk_choice(index, parts, logprobs, ending_of(delta), draft), UNSET
+        *first, last = self.grouped(parts)
+        choices = [self.chunk_choice(index, group, None, None, UNSET) for group in first]
+        return [*choices, self.chunk_choice(index, last, logprobs, ending_of(delta), draft)]
 
     def _replacing(self, state: ChoiceState, delta: Delta) -> tuple[ChunkChoice, DiffusionMeta]:
         ending = ending_of(delta)
-        draft = None if ending is not None else state.draft()
-        text = self.echo(delta.index) + state.text + ("" if draft is None else draft.text)
+        draft = None if ending is not None or state.is_thinking else state.draft()
+        text = self.echo(delta.index) + state.visible + ("" if draft is None else draft.text)
+        parts: list[Part] = [AnswerText(text)] if text else []
+        if state.thoughts:
+            parts.append(Thought(state.thoughts))
         limit = self.job.choices[delta.index].request.max_tokens
         progress = 1.0 if ending is not None else min(state.stats.completion_tokens / limit, 1.0)
-        choice = self.chunk_choice(delta.index, [AnswerText(text)] if text else [], None, ending, UNSET)
+        choice = self.chunk_choice(delta.index, parts, None, ending, UNSET)
         return choice, DiffusionMeta(diffusion_content=True, diffusion_progress=round(progress, 4))
 
     def _usage(self, generation: Generation) -> Usage | UnsetType | None:
@@ -130,7 +142,7 @@ def ended_by(state: ChoiceState) -> FinishReason:
 def _openai_reason(reason: str | None) -> FinishReason | None:
     """The finish reason as OpenAI names it; None for none. Raises ValueError for any other."""
     match reason:
-        case None | "stop" | "length":
+        case None | "stop" | "length" | "tool_calls":
             return reason
         case _:
             raise ValueError(f"an answer cannot end by {reason!r}")

@@ -58,11 +58,11 @@ async def answer_whole(
     async def run() -> Response:
         try:
             async with asyncio.timeout(limits.request), generation:
-                tokens = await generation.finish()
+                choices = await generation.finish()
         except TimeoutError:
             raise limits.timed_out from None
         log.end(200, None)
-        return Response(encode_json(writer.whole(generation, tokens)), media_type="application/json")
+        return Response(encode_json(writer.whole(generation, choices)), media_type="application/json")
 
     try:
         return await until_gone(run(), request.receive)

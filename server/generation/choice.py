@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,8 +17,8 @@ from engine.events import (
     TokenLogprob,
     TokensSettled,
 )
+from server.formats.parts import OutputParser, Part, PlainText, ToolCallStart, text_of, thought_of
 from server.generation.job import Job
-from server.generation.parts import OutputParser, Part, PlainText, text_of
 from server.text.detokenizer import IncrementalDecoder, StopFinder
 from server.text.tokenizer import Tokenizer
 
@@ -83,7 +83,11 @@ class ChoiceState:
         self.stats = GenerationStats()
         """Totals so far. Tokens count up to the one that completed a stop string, whatever the engine made beyond."""
         self.text = ""
-        """Everything settled and safe to show."""
+        """Everything settled and safe to show, as it was generated."""
+        self.thoughts = ""
+        """What of it is reasoning."""
+        self.reasoning_tokens = 0
+        """Tokens that were generated while the answer was reasoning."""
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None
@@ -95,7 +99,12 @@ class ChoiceState:
         self._min_tokens = choice.request.sampling.min_tokens
         self._told_token_ids = job.told_token_ids
         self._num_tokens = 0  # of the answer, fed so far
-        self._parser: OutputParser = PlainText()
+        reading = job.reading
+        self._parser: OutputParser = PlainText() if reading is None else reading.new_parser()
+        self._markers: Mapping[int, str] = {} if reading is None else reading.markers
+        self._visible: str | None = None if reading is None else ""  # None: the text itself
+        self._marked = 0  # characters of markers, which the decoder does not count
+        self._has_called = False
         self._end_token_ids = job.end_token_ids
         self._parts: list[Part] = []  # not handed out yet
         self._scored: list[ScoredToken] = []  # not handed out yet
@@ -105,6 +114,16 @@ class ChoiceState:
             self._feed_prompt([TokenLogprob(choice.request.prompt_token_ids[0], math.nan, [])])
         self._draft: DraftUpdated | None = None
         self._draft_is_new = False
+
+    @property
+    def visible(self) -> str:
+        """What of the text is content: neither reasoning nor calls of tools."""
+        return self.text if self._visible is None else self._visible
+
+    @property
+    def is_thinking(self) -> bool:
+        """The answer is reasoning."""
+        return self._parser.is_thinking
 
     @property
     def done(self) -> bool:
@@ -166,9 +185,20 @@ class ChoiceState:
         for token_id, score in zip(event.token_ids, scores, strict=True):
             self._num_tokens += 1
             if score is not None:
-                self._scored.append(ScoredToken(score, self._decoder.offset))
-            if self._release(self._decoder.step(token_id)):
+                self._scored.append(ScoredToken(score, self._decoder.offset + self._marked))
+            plain = self._visible is None
+            ended = self._release(self._decoder.step(token_id)) if plain else self._read(token_id)
+            if ended:
                 return
+
+    def _read(self, token_id: int) -> bool:
+        """As `_release` of the token's text, where the answer is taken apart."""
+        thinking = self._parser.is_thinking
+        marker = self._markers.get(token_id, "")
+        self._marked += len(marker)
+        ended = self._release(self._decoder.step(token_id) + marker)
+        self.reasoning_tokens += thinking or self._parser.is_thinking
+        return ended
 
     def _release(self, text: str) -> bool:
         """Shows as much of new text as is safe. Returns whether a stop string ended the answer."""
@@ -184,11 +214,19 @@ class ChoiceState:
     def _show(self, text: str) -> None:
         if text:
             self.text += text
-            self._parts += self._parser.feed(text)
+            self._tell(self._parser.feed(text))
+
+    def _tell(self, parts: list[Part]) -> None:
+        self._parts += parts
+        if self._visible is not None:
+            self._visible += text_of(parts)
+            self.thoughts += thought_of(parts)
+            self._has_called = self._has_called or any(isinstance(part, ToolCallStart) for part in parts)
 
     def _end(self, reason: str, stop_reason: str | int | None = None) -> None:
-        self._parts += self._parser.flush()
-        self.finish_reason, self.stop_reason = reason, stop_reason
+        self._tell(self._parser.flush())
+        self.finish_reason = "tool_calls" if reason == "stop" and self._has_called else reason
+        self.stop_reason = stop_reason
 
     def _finish(self, event: Finished) -> None:
         if event.reason in ("error", "abort"):

@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from engine.events import DraftUpdated, GenerationEvent
 from engine.request import Request
 from server.engine_link.in_flight import EventSink
+from server.formats.parts import Part
 from server.generation.choice import ChoiceState, Delta, ScoredToken
 from server.generation.job import Job
 from server.http.errors import ApiError, EngineFailure
@@ -25,6 +26,16 @@ class Engine(Protocol):
 
     def abort(self, request_ids: list[str]) -> None:
         """Drops requests; finished ones are ignored."""
+
+
+class WholeChoice(NamedTuple):
+    """A choice that has ended."""
+
+    state: ChoiceState
+    parts: list[Part]
+    """All that it is made of."""
+    tokens: list[ScoredToken]
+    """Its tokens with their log-probabilities, where these were asked for."""
 
 
 class Generation:
@@ -102,10 +113,11 @@ class Generation:
                 return deltas
         return []
 
-    async def finish(self) -> list[list[ScoredToken]]:
-        """Waits for the end of every choice; returns the scored tokens of each. Raises ApiError."""
-        tokens: list[list[ScoredToken]] = [[] for _ in self.choices]
+    async def finish(self) -> list[WholeChoice]:
+        """Waits for the end of every choice. Raises ApiError."""
+        whole = [WholeChoice(state, [], []) for state in self.choices]
         while deltas := await self.next():
             for delta in deltas:
-                tokens[delta.index] += delta.tokens
-        return tokens
+                whole[delta.index].parts.extend(delta.parts)
+                whole[delta.index].tokens.extend(delta.tokens)
+        return whole

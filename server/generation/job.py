@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from engine.request import Decoding, Grammar, Request
+from server.formats.parts import OutputParser
 
 EndpointName = Literal["completions", "chat"]
 """The endpoints that generate, by the name that metrics and the request log use."""
@@ -43,6 +45,18 @@ class RequestedGrammar:
     grammar: Grammar
     param: str
     """The field of the HTTP request that it comes from."""
+    sources: tuple[RequestedGrammar, ...] = ()
+    """What it was made of: if it does not compile, one of them may be at fault."""
+
+
+@dataclass(frozen=True)
+class AnswerReading:
+    """How answers are taken apart."""
+
+    new_parser: Callable[[], OutputParser]
+    """Makes the parser of one choice."""
+    markers: Mapping[int, str]
+    """Control tokens that the parser reads, and their spelling. Any others are no text."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,8 @@ class Job:
     """Likeliest tokens to list beside each token; None: no log-probabilities at all."""
     stream: StreamForm | None
     """None: the answer is sent whole."""
+    reading: AnswerReading | None = None
+    """None: answers are text and nothing else."""
 
     @property
     def requests(self) -> list[Request]:

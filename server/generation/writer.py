@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from server.generation.choice import Delta, ScoredToken
-from server.generation.generation import Generation
+from server.generation.choice import Delta
+from server.generation.generation import Generation, WholeChoice
 
 
 class AnswerWriter(ABC):
     """Writes the answer of one generation in the format of one endpoint. It may hold state: use it once."""
 
     @abstractmethod
-    def whole(self, generation: Generation, tokens: list[list[ScoredToken]]) -> object:
-        """The JSON object of an answer that is not streamed. tokens: the scored tokens of each choice."""
+    def whole(self, generation: Generation, choices: list[WholeChoice]) -> object:
+        """The JSON object of an answer that is not streamed."""
 
     @abstractmethod
     def chunk(self, generation: Generation, delta: Delta) -> bytes:

@@ -60,7 +60,7 @@ def decode_json(body: bytes, *, exact: Iterable[str] = ()) -> Any:
     _check_depth(value)
     if _ESCAPED_SURROGATE.search(body):
         _check_surrogates(value)
-    members = [name for name in exact if isinstance(value, dict) and isinstance(value.get(name), dict)]
+    members = [name for name in exact if isinstance(value, dict) and isinstance(value.get(name), dict | list)]
     if members:
         kept = json.loads(text, parse_float=_keep_number, parse_int=_keep_number)
         value |= {name: kept[name] for name in members}

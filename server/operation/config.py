@@ -51,6 +51,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Most choices of one request: prompts times `n`."""
     clip_max_tokens: bool = True
     """`max_tokens` beyond what the context leaves becomes what it leaves; false: it is answered 400."""
+    tool_call_parser: typing.Literal["auto", "none", "qwen3_coder", "hermes", "mistral", "llama3_json", "pythonic"] = (
+        "auto"
+    )
+    """How the model writes calls of tools. `auto`: as its chat template does. `none`: it calls none."""
+    reasoning_parser: typing.Literal["auto", "none", "think", "mistral"] = "auto"
+    """The tags around the model's reasoning, `<think>` or `[THINK]`. `auto`: as in its chat template. `none`: answers
+    are not taken apart."""
     max_body_bytes: Annotated[int, POSITIVE] = 4 * 1024 * 1024
     """A longer request body is answered 413."""
     max_connections: Annotated[int, POSITIVE] = 4096

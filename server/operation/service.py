@@ -25,7 +25,7 @@ from server.operation.config import Config
 from server.operation.logs import OncePerSecond
 from server.operation.metrics import Metrics
 from server.text.model_files import default_name, resolve_model
-from server.text.served_model import ServedModel
+from server.text.served_model import Parsers, ServedModel
 
 logger = logging.getLogger("lightcone.server")
 
@@ -112,7 +112,9 @@ class Service:
             self._fail(f"loading failed: {type(exc).__name__}: {exc}")
 
     async def _open_model(self, info: EngineInfo, directory: Path) -> None:
-        load = partial(ServedModel.load, dummy=self.config.engine.load_format == "dummy")
+        options = self.config.server
+        parsers = Parsers(options.tool_call_parser, options.reasoning_parser)
+        load = partial(ServedModel.load, dummy=self.config.engine.load_format == "dummy", parsers=parsers)
         self.grammars = GrammarChecker(info, directory)
         self.model = await _in_thread(load, self.name, info, directory)
         self.loaded.set()

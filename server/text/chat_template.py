@@ -1,7 +1,7 @@
 """Chat messages to prompt tokens through the model's own chat template, which runs in a sandbox.
 
 The prompt is what transformers' `apply_chat_template` makes of the same messages: a BOS is in it if the template writes
-one. Message content never becomes a control token. Where content spells one (or could complete one together with its
+one. Nothing that a client sends becomes a control token. Where it spells one (or could complete one together with its
 surroundings), an unguessable marker is put inside the spelling before the template runs. After rendering, a spelling
 with no marker in it was written by the template and counts; the markers are then removed. Content that spells no
 control token reaches the template untouched, so templates that look into content behave as published.
@@ -9,26 +9,48 @@ control token reaches the template untouched, so templates that look into conten
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jinja2 import meta
 
 from engine.errors import ModelLoadError
 from server.http.errors import BadRequest
 from server.text.control_spellings import ControlSpellings
 from server.text.template_environment import TemplateRefusal, template_environment
+from server.text.template_examples import FIRST, LONG_ID, TOOL, Message, call_example, example, forms_of
 from server.text.tokenizer import Tokenizer
 
-Message = dict[str, Any]
-"""A message in the form of transformers: `content` is a string or a list of parts, arguments of tools are objects."""
-
-Form = Literal["string", "parts"]
-
-_FIRST, _SECOND = "Avocado7", "Bergamot8"
-"""Words that show whether a template renders content."""
-_CALL = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {}}}
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names that templates read a message's reasoning by, the usual one first."""
+_OURS = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template")
+)
+"""What a template reads that is no choice of a client's."""
+SHORT_ID_LENGTH = 9
+"""Characters of a call's id for templates that take no longer one."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a prompt is made of."""
+
+    messages: Sequence[Message]
+    tools: Sequence[dict[str, Any]] = ()
+    """In the form of OpenAI."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further values that the template reads by name."""
+
+
+class ChatPrompt(NamedTuple):
+    """A chat as a prompt."""
+
+    token_ids: list[int]
+    end: str
+    """The last characters of the rendered text."""
 
 
 class ChatTemplate:
@@ -38,56 +60,82 @@ class ChatTemplate:
         """Raises ModelLoadError where there is no template, or it does not compile."""
         if tokenizer.chat_template is None:
             raise ModelLoadError("the model has no chat template")
+        self.source = tokenizer.chat_template
         self._tokenizer = tokenizer
         self._spellings = ControlSpellings(tokenizer.control_tokens)
         try:
-            self._template = template_environment().from_string(tokenizer.chat_template)
+            environment = template_environment()
+            self._template = environment.from_string(self.source)
+            read = meta.find_undeclared_variables(environment.parse(self.source))
         except Exception as exc:  # TemplateError, RecursionError and what Python's compiler raises
             line = " ".join(str(exc).split())[:300]
             raise ModelLoadError(f"the model's chat template does not compile: {line}") from None
-        self._knows_developer = "developer" in tokenizer.chat_template
-        self._knows_tool_calls = "tool_calls" in tokenizer.chat_template
-        self._forms = {role: self._forms_of(role) for role in ("system", "developer", "user", "assistant", "tool")}
+        self.variables = frozenset(read - _OURS - environment.globals.keys() - tokenizer.special_texts.keys())
+        """Names of the values that the template reads beside what every chat has."""
+        self._knows_developer = "developer" in self.source
+        self._knows_tool_calls = "tool_calls" in self.source
+        self._forms = {role: forms_of(role, self._try) for role in ("system", "developer", "user", "assistant", "tool")}
+        self.wants_short_ids = False
+        """The id of a call must have SHORT_ID_LENGTH letters and digits."""
+        self.knows_tools = FIRST in self._try_fitted(example("user", "x", ""), [TOOL])
+        """The template tells the model of a request's tools."""
+        self.call_example = self._try_fitted(call_example())
+        """A chat in which the assistant calls `look` with the argument `place`, rendered; empty if that fails."""
+        self.wants_short_ids = bool(self.call_example) and not self._try_fitted(call_example(LONG_ID))
 
-    def encode(self, messages: list[Message], check_length: Callable[[int], None] | None = None) -> list[int]:
-        """Prompt tokens up to where the assistant speaks.
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Prompt tokens of messages alone, up to where the assistant speaks. Raises as `prompt` does."""
+        return self.prompt(Chat(messages)).token_ids
+
+    def prompt(self, chat: Chat, check_length: Callable[[int], None] | None = None) -> ChatPrompt:
+        """The prompt up to where the assistant speaks.
 
         check_length: is told the number of characters of the rendered text, and raises where they are too many.
-        Raises BadRequest when the template refuses the messages.
+        Raises BadRequest when the template refuses the messages, or knows no tools that they have.
         """
-        if not self._knows_tool_calls and any("tool_calls" in message for message in messages):
+        if not self._knows_tool_calls and any("tool_calls" in message for message in chat.messages):
             raise BadRequest("The model's chat template does not know tool calls.", "messages", "unsupported_parameter")
         marker = str(secrets.randbelow(10**39) + 10**39)  # digits survive any filter of a template
-        guarded = [self._spellings.mark_message(self._fitted(message), marker) for message in messages]
+        guarded = [self._spellings.mark_message(self._fitted(message), marker) for message in chat.messages]
+        tools = [self._spellings.mark_value(tool, marker) for tool in chat.tools]
+        variables = {name: self._spellings.mark_value(value, marker) for name, value in chat.variables.items()}
         try:
-            text = self._render_any(guarded)
+            text = self._render_any(guarded, tools, variables)
         except TemplateRefusal as exc:
             line = " ".join(str(exc).replace(marker, "").split())[:300]
             raise BadRequest(f"The model's chat template refuses these messages: {line}", "messages") from None
         except Exception:
             # Anything a template trips over is about these messages: it rendered others, and it runs sandboxed.
-            raise BadRequest("The model's chat template cannot render these messages.", "messages") from None
+            raise _unrendered(chat.messages) from None
         if check_length is not None:
             check_length(len(text) - len(marker) * text.count(marker))
-        return self._tokenizer.encode_rendered(text, marker)
+        return ChatPrompt(self._tokenizer.encode_rendered(text, marker), text[-64:])
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _render(self, messages: list[Message]) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        names = {**(variables or {}), **self._tokenizer.special_texts}
         return self._template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._tokenizer.special_texts
+            {**names, "messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": True}
         )
 
-    def _render_any(self, messages: list[Message]) -> str:
+    def _render_any(
+        self, messages: list[Message], tools: Sequence[dict[str, Any]], variables: Mapping[str, Any]
+    ) -> str:
         """The rendered messages. Content that is missing beside tool calls is empty where a template cannot bear it."""
         try:
-            return self._render(messages)
+            return self._render(messages, tools, variables)
         except TemplateRefusal:
             raise
         except Exception:
             if all("content" in message for message in messages):
                 raise
-            return self._render([{"content": "", **message} for message in messages])
+            return self._render([{"content": "", **message} for message in messages], tools, variables)
 
     def _fitted(self, message: Message) -> Message:
         """The message as this template reads it: the role, the form of the content, the names of the reasoning."""
@@ -96,6 +144,8 @@ class ChatTemplate:
             fitted["role"] = "system"
         if "content" in fitted:
             fitted["content"] = self._fitted_content(fitted["role"], fitted["content"])
+        if self.wants_short_ids:
+            fitted |= _with_short_ids(fitted)
         reasoning = next((fitted[name] for name in _REASONING if fitted.get(name) is not None), None)
         return fitted if reasoning is None else {"thinking": reasoning, **fitted, "reasoning_content": reasoning}
 
@@ -105,36 +155,41 @@ class ChatTemplate:
             return [{"type": "text", "text": content}] if forms == {"parts"} else content
         return content if "parts" in forms else "\n".join(part["text"] for part in content)
 
-    def _forms_of(self, role: str) -> set[Form]:
-        """The forms in which the template renders the content of a role; empty where it renders it in none.
+    def _try_fitted(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+        return self._try([self._fitted(message) for message in messages], tools)
 
-        A template that prints a list as it is, with brackets and keys, does not take it.
-        """
-        found: set[Form] = set()
-        if _FIRST in self._try(_example(role, _FIRST, "x")):
-            found.add("string")
-        first, second, other = ({"type": "text", "text": text} for text in (_FIRST, _SECOND, "x"))
-        _, _, after = self._try(_example(role, [first, second], [other])).partition(_FIRST)
-        between, second_word, _ = after.partition(_SECOND)
-        if second_word and "type" not in between:
-            found.add("parts")
-        return found
-
-    def _try(self, messages: list[Message]) -> str:
+    def _try(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         try:
-            return self._render(messages)
+            return self._render(messages, tools)
         except Exception:  # whatever it is, the template does not take these messages
             return ""
 
 
-def _example(role: str, content: Any, other: Any) -> list[Message]:
-    """A short chat in which one message, of the given role, has the content."""
-    user, message = {"role": "user", "content": other}, {"role": role, "content": content}
-    if role == "user":
-        return [message]
-    if role == "assistant":
-        return [user, message, user]
-    if role == "tool":
-        call = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-        return [user, call, {**message, "name": "look", "tool_call_id": _CALL["id"]}]
-    return [message, user]
+def _unrendered(messages: Sequence[Message]) -> BadRequest:
+    """The error for messages that a template trips over; arguments that are no JSON object are named, if there are."""
+    for number, message in enumerate(messages):
+        for place, call in enumerate(message.get("tool_calls", ())):
+            if not isinstance(call["function"].get("arguments"), dict):
+                name = f"messages[{number}].tool_calls[{place}].function.arguments"
+                text = f"Invalid value for '{name}': the model's chat template needs JSON of an object."
+                return BadRequest(text, name, "invalid_value")
+    return BadRequest("The model's chat template cannot render these messages.", "messages")
+
+
+def _with_short_ids(message: Message) -> Message:
+    """The fields of a message that hold ids of calls, with ids that such templates take."""
+    changed: Message = {}
+    if "tool_calls" in message:
+        changed["tool_calls"] = [
+            {**call, "id": _short_id(call["id"])} if "id" in call else call for call in message["tool_calls"]
+        ]
+    if "tool_call_id" in message:
+        changed["tool_call_id"] = _short_id(message["tool_call_id"])
+    return changed
+
+
+def _short_id(call_id: str) -> str:
+    """An id of SHORT_ID_LENGTH letters and digits: this one if it is such, else always the same one for it."""
+    if len(call_id) == SHORT_ID_LENGTH and call_id.isascii() and call_id.isalnum():
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:SHORT_ID_LENGTH]

@@ -44,25 +44,25 @@ class ControlSpellings:
         edges = [0, *sorted(cuts), len(text)]
         return marker.join(text[start:end] for start, end in pairwise(edges))
 
+    def mark_value(self, value: Any, marker: str) -> Any:
+        """JSON of the client's own, in which the keys are the client's, too."""
+        if isinstance(value, str):
+            return self.mark(value, marker)
+        if isinstance(value, list):
+            return [self.mark_value(item, marker) for item in value]
+        if isinstance(value, dict):
+            return {self.mark(key, marker): self.mark_value(item, marker) for key, item in value.items()}
+        return value
+
     def _mark_field(self, name: str, value: Any, marker: str) -> Any:
         if name == "type":
             return value
         if name == "arguments":
-            return self._mark_all(value, marker)
+            return self.mark_value(value, marker)
         if isinstance(value, str):
             return self.mark(value, marker)
         if isinstance(value, list):
             return [self._mark_field("", item, marker) for item in value]
         if isinstance(value, dict):
             return {key: self._mark_field(key, item, marker) for key, item in value.items()}
-        return value
-
-    def _mark_all(self, value: Any, marker: str) -> Any:
-        """JSON of the client's own, in which the keys are the client's, too."""
-        if isinstance(value, str):
-            return self.mark(value, marker)
-        if isinstance(value, list):
-            return [self._mark_all(item, marker) for item in value]
-        if isinstance(value, dict):
-            return {self.mark(key, marker): self._mark_all(item, marker) for key, item in value.items()}
         return value

@@ -6,16 +6,21 @@ import difflib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import anyio.to_thread
 
 from engine.config import EngineInfo
 from engine.errors import ModelLoadError
+from engine.grammar.structure import Chain, Exact, Node, Token
 from engine.models.files import is_present
 from engine.request import Decoding
+from server.formats.reasoning import TAGS, ReasoningTags, recognise_reasoning
+from server.formats.registry import format_named, recognise_format
+from server.formats.tool_format import ToolFormat
 from server.http.errors import BadRequest, NotFound
-from server.text.chat_template import ChatTemplate, Message
+from server.text.chat_template import Chat, ChatPrompt, ChatTemplate
+from server.text.template_examples import Message
 from server.text.tokenizer import EncodingError, Tokenizer, TokenizerFiles
 
 logger = logging.getLogger("lightcone.server")
@@ -28,10 +33,20 @@ LONG_TEXT = 20_000
 _T = TypeVar("_T")
 
 
+class Parsers(NamedTuple):
+    """How answers are taken apart: the options `tool_call_parser` and `reasoning_parser`."""
+
+    tools: str = "auto"
+    reasoning: str = "auto"
+
+
+AUTOMATIC = Parsers()
+
+
 class ServedModel:
     """The loaded model, as far as requests are checked against it and encoded for it."""
 
-    def __init__(self, name: str, info: EngineInfo, tokenizer: Tokenizer) -> None:
+    def __init__(self, name: str, info: EngineInfo, tokenizer: Tokenizer, parsers: Parsers = AUTOMATIC) -> None:
         self.name = name
         self.info = info
         self.tokenizer = tokenizer
@@ -43,14 +58,20 @@ class ServedModel:
             except ModelLoadError as exc:  # completions work all the same
                 self._no_chat = f"This model cannot chat, since {exc}: use /v1/completions."
                 logger.warning("chats are refused: %s", exc)
+        self.tool_format = self._choose_tool_format(parsers.tools)
+        """How the model writes calls of tools; None where it calls none, or in a way that is not known."""
+        self.reasoning = self._choose_reasoning(parsers.reasoning)
+        """The tags around the model's reasoning; None where it has none."""
 
     @classmethod
-    def load(cls, name: str, info: EngineInfo, directory: Path, *, dummy: bool = False) -> ServedModel:
+    def load(
+        cls, name: str, info: EngineInfo, directory: Path, *, dummy: bool = False, parsers: Parsers = AUTOMATIC
+    ) -> ServedModel:
         """Reads the tokenizer of a model directory; a dummy model may lack one. Blocking. Raises ModelLoadError."""
         lacking = dummy and not is_present(directory / "tokenizer.json")
         files = TokenizerFiles.dummy(info) if lacking else TokenizerFiles.read(directory)
         try:
-            return cls(name, info, Tokenizer(files, info))
+            return cls(name, info, Tokenizer(files, info), parsers)
         except ModelLoadError:
             raise
         except Exception as exc:  # the tokenizers library raises bare Exception for whatever it cannot read
@@ -93,6 +114,28 @@ class ServedModel:
             "model_not_found",
         )
 
+    # -- what answers are made of -------------------------------------------------------------------------------
+
+    def spell(self, marker: str) -> Node:
+        """A marker as an answer's tokens: control tokens where the model has them, else text."""
+        pieces = self.tokenizer.split_control(marker)
+        nodes = tuple(Exact(piece) if isinstance(piece, str) else Token(piece) for piece in pieces)
+        return nodes[0] if len(nodes) == 1 else Chain(nodes)
+
+    def _choose_tool_format(self, wanted: str) -> ToolFormat | None:
+        if self.chat is None or wanted == "none":
+            return None
+        return (
+            recognise_format(self.chat.call_example)
+            if wanted == "auto"
+            else format_named(wanted, self.chat.call_example)
+        )
+
+    def _choose_reasoning(self, wanted: str) -> ReasoningTags | None:
+        if self.chat is None or wanted == "none":
+            return None
+        return recognise_reasoning(self.chat.source) if wanted == "auto" else TAGS[wanted]
+
     # -- text to tokens -----------------------------------------------------------------------------------------
 
     async def encode_prompts(self, texts: list[str], *, add_bos: bool = True, param: str = "prompt") -> list[list[int]]:
@@ -109,7 +152,11 @@ class ServedModel:
             raise BadRequest(str(exc), param, "invalid_value") from None
 
     async def encode_chat(self, messages: list[Message]) -> list[int]:
-        """Token ids of a chat, up to where the assistant speaks. messages: as the chat template reads them.
+        """Token ids of messages, up to where the assistant speaks. Raises as `chat_prompt` does."""
+        return (await self.chat_prompt(Chat(messages))).token_ids
+
+    async def chat_prompt(self, asked: Chat) -> ChatPrompt:
+        """The prompt of a chat, up to where the assistant speaks.
 
         Raises BadRequest where the model has no template, the template refuses, or the text cannot fit the context.
         """
@@ -120,9 +167,10 @@ class ServedModel:
         def check_length(characters: int) -> None:
             self._check_length(characters, "messages")
 
-        check_length(sum(_characters(message.get("content", "")) for message in messages))
+        check_length(sum(_characters(message.get("content", "")) for message in asked.messages))
         try:
-            return await run_encoding(lambda: chat.encode(messages, check_length), _characters(messages))
+            size = _characters(list(asked.messages)) + _characters(list(asked.tools))
+            return await run_encoding(lambda: chat.prompt(asked, check_length), size)
         except EncodingError as exc:
             raise BadRequest(str(exc), "messages", "invalid_value") from None
 

@@ -128,6 +128,17 @@ class Tokenizer:
         """Plain text: nothing in it becomes a control token, and nothing is added."""
         return self._encode(text)
 
+    def split_control(self, text: str) -> list[str | int]:
+        """Text, cut at the control tokens that it spells; in their places stand their ids."""
+        if self._template_pattern is None:
+            return [text]
+        pieces: list[str | int] = []
+        at = 0
+        for match in self._template_pattern.finditer(text):
+            pieces += [text[at : match.start()], self.control_tokens[match[0]]]
+            at = match.end()
+        return [piece for piece in [*pieces, text[at:]] if piece != ""]
+
     def encode_prompt(self, text: str, *, add_bos: bool = True) -> list[int]:
         """A completion prompt: spelled control tokens count, but for mask and padding; BOS stands once, in front."""
         ids = self._encode(self._named(text, self._prompt_pattern))

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from server.api.chat.messages import Messages
+from server.api.chat.tools import ToolChoice, Tools, check_tools
 from server.api.fields import invalid
 from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest
 from server.generation.job import EndpointName
+
+MAX_VARIABLES = 32
+MAX_VARIABLE_TEXT = 1024
+
+
+def _check_variables(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise invalid("must be an object")
+    if len(value) > MAX_VARIABLES:
+        raise invalid(f"must have at most {MAX_VARIABLES} members, not {len(value)}")
+    for name, one in value.items():
+        if not (one is None or isinstance(one, str | int | float)):
+            raise invalid(f"must have plain values, not an object or a list, which {name[:64]!r} is")
+        if isinstance(one, str) and len(one) > MAX_VARIABLE_TEXT:
+            raise invalid(f"must have texts of at most {MAX_VARIABLE_TEXT} characters, which {name[:64]!r} is not")
+    return value
+
+
+Variables = Annotated[
+    dict[str, Any],
+    BeforeValidator(_check_variables),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MAX_VARIABLES,
+            "additionalProperties": {"type": ["string", "number", "boolean", "null"], "maxLength": MAX_VARIABLE_TEXT},
+        }
+    ),
+]
 
 
 class ChatRequest(GenerationRequest):
@@ -28,6 +58,27 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
     """Likeliest tokens to list beside each token of the answer. Needs logprobs."""
 
+    tools: Tools = Field(default=[])
+    """Functions that the model may call."""
+    tool_choice: ToolChoice | None = None
+    """none, auto, required, a function, or tools to choose from. Unset: auto where there are tools."""
+    parallel_tool_calls: bool = True
+    """false: an answer calls one tool at most."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """How long to think: told to a chat template that reads it; one that can only be told whether to think is told
+    that. Advice elsewhere."""
+    chat_template_kwargs: Variables = Field(default={})
+    """Values that the model's chat template reads by name, such as enable_thinking: texts, numbers, truth values."""
+    include_reasoning: bool = True
+    """false: the reasoning is left out of the answer."""
+    separate_reasoning: bool = True
+    """false: the reasoning stays in the content, with its tags."""
+
+    @property
+    def offers_tools(self) -> bool:
+        """The answer may call tools."""
+        return bool(self.tools) and self.tool_choice != "none"
+
     @property
     def wanted_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
@@ -43,6 +94,9 @@ class ChatRequest(GenerationRequest):
             raise invalid("'top_logprobs' requires 'logprobs': true")
         if self.diffusing and self.logprobs:
             raise invalid("'logprobs' cannot be combined with 'diffusing', whose chunks replace each other")
+        check_tools(self.tools, self.tool_choice)
+        if self.diffusing and self.offers_tools:
+            raise invalid("'tools' cannot be combined with 'diffusing', whose chunks hold text alone")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise invalid("'max_tokens' and 'max_completion_tokens' differ: send one of them")
         return self

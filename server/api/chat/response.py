@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Literal
 
 from msgspec import UNSET, UnsetType
@@ -18,9 +19,9 @@ from server.api.responses import (
     usage_of,
 )
 from server.api.writer import OpenAIWriter, ended_by
+from server.formats.parts import Part, ToolCallArguments, ToolCallStart, text_of, thought_of
 from server.generation.choice import Draft, ScoredToken
-from server.generation.generation import Generation
-from server.generation.parts import Part, text_of
+from server.generation.generation import Generation, WholeChoice
 
 
 class TokenLogprob(Response):
@@ -47,12 +48,49 @@ class ChatLogprobs(Response):
     refusal: None
 
 
+class CalledFunction(Response):
+    """The function of a call."""
+
+    name: str
+    arguments: str
+    """Text of a JSON object."""
+
+
+class ToolCall(Response):
+    """A call of a tool by the assistant."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class CalledFunctionDelta(Response):
+    """What is new in the function of a call: its name and no arguments, then arguments to append."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallDelta(Response):
+    """What is new in a call. Id, type and name come once, first."""
+
+    index: Count
+    function: CalledFunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class ChatMessage(Response):
     """The assistant's message."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    """Null where the message calls tools and says nothing."""
     refusal: None
+    reasoning_content: str | UnsetType = UNSET
+    """The model's reasoning before its answer, where there is any."""
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    """The calls of tools, where there are any."""
 
 
 class ChatChoice(Response):
@@ -81,6 +119,8 @@ class ChatMessageDelta(Response):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatDelta(Response):
@@ -111,21 +151,21 @@ class ChatCompletionChunk(Response):
 class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
     """Writes the answer of a chat."""
 
-    def whole(self, generation: Generation, tokens: list[list[ScoredToken]]) -> ChatCompletion:
+    def whole(self, generation: Generation, choices: list[WholeChoice]) -> ChatCompletion:
         """See AnswerWriter."""
-        choices = [
+        answers = [
             ChatChoice(
                 index=state.index,
-                message=ChatMessage(role="assistant", content=state.text, refusal=None),
-                logprobs=self.logprobs(state.index, scored),
+                message=_message(parts),
+                logprobs=self.logprobs(state.index, tokens),
                 finish_reason=ended_by(state),
                 stop_reason=state.stop_reason,
             )
-            for state, scored in zip(generation.choices, tokens, strict=True)
+            for state, parts, tokens in choices
         ]
         job = self.job
         return ChatCompletion(
-            id=job.id, object="chat.completion", created=job.created, model=job.model, choices=choices,
+            id=job.id, object="chat.completion", created=job.created, model=job.model, choices=answers,
             usage=usage_of(generation),
         )  # fmt: skip
 
@@ -148,6 +188,12 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
         texts = self.tokenizer.texts
         return texts.display(token_id), texts.token_bytes(token_id)
 
+    def grouped(self, parts: list[Part]) -> list[list[Part]]:
+        """See OpenAIWriter. Each step of a call has a chunk of its own, as clients know it from OpenAI."""
+        if self.job.reading is None:
+            return [parts]
+        return [list(group) for _, group in groupby(parts, key=_chunk_of)] or [[]]
+
     def chunk_choice(
         self,
         index: int,
@@ -157,10 +203,15 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
         draft: Draft | UnsetType | None,
     ) -> ChatDelta:
         """See OpenAIWriter. The role comes with the first text, so that the time to first token is honest."""
-        text = text_of(parts)
-        opens = bool(text or ending is not None) and self.begin(index)
-        told = text or opens or ending is None
-        delta = ChatMessageDelta(role="assistant" if opens else UNSET, content=text if told else UNSET)
+        text, thought, calls = text_of(parts), thought_of(parts), _call_deltas(parts)
+        opens = bool(parts or ending is not None) and self.begin(index)
+        told = text or (not (thought or calls) and (opens or ending is None))
+        delta = ChatMessageDelta(
+            role="assistant" if opens else UNSET,
+            content=text if told else UNSET,
+            reasoning_content=thought or UNSET,
+            tool_calls=calls or UNSET,
+        )
         return ChatDelta(
             index=index,
             delta=delta,
@@ -182,3 +233,39 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
             id=job.id, object="chat.completion.chunk", created=job.created, model=job.model, choices=choices,
             diffusion_meta=diffusion_meta, usage=usage,
         )  # fmt: skip
+
+
+def _message(parts: list[Part]) -> ChatMessage:
+    """The assistant's message as a whole."""
+    arguments: dict[int, str] = {}
+    for part in parts:
+        if isinstance(part, ToolCallArguments):
+            arguments[part.number] = arguments.get(part.number, "") + part.text
+    calls = [
+        ToolCall(id=part.id, type="function", function=CalledFunction(part.name, arguments.get(part.number, "")))
+        for part in parts
+        if isinstance(part, ToolCallStart)
+    ]
+    return ChatMessage(
+        role="assistant",
+        content=text_of(parts) or (None if calls else ""),
+        refusal=None,
+        reasoning_content=thought_of(parts) or UNSET,
+        tool_calls=calls or UNSET,
+    )
+
+
+def _chunk_of(part: Part) -> tuple[type[Part], int]:
+    """What the parts of one chunk have in common."""
+    return type(part), part.number if isinstance(part, ToolCallStart | ToolCallArguments) else 0
+
+
+def _call_deltas(parts: list[Part]) -> list[ToolCallDelta]:
+    deltas: list[ToolCallDelta] = []
+    for part in parts:
+        if isinstance(part, ToolCallStart):
+            function = CalledFunctionDelta(arguments="", name=part.name)
+            deltas.append(ToolCallDelta(index=part.number, function=function, id=part.id, type="function"))
+        elif isinstance(part, ToolCallArguments):
+            deltas.append(ToolCallDelta(index=part.number, function=CalledFunctionDelta(arguments=part.text)))
+    return deltas

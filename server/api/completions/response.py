@@ -19,9 +19,9 @@ from server.api.responses import (
     usage_of,
 )
 from server.api.writer import OpenAIWriter, ended_by
+from server.formats.parts import Part, text_of
 from server.generation.choice import Draft, ScoredToken
-from server.generation.generation import Generation
-from server.generation.parts import Part, text_of
+from server.generation.generation import Generation, WholeChoice
 
 
 class CompletionLogprobs(Response):
@@ -83,21 +83,21 @@ class CompletionChunk(Response):
 class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
     """Writes the answer of a completion."""
 
-    def whole(self, generation: Generation, tokens: list[list[ScoredToken]]) -> Completion:
+    def whole(self, generation: Generation, choices: list[WholeChoice]) -> Completion:
         """See AnswerWriter."""
-        choices = [
+        answers = [
             CompletionChoice(
                 index=state.index,
                 text=self.echo(state.index) + state.text,
-                logprobs=self.logprobs(state.index, scored),
+                logprobs=self.logprobs(state.index, tokens),
                 finish_reason=ended_by(state),
                 stop_reason=state.stop_reason,
             )
-            for state, scored in zip(generation.choices, tokens, strict=True)
+            for state, _, tokens in choices
         ]
         job = self.job
         return Completion(
-            id=job.id, object="text_completion", created=job.created, model=job.model, choices=choices,
+            id=job.id, object="text_completion", created=job.created, model=job.model, choices=answers,
             usage=usage_of(generation),
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from server.api.requests import parse_generation
 from server.http.errors import BadRequest
 from server.text.served_model import ServedModel
 from server.text.tokenizer import Tokenizer, TokenizerFiles
-from tests.fakes import BUILTIN, INFO
+from tests.fakes import BUILTIN, INFO, builtin_tokenizer
 from tests.server.conftest import Api
 
 pytestmark = pytest.mark.anyio
@@ -188,16 +188,21 @@ async def test_what_a_server_answered_can_be_sent_back(api: Api) -> None:
     assert api.engine.requests[-1].prompt_token_ids == api.engine.requests[-2].prompt_token_ids
 
 
-async def test_a_template_that_refuses_tools_says_so_itself(api: Api) -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    user = {"role": "user", "content": "x"}
-    for last, message in (
-        ({"role": "assistant", "content": None, "tool_calls": [call]}, "cannot call tools"),
-        ({"role": "tool", "tool_call_id": "1", "content": "3"}, "not tool"),
-    ):
-        answer = await api.chat(messages=[user, last])
-        assert answer.status_code == 400
-        assert message in answer.json()["error"]["message"]
+async def test_calls_and_their_results_are_written_as_the_model_is_trained_on_them(api: Api) -> None:
+    """An agent's second request is all about them: a model that saw another text would not know what it had asked."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, "x"]}'}}
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [call, {**call, "id": "2"}]},
+        {"role": "tool", "tool_call_id": "1", "content": "3"},
+        {"role": "tool", "tool_call_id": "2", "content": "4"},
+    ]
+    answer = await api.chat(messages=messages)
+    assert answer.status_code == 200, answer.text
+    prompt = builtin_tokenizer().decode(api.engine.requests[-1].prompt_token_ids, skip_special_tokens=False)
+    written = '<tool_call>{"name": "f", "arguments": {"a": [1, "x"]}}</tool_call>'
+    results = "<tool_response>3</tool_response><tool_response>4</tool_response>"
+    assert prompt == f"<|bos|><|user|>x<|assistant|>{written}{written}<|eos|><|user|>{results}<|assistant|>"
 
 
 @pytest.mark.parametrize("field", ["content", "reasoning_content", "name"])

@@ -64,8 +64,8 @@ def test_content_that_spells_nothing_reaches_the_template_untouched() -> None:
 
 
 def test_a_templates_refusal_is_the_clients_error() -> None:
-    with pytest.raises(BadRequest, match="Roles are system, user and assistant, not tool"):
-        CHAT.encode([*user("Q"), {"role": "tool", "content": "S"}])
+    with pytest.raises(BadRequest, match="Roles are system, user, assistant and tool, not critic"):
+        CHAT.encode([*user("Q"), {"role": "critic", "content": "S"}])
 
 
 def test_a_chat_has_no_bos_but_the_templates() -> None:

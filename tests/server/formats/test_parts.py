@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.generation.parts import AnswerText, PlainText, text_of
+from server.formats.parts import AnswerText, PlainText, text_of
 
 
 def test_plain_text_passes_unchanged_and_at_once() -> None:

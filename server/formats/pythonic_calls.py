@@ -1,0 +1,118 @@
+"""The format that writes calls as a list of Python calls, as Llama 3.2 and Llama 4 do."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from engine.grammar.structure import Chain, Choice, Exact, Inner, Member, Members, Node
+from engine.request import Grammar
+from server.formats.schemas import Parameter, parameters_of
+from server.formats.source import MAX_DEPTH, Malformed, Reading, Source
+from server.formats.tool_format import ToolFormat, one_or_more
+from server.formats.tools import CalledTool, Spell, Tool, UnusableSchema
+
+_NAME = re.compile(r"[A-Za-z0-9_.:-]")
+_INNER = re.compile(r"[^\"'(){}\[\],]")
+_WORDS = {"boolean": ("True", "False"), "null": ("None",)}
+
+
+class PythonicCalls(ToolFormat):
+    """`[first(place="Oslo", days=3), second()]` as the whole answer. Values are Python's, or JSON."""
+
+    name = "pythonic"
+    openings = ("[", "<|python_start|>")
+    markers = ("<|python_start|>", "<|python_end|>")
+    only_first = True
+    not_first = r"\s*\[\s*[A-Za-z_][A-Za-z0-9_.:-]*\("
+
+    @classmethod
+    def recognise(cls, example: str) -> Self | None:
+        return cls() if re.search(r"\[look\(place=", example) else None
+
+    def read(self, source: Source, tools: Mapping[str, Tool]) -> Reading[list[CalledTool]]:
+        started = yield from source.comes(self.openings[1])
+        calls: list[CalledTool] = []
+        yield from source.expect("[")
+        yield from source.skip_space()
+        while not calls or not (yield from source.comes("]")):
+            if calls:
+                yield from source.expect(",")
+                yield from source.skip_space()
+            calls.append((yield from self._read_call(source)))
+            yield from source.skip_space()
+        if started:
+            yield from source.comes("<|python_end|>")
+        return calls
+
+    def _read_call(self, source: Source) -> Reading[CalledTool]:
+        name = yield from source.match(_NAME)
+        yield from source.expect("(")
+        yield from source.skip_space()
+        arguments: dict[str, Any] = {}
+        while not (yield from source.comes(")")):
+            if arguments:
+                yield from source.expect(",")
+                yield from source.skip_space()
+            key = yield from source.match(_NAME)
+            yield from source.skip_space()
+            yield from source.expect("=")
+            if not key or key in arguments:
+                raise Malformed
+            arguments[key] = _value((yield from self._value_text(source)))
+        try:
+            return CalledTool(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError, RecursionError):
+            raise Malformed from None
+
+    def _value_text(self, source: Source) -> Reading[str]:
+        """The text of a value, up to the comma or bracket behind it."""
+        start, depth = source.at, 0
+        while char := (yield from source.peek()):
+            if char in "\"'":
+                yield from source.string_text(char)
+            elif char in "([{":
+                depth, source.at = depth + 1, source.at + 1
+            elif depth == 0 and char in ",)":
+                return source.text[start : source.at]
+            elif char in ")]}":
+                depth, source.at = depth - 1, source.at + 1
+            elif char == ",":
+                source.at += 1
+            else:
+                yield from source.match(_INNER)
+            if not 0 <= depth <= MAX_DEPTH:
+                raise Malformed
+        raise Malformed
+
+    def rest(self, tools: Sequence[Tool], parallel: bool, spell: Spell) -> Node:
+        options = tuple(Chain((Exact(f"{tool.name}("), self._arguments(tool), Exact(")"))) for tool in tools)
+        return Chain((one_or_more(Choice(options), Exact(", "), parallel), Exact("]")))
+
+    def _arguments(self, tool: Tool) -> Node:
+        if not tool.is_held:
+            raise UnusableSchema(tool, "must be held to: this model's calls cannot be 'strict': false")
+        members = (Member(Chain((Exact(f"{one.name}="), _written(one))), one.required) for one in parameters_of(tool))
+        return Members(tuple(members), ", ")
+
+
+def _written(parameter: Parameter) -> Node:
+    """A value: Python's words for a lone truth value or null, JSON for all else."""
+    kind = parameter.schema.get("type") if isinstance(parameter.schema, dict) else None
+    words = _WORDS.get(kind) if isinstance(kind, str) and not parameter.schema.keys() & {"enum", "const"} else None
+    return parameter.json if words is None else Inner(Grammar(kind="choice", source=json.dumps(words)))
+
+
+def _value(text: str) -> Any:
+    """The value that a text of JSON or of Python means. Raises Malformed."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise Malformed from None

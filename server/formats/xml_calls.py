@@ -1,0 +1,94 @@
+"""The format of Nemotron 3 and Qwen3-Coder: each argument of a call between tags of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from engine.grammar.structure import Chain, Choice, Exact, Inner, Member, Members, Node, Repeat, Until
+from engine.request import Grammar
+from server.formats.schemas import Parameter, known_parameters, parameters_of
+from server.formats.source import Malformed, Reading, Source
+from server.formats.tool_format import ToolFormat, one_or_more
+from server.formats.tools import CalledTool, Spell, Tool
+
+_END = "\n</parameter>\n"
+_TEXT = Until(_END, without=(r"[^\n]</parameter>",))
+"""Text and its end. The tag is nowhere in it, not even without a line of its own."""
+_OTHER_NAME = Inner(Grammar(kind="regex", source=r"[A-Za-z_][A-Za-z0-9_.-]{0,63}"))
+
+
+class XmlCalls(ToolFormat):
+    """`<tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>`, a line each.
+
+    A value is JSON, but for strings, which stand as they are. A string whose schema asks for more than a list of
+    options is JSON, too, where a grammar holds it.
+    """
+
+    name = "qwen3_coder"
+    openings = ("<tool_call>",)
+    closing = "</tool_call>"
+    markers = ("<tool_call>", "</tool_call>")
+
+    @classmethod
+    def recognise(cls, example: str) -> Self | None:
+        return cls() if re.search(r"<tool_call>\s*<function=look>", example) else None
+
+    def read(self, source: Source, tools: Mapping[str, Tool]) -> Reading[list[CalledTool]]:
+        yield from source.expect(self.openings[0])
+        yield from source.skip_space()
+        yield from source.expect("<function=")
+        name = (yield from source.until(">")).strip()
+        if name not in tools:
+            raise Malformed
+        known = known_parameters(tools[name])
+        arguments: dict[str, Any] = {}
+        yield from source.skip_space()
+        while not (yield from source.comes("</function>")):
+            yield from source.expect("<parameter=")
+            key = (yield from source.until(">")).strip()
+            text = yield from source.until("</parameter>")
+            if key in arguments:
+                raise Malformed
+            text = text.removeprefix("\n").removesuffix("\n")
+            arguments[key] = known.get(key, Parameter(key, {}, False)).value_of(text)
+            yield from source.skip_space()
+        yield from source.skip_space()
+        if (yield from source.peek()):  # a model may end its answer here
+            yield from source.expect(self.closing)
+        return [CalledTool(name, _written(arguments))]
+
+    def rest(self, tools: Sequence[Tool], parallel: bool, spell: Spell) -> Node:
+        options = tuple(
+            Chain((Exact(f"\n<function={tool.name}>\n"), self._parameters(tool), Exact("</function>\n")))
+            for tool in tools
+        )
+        call = Chain((Choice(options), spell(self.closing)))
+        return one_or_more(call, Chain((Exact("\n"), spell(self.openings[0]))), parallel)
+
+    def _parameters(self, tool: Tool) -> Node:
+        if not tool.is_held:
+            return Repeat(Chain((Exact("<parameter="), _OTHER_NAME, Exact(">\n"), _TEXT)))
+        return Members(
+            tuple(
+                Member(Chain((Exact(f"<parameter={one.name}>\n"), self._value(one))), one.required)
+                for one in parameters_of(tool)
+            )
+        )
+
+    def _value(self, parameter: Parameter) -> Node:
+        options = parameter.options
+        if options is not None and not any("\n" in option or "</parameter>" in option for option in options):
+            return Chain((Choice(tuple(map(Exact, options))), Exact(_END)))
+        return _TEXT if parameter.is_text else Chain((parameter.json, Exact(_END)))
+
+
+def _written(arguments: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except ValueError:  # a number out of range, or half of a surrogate pair
+        raise Malformed from None
+    return text
