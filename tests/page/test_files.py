@@ -146,3 +146,27 @@ def test_a_server_reads_none_of_it_before_somebody_asks() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+
+
+def themes() -> list[dict[str, str]]:
+    """The colours of the page, light and dark: name to #rrggbb."""
+    light, dark = (STATIC / "style.css").read_text(encoding="utf-8").split("@media (prefers-color-scheme: dark)")
+    found = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", text)) for text in (light, dark.split("\n}\n")[0])]
+    return [found[0], {**found[0], **found[1]}]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.2)."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("theme", themes(), ids=["light", "dark"])
+def test_every_text_can_be_read_against_its_ground(theme: dict[str, str]) -> None:
+    """The colour of a confidence must not make a word hard to read: 4.5 to 1 is what WCAG's level AA asks for."""
+    names = ["ink", "soft", "rejected", *(f"shade-{number}" for number in range(10))]
+    for ground in ("paper", "raised"):
+        for name in names:
+            low, high = sorted((luminance(theme[name]), luminance(theme[ground])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, f"{name} on {ground}"

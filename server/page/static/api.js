@@ -48,10 +48,10 @@ export async function call(path, { body, signal } = {}) {
 
 export const json = async (path, options) => (await call(path, options)).json();
 
-/** Whether the server takes requests: its word for its state, or null where it does not answer. Needs no key. */
-export async function readiness() {
+/** The server's word for its state, or null where it does not answer. Needs no key; /ready would be no 200 while it loads. */
+export async function health() {
   try {
-    const response = await fetch("ready", { cache: "no-store" });
+    const response = await fetch("health", { cache: "no-store" });
     return (await response.json()).status;
   } catch {
     return null;

@@ -1,6 +1,6 @@
 // The page: what is asked for, what comes back, and what the server is doing.
 
-import { chunks, hasKey, json, readiness, setKey } from "./api.js";
+import { chunks, hasKey, health, json, setKey } from "./api.js";
 import { byId, copy, h, plural } from "./dom.js";
 import { Fields } from "./fields.js";
 import { Lane, MODES } from "./lane.js";
@@ -14,7 +14,7 @@ const ENDPOINTS = {
   chat: { path: "v1/chat/completions", schema: "ChatRequest", prompt: (text) => ({ messages: [{ role: "user", content: text }] }) },
   completion: { path: "v1/completions", schema: "CompletionRequest", prompt: (text) => ({ prompt: text }) },
 };
-const STATES = { ready: "Ready", loading: "Loading the model", restarting: "The engine is restarting", draining: "Shutting down", failed: "The engine has failed" };
+const STATES = { loading: "Loading the model", restarting: "The engine is restarting", draining: "Shutting down", failed: "The engine has failed" };
 const [SOON_MS, LATER_MS] = [1000, 5000];
 const MAX_DRAWN_SEED = 2 ** 31;
 
@@ -39,11 +39,11 @@ function tell(kind, text) {
 /** Asks how the server is, and asks again: soon while it is not ready, later while it is. */
 async function watch() {
   clearTimeout(timer);
-  const state = document.hidden ? "ready" : await readiness();
-  const ready = state === "ready";
+  const state = document.hidden ? "serving" : await health();
+  const ready = state === "serving";
   let known = model !== null;
   if (ready && !known && byId("key-form").hidden) known = await learn();
-  if (known) tell(ready ? "ready" : "waiting", ready ? `${model.root}` : (STATES[state] ?? "The server cannot be reached"));
+  if (known) tell(ready ? "ready" : "waiting", ready ? model.root : (STATES[state] ?? "The server cannot be reached"));
   else if (!ready) tell("waiting", STATES[state] ?? "The server cannot be reached");
   offerToRun(ready && known);
   clearTimeout(timer);
@@ -214,7 +214,10 @@ async function run() {
   await Promise.all(recordings.map((recording, index) => follow(recording, path, bodies[index], signal, voice)));
   running = null;
   player.finished();
-  for (const lane of lanes) say(lanes.length === 1 ? lane.outcome.split(". ")[0] : lane.outcome);
+  for (const lane of lanes) {
+    voice(lane.recording.text, true);
+    say(lanes.length === 1 ? lane.outcome : `${lane.outcome}. ${lane.recording.text}`);
+  }
   watch();
 }
 
@@ -245,14 +248,13 @@ function show(time, now) {
 /** Says something to people who hear the page. */
 const say = (text) => byId("said").append(h("span", {}, `${text}\n`));
 
-/** A function that says a growing text sentence by sentence. */
+/** A function that says a growing text sentence by sentence; at the end, what is left of it. */
 function aloud() {
   let said = 0;
-  return (text) => {
-    const end = Math.max(...[". ", "! ", "? ", "\n"].map((mark) => text.lastIndexOf(mark)));
-    if (end < said) return;
-    say(text.slice(said, end + 1));
-    said = end + 1;
+  return (text, ended = false) => {
+    const end = ended ? text.length : 1 + Math.max(...[". ", "! ", "? ", "\n"].map((mark) => text.lastIndexOf(mark)));
+    if (end > said) say(text.slice(said, end));
+    said = Math.max(said, end);
   };
 }
 

@@ -109,11 +109,9 @@ export class Lane {
     return { kind: "done", text: `${cost}${kept} · seed ${figures.seed ?? "unknown"}${cut}` };
   }
 
-  /** What is said to people who hear the page: the outcome, then the text. */
+  /** One line about how the answer ended. */
   get outcome() {
     const { recording } = this;
-    const figures = recording.figures(recording.ended);
-    const text = this.#status(figures).text;
-    return `${recording.decoding}: ${text}. ${recording.text}`;
+    return `${recording.decoding}: ${this.#status(recording.figures(recording.ended)).text}`;
   }
 }

@@ -64,7 +64,8 @@ export class Player {
     const times = this.#times;
     const length = times.length > 1 ? times.at(-1) - this.#recordings[0].begun : 0;
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    if (times.length > 3 && length < READABLE_MS / 2 && !this.#touched && this.#chosen === null && !still) {
+    const complete = this.#recordings.every((recording) => !recording.error && !recording.stopped);
+    if (complete && times.length > 3 && length < READABLE_MS / 2 && !this.#touched && this.#chosen === null && !still) {
       this.#setPace(readablePace(length));
       this.#time = this.#recordings[0].begun;
       this.#following = false;

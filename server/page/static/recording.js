@@ -18,6 +18,12 @@ function heldIn(draft) {
   return draft.text;
 }
 
+/** Nothing that is shown has changed from one state to the next. */
+function sameCells(one, other) {
+  const texts = (frame) => frame.cells.map((cell) => cell.text ?? MASK);
+  return one.settled === other.settled && texts(one).join("\0") === texts(other).join("\0");
+}
+
 export class Recording {
   /** begun: when the request was sent, in the milliseconds of performance.now(). */
   constructor(decoding, begun) {
@@ -43,11 +49,10 @@ export class Recording {
     const frame = { at, length: this.text.length, settled, passes: this.usage?.diffusion?.passes ?? 0 };
     Object.assign(frame, { cells: [], held: "", rejected: "", rejectedCells: 0, raw: null });
     if (choice.draft) this.#draw(frame, choice.draft, last);
-    else if (choice.draft === undefined && last && !delta && !choice.finish_reason) return;
     if (last?.raw && last.raw.masked === 0 && delta && choice.draft?.block !== last.raw.block) {
       this.#reject(frame, last, delta, choice.finish_reason);
     }
-    this.frames.push(frame);
+    if (!last || delta || frame.rejected || !sameCells(frame, last)) this.frames.push(frame);
   }
 
   /** The draft as cells: one a position, with what was written there before if that has changed. */
@@ -69,8 +74,13 @@ export class Recording {
   /** What verification has just taken back of a complete draft. */
   #reject(frame, last, delta, finishReason) {
     const drafted = last.held + last.cells.map((cell) => cell.text ?? "").join("");
-    const kept = agreeing(drafted, delta);
-    if (kept >= drafted.length || (finishReason && kept >= delta.length)) return;
+    const same = agreeing(drafted, delta);
+    if (same >= drafted.length || (finishReason && same >= delta.length)) return;
+    let kept = last.held.length; // whole tokens: two that differ may begin alike
+    for (const cell of last.cells) {
+      if (kept + cell.text.length > same) break;
+      kept += cell.text.length;
+    }
     frame.rejected = drafted.slice(kept);
     frame.rejectedCells = Math.max(last.cells.length - Math.max(frame.settled - last.settled - 1, 0), 0);
   }
