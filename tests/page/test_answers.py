@@ -154,7 +154,7 @@ def test_a_race_asks_every_mode_for_the_same(page: Page) -> None:
 
 
 def test_the_fields_are_those_of_the_mode_with_their_ranges(page: Page) -> None:
-    page.locator("#all-fields summary").click()
+    page.get_by_role("button", name="All fields").click()
     choose(page, "ar")
     assert page.locator("#field-threshold").is_disabled()
     choose(page, "ar", "diffusion")
@@ -176,7 +176,7 @@ def test_what_the_server_refuses_is_said_at_the_field(served: ServerProcess, ope
     page = open_page(f"{served.url}/", key=KEY, expected=("status of 400",))
     page.wait_for_selector("#run:enabled")
     choose(page, "diffusion")
-    page.locator("#all-fields summary").click()
+    page.get_by_role("button", name="All fields").click()
     fill(page, "block_length", "4000")
     generate(page)
     message = page.locator(".state[data-kind=error]").text_content() or ""
@@ -185,7 +185,7 @@ def test_what_the_server_refuses_is_said_at_the_field(served: ServerProcess, ope
 
 
 def test_a_gap_is_filled_where_it_is(page: Page) -> None:
-    page.locator("#all-fields summary").click()
+    page.get_by_role("button", name="All fields").click()
     page.get_by_role("radio", name="Completion").check()
     choose(page, "diffusion")
     fill(page, "suffix", " One evening, Clara went to the forest and found a key.")
@@ -199,7 +199,7 @@ def test_a_gap_is_filled_where_it_is(page: Page) -> None:
 
 def test_markup_stays_text(page: Page) -> None:
     """A prompt, or an answer, that holds a script must not run it with the key at hand."""
-    page.locator("#all-fields summary").click()
+    page.get_by_role("button", name="All fields").click()
     page.get_by_role("radio", name="Completion").check()
     attack = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
     choose(page, "ar")
@@ -215,7 +215,7 @@ def test_the_code_that_is_shown_runs(page: Page, language: str) -> None:
     """People paste it into a terminal: quotes, keys and line ends must be right, and no key may be in it."""
     choose(page, "diffusion")
     page.locator("#prompt").fill('It\'s "so": add 87 and $HOME, 25 \\ é.')
-    page.locator("#code summary").click()
+    page.get_by_role("button", name="As code").click()
     page.get_by_role("button", name=language, exact=True).click()
     fill(page, "max_tokens", "8")
     code = page.locator("#snippet").text_content() or ""
@@ -275,8 +275,8 @@ def test_nothing_is_cut_off_on_a_small_screen(
     page.wait_for_selector("#run:enabled")
     choose(page, "ar", "diffusion")
     generate(page)
-    page.locator("#all-fields summary").click()
-    page.locator("#code summary").click()
+    page.get_by_role("button", name="All fields").click()
+    page.get_by_role("button", name="As code").click()
     for view in ("#to-server", "#to-generate"):
         page.locator(view).click()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{view}: it scrolls sideways"

@@ -81,7 +81,7 @@ def test_a_key_is_asked_for_refused_and_kept_in_the_tab(served: ServerProcess, o
     page = open_page(f"{served.url}/", expected=LOST)
     field = page.get_by_label("This server wants a key")
     field.wait_for()
-    assert page.get_by_role("button", name="Generate").is_disabled()
+    assert page.locator("#run").is_disabled()
     field.fill("wrong")
     field.press("Enter")
     page.wait_for_selector("#key-problem:text('Incorrect API key provided.')")
@@ -105,7 +105,7 @@ def test_behind_a_prefix_all_works_as_at_the_root(served: ServerProcess, open_pa
         page = open_page(url, key=KEY)
         begin(page)
         page.wait_for_selector(".state[data-kind=done]")
-        page.locator("#code summary").click()
+        page.get_by_role("button", name="As code").click()
         assert f"{url}v1/chat/completions" in (page.locator("#snippet").text_content() or "")
         page.locator("#to-server").click()
         page.locator(".tile dd:first-of-type", has_text=re.compile(r"\d")).first.wait_for()
@@ -149,7 +149,7 @@ def test_a_lost_server_is_told_of_and_found_again(browser: Browser, open_page: O
         page.wait_for_selector(".state[data-kind=error]")
         assert "connection was lost" in (page.locator(".state").text_content() or "")
         page.wait_for_selector("#server-state[data-kind=waiting]:text('cannot be reached')")
-        assert page.get_by_role("button", name="Generate").is_disabled()
+        assert page.locator("#run").is_disabled()
     with fake("steady", "--port", port):
         begin(page)
         assert page.locator("#server-state").get_attribute("data-kind") == "ready"
@@ -159,4 +159,4 @@ def test_a_server_that_is_loading_says_so(browser: Browser, open_page: OpenPage)
     with fake("hang", ready=False) as server:
         page = open_page(f"{server.url}/")
         page.wait_for_selector("#server-state:text('Loading the model')")
-        assert page.get_by_role("button", name="Generate").is_disabled()
+        assert page.locator("#run").is_disabled()

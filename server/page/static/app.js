@@ -64,7 +64,8 @@ async function learn() {
   }
   byId("docs-link").hidden = needsKey; // a link carries no key
   byId("forget").hidden = !hasKey();
-  byId("key-form").hidden = true;
+  for (const id of ["choices", "disclosures"]) byId(id).hidden = false;
+  byId("suggestions").hidden = lanes.length > 0;
   offerModes();
   offerFields();
   return true;
@@ -78,6 +79,7 @@ function unlessRefused(error) {
   setKey("");
   model = null;
   form.hidden = false;
+  route();
   tell("waiting", "A key is wanted");
   offerToRun(false);
   byId("key").focus();
@@ -140,7 +142,7 @@ function changed() {
   const kept = select.value;
   select.replaceChildren(...modes.map((mode) => h("option", { value: mode }, mode)));
   if (modes.includes(kept)) select.value = kept;
-  if (byId("code").open && modes.length) writeCode(select.value);
+  if (!byId("code").hidden && modes.length) writeCode(select.value);
 }
 
 function writeCode(decoding) {
@@ -154,7 +156,14 @@ function writeCode(decoding) {
 }
 
 byId("composer").addEventListener("input", (event) => (event.target.name === "endpoint" ? offerFields() : changed()));
-byId("code").addEventListener("toggle", changed);
+for (const button of byId("composer").querySelectorAll("[aria-controls]")) {
+  button.addEventListener("click", () => {
+    const section = byId(button.getAttribute("aria-controls"));
+    section.hidden = !section.hidden;
+    button.ariaExpanded = String(!section.hidden);
+    changed();
+  });
+}
 for (const button of byId("code").querySelectorAll("[data-language]")) {
   button.addEventListener("click", () => {
     for (const other of byId("code").querySelectorAll("[data-language]")) other.setAttribute("aria-pressed", String(other === button));
@@ -281,11 +290,12 @@ document.addEventListener("keydown", (event) => {
 
 function route() {
   const server = location.hash === "#server";
-  byId("server-view").hidden = !server;
-  byId("generate-view").hidden = server;
+  const open = byId("key-form").hidden;
+  byId("server-view").hidden = !server || !open;
+  byId("generate-view").hidden = server || !open;
   byId("to-server").ariaCurrent = server ? "page" : null;
   byId("to-generate").ariaCurrent = server ? null : "page";
-  monitor.watch(server && byId("key-form").hidden);
+  monitor.watch(server && open);
 }
 
 window.addEventListener("hashchange", route);
