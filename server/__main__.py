@@ -15,6 +15,7 @@ from server.version import VERSION
 
 TOOLS = {
     "generate": ("server.terminal.command", "complete a prompt in the terminal"),
+    "chat": ("server.terminal.chat", "a conversation in the terminal"),
     "loadtest": ("loadtest.__main__", "measure any OpenAI-compatible server over HTTP"),
     "bench": ("bench.__main__", "measure the engine in process, without HTTP"),
 }

@@ -22,6 +22,7 @@ from server.http.keys import Keys
 from server.http.middleware import RequestChecks, RequestIds
 from server.operation.config import Config, ServerConfig
 from server.operation.service import Service
+from server.page import route as live_page
 
 
 @asynccontextmanager
@@ -45,7 +46,7 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     app.state.service = service
     app.state.created = int(time.time())
     openapi.install(app, needs_key=config.server.has_keys, public_metrics=config.server.public_metrics)
-    for module in (completions, chat, info, tokens, page):
+    for module in (completions, chat, info, tokens, page, *([live_page] if config.server.page else [])):
         _answer_head(module.router)
         app.include_router(module.router)
     handle_error = ErrorHandler(service.record_refusal)
@@ -68,7 +69,8 @@ def _engine_client(config: ServerConfig) -> EngineClient:
 
 def _add_middleware(app: FastAPI, config: ServerConfig, service: Service, handle_error: ErrorHandler) -> None:
     """Adds the middleware from the inside out."""
-    keys = Keys.load(config.api_keys, config.api_key_file, public_metrics=config.public_metrics)
+    public = live_page.PATHS if config.page else frozenset[str]()
+    keys = Keys.load(config.api_keys, config.api_key_file, public_metrics=config.public_metrics, also_public=public)
     app.add_middleware(RequestChecks, service=service, keys=keys, handle_error=handle_error)
     if config.cors_origins:  # outside of the checks: a browser's preflight carries no key, and must read a 401
         app.add_middleware(

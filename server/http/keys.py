@@ -13,7 +13,8 @@ from engine.errors import ConfigError
 from server.http.errors import Unauthorized
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Paths that never need a key: orchestrators and load balancers have none. Every other path does, known or not."""
+"""Paths that never need a key: orchestrators and load balancers have none. Every other path does, known or not,
+but for those that `Keys.load` is given."""
 
 KEY_HEADERS = ("authorization", "api-key", "x-api-key")
 """Headers that may carry a key, the first one that is there counting: OpenAI's clients send the first, Azure's the
@@ -28,16 +29,23 @@ class Keys:
         self._public_paths = public_paths
 
     @classmethod
-    def load(cls, keys: Iterable[str], file: str | None, *, public_metrics: bool) -> Keys:
+    def load(
+        cls,
+        keys: Iterable[str],
+        file: str | None,
+        *,
+        public_metrics: bool,
+        also_public: frozenset[str] = frozenset(),
+    ) -> Keys:
         """The given keys and those of a file with one key a line. Raises ConfigError.
 
-        public_metrics: /metrics needs no key.
+        public_metrics: /metrics needs no key. also_public: further paths that need none.
         """
         accepted = [*keys, *(_read_keys(file) if file is not None else ())]
         for number, key in enumerate(accepted, 1):
             if not (key.isascii() and key.isprintable()) or " " in key:
                 raise ConfigError(f"API key {number} of {len(accepted)} holds a character that no header can carry")
-        return cls(accepted, OPEN_PATHS | {"/metrics"} if public_metrics else OPEN_PATHS)
+        return cls(accepted, OPEN_PATHS | also_public | ({"/metrics"} if public_metrics else set()))
 
     def check(self, path: str, headers: Headers) -> None:
         """Raises Unauthorized unless the path is open or the request carries an accepted key."""

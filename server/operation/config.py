@@ -37,6 +37,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """File with one accepted key a line, added to `api_keys`."""
     public_metrics: bool = False
     """/metrics needs no key."""
+    page: bool = True
+    """`GET /` is the live page for browsers. Its files need no key; what it asks the API for does."""
     tls_cert: str | None = None
     """PEM file of the certificate chain; with `tls_key` the server speaks HTTPS alone."""
     tls_key: str | None = None

@@ -1,1 +1,1 @@
-"""`lightcone generate`: a completion in the terminal, over HTTP like any other client."""
+"""`lightcone generate` and `lightcone chat`: HTTP clients for the terminal, like any other."""

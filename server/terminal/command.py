@@ -3,70 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
+import secrets
 import sys
-import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Sequence
+from dataclasses import replace
 
-import httpx
-from rich.console import Console
-
-from server.terminal.completion_client import Answer, GenerateError, Prompt, chunks
-from server.terminal.local_server import local_server
+from server.terminal.completion_client import Answer, GenerateError, Prompt
+from server.terminal.connection import connected, exit_status
 from server.terminal.parser import make_parser
-from server.terminal.screen import Screen, printable
+from server.terminal.showing import race, stream, watch
 
-INTERRUPTED = 130
-CONNECT_TIMEOUT = 10.0
+MAX_DRAWN_SEED = 2**31
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status."""
     arguments = make_parser().parse_args(argv)
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")  # a terminal that cannot show a character shows another one
-    try:
-        asyncio.run(_generate(arguments))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except GenerateError as exc:
-        print(f"lightcone: error: {' '.join(str(exc).split())}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit itself would fail to flush
-        return 1
-    return 0
+    return exit_status(lambda runner: runner.run(_generate(arguments)))
 
 
 async def _generate(arguments: argparse.Namespace) -> None:
     prompt = _prompt(arguments)
-    url = arguments.url or os.environ.get("LIGHTCONE_URL")
-    key = arguments.api_key or os.environ.get("LIGHTCONE_API_KEY")
-    async with AsyncExitStack() as stack:
-        own = url is None
-        if url is None:
-            with Console(stderr=True).status("starting the built-in model", spinner="dots"):
-                url = await stack.enter_async_context(local_server())
-        client = await stack.enter_async_context(_client(url, key, proxies=not own))
-        if arguments.watch and sys.stdout.isatty():
-            await _watch(client, prompt, arguments.delay)
+    async with connected(arguments) as client:
+        if not arguments.watch or not sys.stdout.isatty():
+            await stream(client, prompt, Answer())
+        elif arguments.against is None:
+            await watch(client, prompt, Answer(), arguments.delay)
         else:
-            await _stream(client, prompt)
-
-
-def _client(url: str, key: str | None, *, proxies: bool) -> httpx.AsyncClient:
-    try:
-        return httpx.AsyncClient(
-            base_url=url.rstrip("/").removesuffix("/v1"),
-            headers={"Authorization": f"Bearer {key}"} if key else None,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-            trust_env=proxies,
-        )
-    except httpx.InvalidURL as exc:
-        raise GenerateError(f"not a URL: {exc}") from None
+            # One seed for both: the modes that are exact must give one text.
+            first = replace(prompt, seed=secrets.randbelow(MAX_DRAWN_SEED)) if prompt.seed is None else prompt
+            await race(client, _in_modes(first, [arguments.decoding, arguments.against]), arguments.delay)
 
 
 def _prompt(arguments: argparse.Namespace) -> Prompt:
@@ -74,6 +40,8 @@ def _prompt(arguments: argparse.Namespace) -> Prompt:
         raise GenerateError("--suffix fills a gap in a text: it cannot be combined with --chat")
     if not arguments.delay >= 0:
         raise GenerateError("--delay must not be negative")
+    if arguments.against is not None:
+        _check_race(arguments)
     return Prompt(
         text=sys.stdin.read() if arguments.prompt == "-" else arguments.prompt,
         raw=arguments.raw or arguments.suffix is not None,
@@ -87,50 +55,26 @@ def _prompt(arguments: argparse.Namespace) -> Prompt:
     )
 
 
-async def _stream(client: httpx.AsyncClient, prompt: Prompt) -> None:
-    """The text alone, as it settles."""
-    show = printable if sys.stdout.isatty() else str
-    answer = Answer()
-    async with aclosing(chunks(client, prompt, drafts=False)) as stream:
-        async for chunk in stream:
-            shown = len(answer.text)
-            answer.apply(chunk)
-            sys.stdout.write(show(answer.text[shown:]))
-            sys.stdout.flush()
-    print(flush=True)
+def _in_modes(prompt: Prompt, modes: Sequence[str]) -> list[Prompt]:
+    """The request in each mode. A field that means something in some of them goes to those; in none, it is refused."""
+    for_diffusion = [mode == "diffusion" for mode in modes]
+    for_blocks = [mode != "ar" for mode in modes]
+    return [
+        replace(
+            prompt,
+            decoding=mode,
+            threshold=prompt.threshold if diffuses or not any(for_diffusion) else None,
+            block_length=prompt.block_length if has_blocks or not any(for_blocks) else None,
+        )
+        for mode, diffuses, has_blocks in zip(modes, for_diffusion, for_blocks, strict=True)
+    ]
 
 
-async def _watch(client: httpx.AsyncClient, prompt: Prompt, delay: float) -> None:
-    """The text resolving in place. Chunks are read as they come, whatever the pace at which they are shown."""
-    begun = time.monotonic()
-    arrived: asyncio.Queue[tuple[float, dict[str, object]] | GenerateError | None] = asyncio.Queue()
-
-    async def read() -> None:
-        try:
-            async with aclosing(chunks(client, prompt, drafts=True)) as stream:
-                async for chunk in stream:
-                    arrived.put_nowait((time.monotonic(), chunk))
-        except GenerateError as exc:
-            arrived.put_nowait(exc)
-        else:
-            arrived.put_nowait(None)
-
-    async def updates() -> AsyncGenerator[tuple[float, dict[str, object]], None]:
-        while (item := await arrived.get()) is not None:
-            if isinstance(item, GenerateError):
-                raise item
-            yield item
-
-    answer, end = Answer(), begun
-    reader = asyncio.create_task(read())
-    try:
-        with Screen(prompt) as screen:
-            async for at, chunk in updates():
-                end = at
-                answer.apply(chunk)
-                screen.show(answer)
-                await asyncio.sleep(delay)
-            screen.finish(answer, end - begun)
-    finally:
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
+def _check_race(arguments: argparse.Namespace) -> None:
+    """Raises GenerateError for what two modes beside each other cannot be asked."""
+    if not arguments.watch:
+        raise GenerateError("--against shows two modes beside each other: it needs --watch")
+    if arguments.decoding is None:
+        raise GenerateError("--against needs --decoding: the mode that it is compared with")
+    if arguments.suffix is not None:
+        raise GenerateError("--suffix is filled by diffusion alone: it cannot be combined with --against")

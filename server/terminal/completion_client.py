@@ -78,6 +78,8 @@ class Prompt:
 
     text: str
     raw: bool = False
+    history: tuple[dict[str, str], ...] = ()
+    """The messages before it, in a chat."""
     suffix: str | None = None
     decoding: str | None = None
     max_tokens: int | None = None
@@ -101,7 +103,7 @@ class Prompt:
         if self.raw:
             fields = {"prompt": self.text, "max_tokens": RAW_MAX_TOKENS, **fields}
         else:
-            fields = {"messages": [{"role": "user", "content": self.text}], **fields}
+            fields = {"messages": [*self.history, {"role": "user", "content": self.text}], **fields}
         options: dict[str, bool] = {"include_usage": True}
         if drafts:
             options |= {"include_drafts": True, "continuous_usage_stats": True}

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from server.terminal.connection import add_server_options
+
 _EPILOG = """\
 With --watch, settled text is plain, a draft token is coloured by the model's confidence in it, and a mask is shown
 as a shaded cell. When the output is not a terminal, the text alone is streamed."""
+
+MODES = ("auto", "ar", "speculative", "diffusion")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -21,9 +25,11 @@ def make_parser() -> argparse.ArgumentParser:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--chat", action="store_true", help="send the prompt as a user's message (default)")
     form.add_argument("--raw", action="store_true", help="send the prompt as it is, to /v1/completions")
-    modes = ("auto", "ar", "speculative", "diffusion")
-    parser.add_argument("--decoding", choices=modes, help="decoding mode (default: the model's best exact mode)")
+    parser.add_argument("--decoding", choices=MODES, help="decoding mode (default: the model's best exact mode)")
     parser.add_argument("--watch", action="store_true", help="show the text resolving in place, and what it cost")
+    parser.add_argument(
+        "--against", choices=MODES, help="--watch: a second mode beside the first, which --decoding names"
+    )
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="(default: what is left of the context; 64 for --raw and --suffix)"
     )
@@ -32,12 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, metavar="X", help="diffusion: unmask at this confidence or above")
     parser.add_argument("--block-length", type=int, metavar="N", help="tokens refined together (default: the model's)")
     parser.add_argument("--suffix", metavar="TEXT", help="fill the gap between the prompt and this text")
-    server = parser.add_argument_group("server")
-    server.add_argument(
-        "--url",
-        help="a running server (default: $LIGHTCONE_URL; else the built-in model is served for this one request)",
-    )
-    server.add_argument("--api-key", metavar="KEY", help="(default: $LIGHTCONE_API_KEY)")
+    add_server_options(parser)
     parser.add_argument(
         "--delay",
         type=float,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from server.terminal.completion_client import Answer, Draft, Prompt
@@ -153,3 +155,61 @@ class Screen:
         room = max(height - 3, 1)  # a blank line, the status, and the line the cursor is on
         line.truncate(width, overflow="ellipsis")
         self._live.update(Group(*lines[-room:], Text(), line), refresh=True)
+
+
+class Race:
+    """The terminal while answers form beside each other, each under the name of its mode."""
+
+    def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+        self._names = names
+        self._answers = [Answer() for _ in names]
+        self._live = Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop")
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        self.show(self._answers)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live.is_started:
+            self._live.stop()
+            self.console.print(self._table([Text(printable(answer.text)) for answer in self._answers], None))
+
+    def show(self, answers: Sequence[Answer]) -> None:
+        """Draws the answers as they stand: as much of the end of each as fits."""
+        self._answers = list(answers)
+        room = max(self.console.height - 5, 1)  # names, a blank line, the status, and the line the cursor is on
+        texts = []
+        for answer in answers:
+            lines = answer_text(answer).wrap(self.console, self._width, tab_size=4)
+            texts.append(Text("\n").join(lines[-room:]))
+        self._live.update(self._table(texts, [status(answer) for answer in answers]), refresh=True)
+
+    def finish(self, answers: Sequence[Answer], seconds: Sequence[float]) -> None:
+        """Leaves the whole answers and what they cost on the screen."""
+        self._live.stop()
+        costs = [
+            Text(summary(answer, taken, cut=answer.finish_reason == "length"), "dim")
+            for answer, taken in zip(answers, seconds, strict=True)
+        ]
+        self.console.print(self._table([Text(printable(answer.text)) for answer in answers], costs))
+
+    @property
+    def _width(self) -> int:
+        """Characters in a column; two lie between two columns."""
+        count = len(self._names)
+        return max((self.console.width - 2 * (count - 1)) // count, 1)
+
+    def _table(self, texts: Sequence[Text], lines: Sequence[Text] | None) -> Table:
+        table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+        for _ in self._names:
+            table.add_column(width=self._width, overflow="fold")
+        table.add_row(*(Text(name, "bold") for name in self._names))
+        table.add_row(*texts)
+        if lines is not None:
+            table.add_row(*(Text() for _ in self._names))
+            table.add_row(*lines)
+        return table

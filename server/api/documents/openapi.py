@@ -11,7 +11,7 @@ from server.api.chat.request import ChatRequest
 from server.api.chat.response import ChatCompletion, ChatCompletionChunk
 from server.api.completions.request import CompletionRequest
 from server.api.completions.response import Completion, CompletionChunk
-from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, Strict
+from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, FieldFacts, Strict
 from server.api.info import Health, Model, ModelList, Ready, Version
 from server.api.requests import GenerationRequest
 from server.api.tokens import DetokenizeRequest, Prompt, TokenizeRequest, Tokens
@@ -28,6 +28,11 @@ RESPONSES: tuple[type[msgspec.Struct], ...] = (
     Ready, Version,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/"
+
+MODES = "x-decodings"
+"""Beside a field that means something in some decoding modes only: those modes. In any other it is refused."""
+WITHOUT_USE = "x-without-use"
+"""Beside a field that is accepted for the sake of other servers' clients, and can ask for nothing."""
 
 _DETAILS = {
     "400": "The request can never succeed as it stands; the message names the field.",
@@ -147,6 +152,9 @@ def _add_request(components: dict[str, Schema], model: type[Strict]) -> None:
     for name, part in schema.pop("$defs", {}).items():
         components[name] = _without_titles(part)
     schema = _without_titles(schema)
+    for name, field in model.model_fields.items():
+        if modes := FieldFacts.of(field).modes:
+            schema["properties"][field.alias or name][MODES] = list(modes)
     if issubclass(model, GenerationRequest):
         _make_nullable(schema)
         schema["properties"] |= _accepted_fields(model.endpoint)
@@ -166,7 +174,7 @@ def _make_nullable(schema: Schema) -> None:
     required = schema.get("required", ())
     for name, field in schema["properties"].items():
         if name not in required and {"type": "null"} not in field.get("anyOf", ()):
-            outside = {key: field.pop(key) for key in ("default", "description") if key in field}
+            outside = {key: field.pop(key) for key in ("default", "description", MODES) if key in field}
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **outside}
 
 
@@ -179,9 +187,9 @@ def _accepted_fields(endpoint: EndpointName) -> Schema:
             shape: Schema = {"enum": [*neutral, None]}
             if name == "best_of":
                 shape = {"type": ["integer", "null"], "minimum": 1}
-            fields[name] = {**shape, "description": "Not supported beyond its neutral value."}
+            fields[name] = {**shape, "description": "Not supported beyond its neutral value.", WITHOUT_USE: True}
     kinds: dict[type, str] = {str: "string", dict: "object"}
     for name, types in WITHOUT_EFFECT.items():
         shape = {"type": [*(kinds[kind] for kind in types), "null"], "description": "Accepted; has no effect."}
-        fields[name] = shape
+        fields[name] = {**shape, WITHOUT_USE: True}
     return fields

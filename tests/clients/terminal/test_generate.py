@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import termios
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,16 +19,11 @@ import pytest
 
 from server.terminal.command import main
 from tests.clients.conftest import KEY, MODES, QUESTION, STORY, TALE
-from tests.http_helpers import ROOT, ask, plain_environment, wait_for
+from tests.clients.terminal.terminals import COMMAND, environment, plain, terminal
+from tests.http_helpers import ROOT, ask, wait_for
 from tests.server.processes import descendants, gone
 
-COMMAND = (sys.executable, "-m", "server", "generate")
 MASK = "\u2592"
-
-
-def environment(url: str | None, **more: str) -> dict[str, str]:
-    server = {} if url is None else {"LIGHTCONE_URL": url, "LIGHTCONE_API_KEY": KEY}
-    return {**plain_environment(), "PYTHONPATH": str(ROOT), **server, **more}
 
 
 class Result(NamedTuple):
@@ -59,59 +50,6 @@ def run(url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[
         return Result(status, *capfd.readouterr())
 
     return run
-
-
-class Terminal:
-    """The command in a terminal of its own."""
-
-    def __init__(self, url: str | None, *arguments: str, size: tuple[int, int] = (24, 80)) -> None:
-        self.master, slave = pty.openpty()
-        termios.tcsetwinsize(slave, size)
-        self.process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env=environment(url, TERM="xterm-256color", COLORTERM="truecolor"),
-            # A suite that runs in the background ignores Ctrl-C, and its children would inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
-        os.close(slave)
-        self.output = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-
-    def read(self, until: str | None = None, seconds: float = 60) -> str:
-        """Everything written so far: to the end of the command, or until some text has appeared."""
-        deadline = time.monotonic() + seconds
-        while until is None or until not in self.output:
-            assert time.monotonic() < deadline, self.output
-            if not select.select([self.master], [], [], 0.05)[0]:
-                continue
-            try:
-                data = os.read(self.master, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not data:
-                break
-            self.output += self._decoder.decode(data)
-        return self.output
-
-    def close(self) -> int:
-        """The exit status, once everything has been read."""
-        return self.process.wait(20)
-
-
-@contextmanager
-def terminal(url: str | None, *arguments: str, size: tuple[int, int] = (24, 80)) -> Iterator[Terminal]:
-    running = Terminal(url, *arguments, size=size)
-    try:
-        yield running
-    finally:
-        running.process.kill()
-        running.process.wait()
-        os.close(running.master)
-
-
-def plain(output: str) -> str:
-    """What a terminal would show last, near enough: escapes taken out."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output).replace("\r\n", "\n")
 
 
 def await_end_of(processes: Collection[int]) -> None:
@@ -265,3 +203,32 @@ def test_however_it_ends_its_server_ends_too(number: signal.Signals, moment: str
         running.read()
         assert running.close() == (130 if number == signal.SIGINT else -signal.SIGKILL)
     await_end_of(started)
+
+
+def test_two_modes_race_beside_each_other(url: str, http: httpx.Client) -> None:
+    """Each under its name, with the same seed, and with what each cost."""
+    with terminal(
+        url, QUESTION, "--decoding", "ar", "--against", "speculative", "--watch", "--delay", "0", size=(24, 130)
+    ) as running:
+        output = plain(running.read())
+        assert running.close() == 0
+    costs, origin = output.strip().split("\n")[-2:]
+    origins = re.findall(r"(ar|speculative) · seed (\d+)", origin)
+    assert [mode for mode, _ in origins] == ["ar", "speculative"]
+    assert len({seed for _, seed in origins}) == 1
+    assert len(re.findall(r"tokens · \d+ passes", costs)) == 2, output
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--decoding", "ar"], "needs --watch"),
+        (["--watch"], "needs --decoding"),
+        (["--watch", "--decoding", "diffusion", "--suffix", "x"], "--suffix"),
+    ],
+)
+def test_a_race_that_cannot_be_is_one_line(run: Run, flags: list[str], message: str) -> None:
+    done = run(QUESTION, "--against", "diffusion", *flags)
+    assert (done.status, done.out) == (1, "")
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
