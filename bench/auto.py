@@ -86,13 +86,15 @@ def one_start(
     adaptive: Engine, fixed: Engine, requests: dict[str, list[Request]], in_flight: int, salt: str
 ) -> list[dict[str, object]]:
     """What `auto` makes of each kind of traffic, next to the fixed modes."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, kind, before in (("after the start", "easy", None), ("after hard", "easy", "hard"), ("mix", "mix", None)):
         if before is not None:
             speed(adaptive, requests[before], "auto", in_flight, f"{salt}{name}-before")
         auto = speed(adaptive, requests[kind], "auto", in_flight, salt + name)
-        others = {mode: speed(fixed, requests[kind], mode, in_flight, f"{salt}{name}{mode}") for mode in FIXED}
-        rows.append({"traffic": name, "auto": auto, **others, "ratio": auto / max(others.values())})
+        others: dict[str, float] = {
+            mode: speed(fixed, requests[kind], mode, in_flight, f"{salt}{name}{mode}") for mode in FIXED
+        }
+        rows.append({"traffic": name, "auto": auto, "ratio": auto / max(others.values())} | others)
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,17 +87,12 @@ def load_model(
     config = description.config
     positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
     dtype = dtype or _own_dtype(config_file, device)
-
     files = {} if load_format == "dummy" else find_weight_files(directory)
     matrices = find_matrices(published, files) if published is not None and files else StoredMatrices({}, files)
     kept = kept_schemes(matrices, description.names.decoder_names, published)
     storage = choose_storage(config, dtype, device, quantization, draft_quantization, kept)
-    try:
+    with _told(device):
         decoder = Decoder(config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage)
-    except ValueError as error:  # a shape that a storage does not take
-        raise ModelLoadError(f"A quantization does not fit this model: {error}.") from error
-    except RuntimeError as error:  # torch's out-of-memory errors, on a CPU and on a GPU
-        raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
     if load_format == "dummy":
         fill_with_random({**decoder.targets(), **decoder.adapter_targets()}, device)
         return LoadedModel(decoder, description.spec, config)
@@ -105,6 +102,17 @@ def load_model(
         adapter_files = find_weight_files(adapter_directory, "adapter_model")
         fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
     return LoadedModel(decoder, description.spec, config, _in_words(matrices, dtype, storage))
+
+
+@contextmanager
+def _told(device: torch.device) -> Iterator[None]:
+    """Turns what may go wrong while a decoder is allocated into ModelLoadError."""
+    try:
+        yield
+    except ValueError as error:  # a shape that a storage does not take
+        raise ModelLoadError(f"A quantization does not fit this model: {error}.") from error
+    except RuntimeError as error:  # torch's out-of-memory errors, on a CPU and on a GPU
+        raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
 
 
 def _in_words(matrices: StoredMatrices, dtype: torch.dtype, storage: Storage) -> str:

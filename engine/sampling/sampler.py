@@ -85,11 +85,7 @@ class Sampler:
         plain = all(seq.plain for seq in seqs)
         if positions is None and not plain:
             raise ValueError("positions are needed: a request's parameters have a say in the choice")
-        bound: list[int] = []
-        if not plain and draft_tokens is not None:
-            bound = [i for i, seq in enumerate(seqs) if seq.grammar is not None]
-        elif grammar_rows is not None:
-            bound = [i for i, row in enumerate(grammar_rows) if row is not None]
+        bound = [] if plain else _bound(seqs, draft_tokens, grammar_rows)
         barred = any(seq.barred_token_ids for seq in seqs)
         edited = bool(bound) or (not plain and any(seq.request.sampling.edits for seq in seqs))
         finite = None
@@ -103,10 +99,11 @@ class Sampler:
         if edited and positions is not None:
             self._bar_ends(logits, seqs, positions)
             self._apply_penalties(logits, seqs, unsettled, cumulative)
-            if bound and draft_tokens is not None:
-                self._apply_grammars(logits, bound, [seqs[i] for i in bound], [draft_tokens[i] for i in bound])
-            elif bound and grammar_rows is not None:
-                self._apply_grammars_to_rows(logits, bound, [seqs[i] for i in bound], [grammar_rows[i] for i in bound])
+        bound_seqs = [seqs[i] for i in bound]
+        if bound and draft_tokens is not None:
+            self._apply_grammars(logits, bound, bound_seqs, [draft_tokens[i] for i in bound])
+        elif bound and grammar_rows is not None:
+            self._apply_grammars_to_rows(logits, bound, bound_seqs, [grammar_rows[i] for i in bound])
         if finite is not None:
             logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
         chosen = self._pick(logits, finite, seqs, None if plain else positions)
@@ -257,6 +254,15 @@ class Sampler:
         rows = torch.where(seen, torch.where(rows > 0, rows / repetition, rows * repetition), rows)
         rows = rows - counts.to(rows.dtype) * frequency - (counts > 0).to(rows.dtype) * presence
         logits[index] = rows
+
+
+def _bound(
+    seqs: Rows[Sequence], draft_tokens: Rows[Rows[int]] | None, grammar_rows: Rows[int | None] | None
+) -> list[int]:
+    """The spans of which a row is bound by a grammar; see Sampler.choose."""
+    if draft_tokens is not None:
+        return [i for i, seq in enumerate(seqs) if seq.grammar is not None]
+    return [i for i, row in enumerate(grammar_rows or ()) if row is not None]
 
 
 def _grammar_of(seq: Sequence) -> GrammarState:

@@ -7,13 +7,10 @@ import string
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from engine.errors import RequestError
 from engine.grammar.structure import Inner, Node, structure_grammar
-from engine.validate import check_grammar_mode
 from server.api.call import Call
 from server.api.chat.request import ChatRequest
 from server.api.chat.tools import chosen_names, must_call
-from server.api.structured_outputs import refuse_denoised_grammar
 from server.formats.call_parser import CallParser
 from server.formats.parts import OutputParser, PlainText
 from server.formats.reasoning import ReasoningParser, Thinking
@@ -112,15 +109,11 @@ def _callable_tools(call: Call[ChatRequest], model: ServedModel) -> _CallableToo
     return _CallableTools(model.tool_format, {name: fields.tools[at].tool for name, at in places.items()}, places)
 
 
-def _with_tools(call: Call[ChatRequest], model: ServedModel, calls: _CallableTools) -> _Bound | None:
-    """An answer that must or may call tools; None where nothing holds it to any form."""
+def _with_tools(call: Call[ChatRequest], model: ServedModel, calls: _CallableTools) -> _Bound:
+    """An answer that must or may call tools."""
     fields, tools = call.fields, list(calls.tools.values())
     required, parallel = must_call(fields.tool_choice), fields.parallel_tool_calls
     own = None if required else call.grammar
-    if required:
-        refuse_denoised_grammar("tool_choice", call.decoding, model.info.decodings, infill=False)
-    elif not _can_hold(call, model, calls):
-        return None
     try:
         if required:
             node = calls.form.calls(tools, parallel, model.spell)
@@ -131,19 +124,6 @@ def _with_tools(call: Call[ChatRequest], model: ServedModel, calls: _CallableToo
         raise BadRequest(f"Invalid value for '{name}': it {error}.", name, "invalid_grammar") from None
     sources = (RequestedGrammar(tool.grammar, calls.place_of(tool)) for tool in tools if tool.is_held)
     return _Bound(node, "tool_choice" if required else "tools", (*([] if own is None else [own]), *sources))
-
-
-def _can_hold(call: Call[ChatRequest], model: ServedModel, calls: _CallableTools) -> bool:
-    """Whether the mode can hold calls to their schemas. Raises BadRequest where a tool insists on it."""
-    try:
-        check_grammar_mode(call.mode, model.info.decodings)
-    except RequestError:
-        strict = next((at for at in calls.places.values() if call.fields.tools[at].function.strict), None)
-        if strict is not None:
-            field = f"tools[{strict}].function.strict"
-            refuse_denoised_grammar(field, call.decoding, model.info.decodings, infill=False)
-        return False
-    return True
 
 
 def _call_parser(call: Call[ChatRequest], model: ServedModel, calls: _CallableTools) -> Callable[[], OutputParser]:
