@@ -81,9 +81,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: Annotated[int, POSITIVE] = 2048
     """Most query tokens in one pass."""
     max_block_length: Annotated[int, Range(least=2, most=1024)] = 64
-    """Longest block a request may ask for."""
+    """Longest block a request may ask for. Where a model sees the whole text: any that a pass holds."""
     max_infill_window: Annotated[int, NOT_NEGATIVE] = 1024
-    """Longest gap plus suffix of an infill request: the window is encoded again in every pass."""
+    """Longest gap plus suffix of an infill request: the window is encoded again in every pass. No limit where a model
+    sees the whole text, and encodes it anyway."""
     page_size: Annotated[int, Range(power_of_two=True)] = 16
     """KV positions a page holds; a power of two."""
     kv_cache_tokens: Annotated[int | None, POSITIVE] = None
