@@ -97,11 +97,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_cache: Literal["none", "prefix", "dual"] = "none"
     """For models that see the whole text both ways: what a pass does not run again until its block is finished. `none`:
     nothing, every pass is exact. `prefix`: all before the block; `dual`: all but the block. The last two are
-    approximations (Fast-dLLM): several times as fast, and other answers."""
+    approximations (Fast-dLLM): faster, and other answers."""
     shared_commit: bool = True
     """Diffusion: the commit pass of a finished block carries the first denoising step of the next one. A different
     schedule (that step sees a mask where the anchor would stand), so it changes answers: configuration, never load. On
-    the built-in model it is as often right and takes up to a third fewer passes."""
+    the built-in model it is as often right and takes up to a third fewer passes. Where context is encoded by blocks it
+    changes no answer."""
     shared_verify_below: Annotated[int, NOT_NEGATIVE] = 3
     """Speculation: with at most this many running sequences a verifying pass also drafts the next block. Never
     changes an answer."""
