@@ -47,6 +47,9 @@ def request_for(task: Task, mode: Mode, request_id: str = "r", **overrides: Any)
         block_length=task.block_length,
         threshold=task.threshold,
         max_denoising_steps=task.max_denoising_steps,
+        unmasking=task.unmasking,
+        factor=task.factor,
+        bound=task.bound,
     )
     fields: dict[str, Any] = {
         "request_id": request_id,
