@@ -12,6 +12,7 @@ from engine.config import EngineInfo
 from engine.errors import RequestError
 from engine.request import (
     CONFIDENT,
+    MAX_FACTOR,
     MAX_REGEX_LENGTH,
     MAX_REPETITION_PENALTY,
     MAX_SCHEMA_BYTES,
@@ -23,9 +24,6 @@ from engine.request import (
     Request,
     SamplingParams,
 )
-
-DENOISED = ("diffusion", "infill")
-"""Modes that choose tokens with others still masked before them: no grammar can bind those."""
 
 
 def check_request(request: Request, info: EngineInfo) -> None:
@@ -42,7 +40,7 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check_sampling(request, info)
     _check_infill(request, info)
     if request.grammar is not None:
-        check_grammar_mode(request.decoding.mode, info.decodings)
+        check_grammar_mode(request.decoding.mode)
         check_grammar_size(request.grammar)
 
 
@@ -65,18 +63,14 @@ def _check_denoising_steps(request: Request) -> None:
         )
 
 
-def check_grammar_mode(mode: str, decodings: Iterable[str], field: str = "grammar") -> None:
-    """A grammar binds only answers whose tokens are chosen in order.
+def check_grammar_mode(mode: str, field: str = "grammar") -> None:
+    """A grammar binds answers that settle from their beginning on, up to an end that is theirs to choose.
 
-    decodings: the modes that a client can name. field: the name of the request's field that asks for the grammar.
+    field: the name of the request's field that asks for the grammar.
     """
-    if mode not in DENOISED:
-        return
-    exact = [name for name in decodings if name not in DENOISED]
-    hint = f"use one of: {', '.join(exact)}" if exact else "this model has no other mode"
-    infill = "with a 'suffix', which is filled in by diffusion"
-    what = infill if mode == "infill" else f"with decoding 'diffusion': {hint}"
-    raise RequestError(f"'{field}' cannot be used {what}.", field, "unsupported_parameter")
+    if mode == "infill":
+        message = f"'{field}' cannot be used with a 'suffix': the length of what is filled in is given."
+        raise RequestError(message, field, "unsupported_parameter")
 
 
 def check_grammar_size(grammar: Grammar) -> None:
@@ -175,6 +169,7 @@ def _check_decoding(decoding: DecodingParams, info: EngineInfo) -> None:
         raise RequestError(f"threshold must be greater than 0 and at most 1, not {decoding.threshold}.", "threshold")
     _check_steps(decoding, info)
     _check_remasking(decoding, info)
+    _check_unmasking(decoding)
 
 
 def _check_block_length(decoding: DecodingParams, info: EngineInfo) -> None:
@@ -225,6 +220,23 @@ def _check_remasking(decoding: DecodingParams, info: EngineInfo) -> None:
             "threshold",
             "unsupported_parameter",
         )
+
+
+def _check_unmasking(decoding: DecodingParams) -> None:
+    """The unmasking rule has what it needs: an order by confidence, a threshold to multiply up to, its parameters."""
+    rule = decoding.unmasking
+    if rule != "threshold" and decoding.remasking not in CONFIDENT:
+        raise RequestError(
+            f"unmasking '{rule}' cannot be used with remasking '{decoding.remasking}', no order by confidence.",
+            "unmasking",
+            "unsupported_parameter",
+        )
+    if rule == "cumulative" and decoding.threshold is None:
+        raise RequestError("unmasking 'cumulative' needs a threshold: leave it out or send a number.", "threshold")
+    if not 0.0 < decoding.factor <= MAX_FACTOR:
+        raise RequestError(f"factor must be greater than 0 and at most {MAX_FACTOR}, not {decoding.factor}.", "factor")
+    if not 0.0 < decoding.bound <= 1.0:
+        raise RequestError(f"bound must be greater than 0 and at most 1, not {decoding.bound}.", "bound")
 
 
 def _check_sampling(request: Request, info: EngineInfo) -> None:

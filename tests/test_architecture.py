@@ -33,7 +33,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "device": {"errors"},
         "grammar": {"errors", "request"},
         "sampling": {"request", "sequence", "device", "grammar"},
-        "decoding": NOUNS | {"device", "sampling", "models"},
+        "decoding": NOUNS | {"device", "grammar", "sampling", "models"},
         "kv_cache": {"errors", "device"},
         "scheduling": NOUNS | {"decoding", "kv_cache"},
         "attention": {"device", "kv_cache"},

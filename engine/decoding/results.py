@@ -37,6 +37,12 @@ class Choices:
     """[n, r, k] int64: the likeliest tokens. Of a draft under a grammar: the likeliest choices, best first."""
     top_logprobs: torch.Tensor | None = None
     """[n, r, k]"""
+    candidate_rows: torch.Tensor | None = None
+    """[n] int64: index among the b spans that denoise under a grammar; -1 for any other."""
+    candidate_ids: torch.Tensor | None = None
+    """[b, r, k] int64: the likeliest choices, best first."""
+    candidate_logprobs: torch.Tensor | None = None
+    """[b, r, k]"""
     prompt_logprobs: torch.Tensor | None = None
     """[n, p]: natural-log probability of the prompt's own next token at each of p rows."""
     prompt_top_ids: torch.Tensor | None = None
@@ -58,6 +64,9 @@ class HostChoices:
     logprobs: list[list[float]] = field(default_factory=list)
     top_ids: list[list[list[int]]] = field(default_factory=list)
     top_logprobs: list[list[list[float]]] = field(default_factory=list)
+    candidate_rows: list[int] = field(default_factory=list)
+    candidate_ids: list[list[list[int]]] = field(default_factory=list)
+    candidate_logprobs: list[list[list[float]]] = field(default_factory=list)
     prompt_logprobs: list[list[float]] = field(default_factory=list)
     prompt_top_ids: list[list[list[int]]] = field(default_factory=list)
     prompt_top_logprobs: list[list[list[float]]] = field(default_factory=list)

@@ -11,6 +11,7 @@ cost to speak of), rolls back, and checks and masks along a draft without the in
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,10 @@ INLINE_ROWS = 32
 """Most masks that are computed on the calling thread alone."""
 FORCED_CHOICES = 64
 """At most so many allowed tokens are taken for different spellings of one forced text."""
+
+Pick = Callable[[int, NDArray[np.uint8]], int | None]
+"""Chooses the token at an index of a draft among those that a mask allows ([bytes], as `token_masks` gives them); None:
+none of them."""
 
 NO_TOKEN_FITS = "No token of this model's vocabulary can continue the answer within the grammar."
 TOO_COMPLEX = "The grammar became too complex for this answer to be continued."
@@ -121,6 +126,52 @@ class GrammarState:
             matcher.rollback(consumed)
         return fitted
 
+    def extend(self, token_ids: list[int], drafts: list[int | None], pick: Pick, first_end: int = 0) -> list[int]:
+        """The drafts after the settled tokens as far as they are text of the grammar, or `pick` finds tokens that are.
+
+        drafts: None where there is none. The result ends early behind an end token, and where `pick` finds none.
+        first_end: index of the first draft that may be an end token. Work: at most one mask a draft.
+        """
+        matcher = self.follow(token_ids)
+        ends = self.end_token_ids | self.vocabulary.end_token_ids
+        stops = {None, *ends}
+        extended: list[int] = []
+        consumed = 0
+        while len(extended) < len(drafts):
+            text = [
+                token for token in takewhile(lambda t: t not in stops, drafts[len(extended) :]) if token is not None
+            ]
+            count = matcher.try_consume_tokens(text) if text else 0
+            extended += text[:count]
+            consumed += count
+            at = len(extended)
+            if at == len(drafts) or matcher.is_error():
+                break
+            token = drafts[at]
+            if token not in self.end_token_ids or not matcher.is_accepting():
+                token = pick(at, self._mask(matcher, may_end=at >= first_end))
+            if token is None or not (token in ends or matcher.try_consume_tokens([token])):
+                break
+            extended.append(token)
+            if token in ends:
+                break
+            consumed += 1
+        if consumed:
+            matcher.rollback(consumed)
+        return extended
+
+    def _mask(self, matcher: LLMatcher, *, may_end: bool) -> NDArray[np.uint8]:
+        """[bytes]: the tokens that may stand next. may_end: the request lets the answer end there."""
+        mask = np.zeros((1, self.vocabulary.num_words), dtype=np.uint32)
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint32)
+        if not matcher.is_error():
+            mask[0, : len(bits)] = bits[: mask.shape[1]]
+            _place_end_tokens(mask, self.vocabulary.end_token_ids, self.end_token_ids)
+            for token in () if may_end else self.end_token_ids:
+                mask[0, token >> 5] &= ~(np.uint32(1) << np.uint32(token & 31))
+        words: NDArray[np.uint32] = mask[0]
+        return words.view(np.uint8)
+
     def _first_allowed(self, matcher: LLMatcher, tokens: list[int]) -> int | None:
         """The first token that may stand next. It has been consumed, unless it ends the text."""
         for token in tokens:
@@ -166,6 +217,19 @@ def token_masks(
             _fill_first(state, settled, mask)
         _place_end_tokens(mask, state.vocabulary.end_token_ids, state.end_token_ids)
     return masks.view(np.uint8)
+
+
+def is_allowed(mask: NDArray[np.uint8], token: int) -> bool:
+    """Whether a mask allows a token. mask: [bytes]. Ids beyond the mask have no text."""
+    return token >> 3 < len(mask) and bool(mask[token >> 3] >> (token & 7) & 1)
+
+
+def only_token(mask: NDArray[np.uint8]) -> int | None:
+    """The token that a mask allows, if it allows one alone. mask: [bytes]."""
+    filled = np.flatnonzero(mask)
+    if len(filled) != 1 or int(mask[filled[0]]).bit_count() != 1:
+        return None
+    return int(filled[0]) * 8 + int(mask[filled[0]]).bit_length() - 1
 
 
 def _fill(matchers: list[LLMatcher], drafts: Rows[Rows[int]], masks: NDArray[np.uint32]) -> None:

@@ -72,6 +72,7 @@ class Sampler:
         unsettled: torch.Tensor | None = None,
         cumulative: bool = False,
         draft_tokens: Rows[Rows[int]] | None = None,
+        grammar_rows: Rows[int | None] | None = None,
     ) -> Chosen:
         """Chooses a token at every row.
 
@@ -80,12 +81,18 @@ class Sampler:
         unsettled: [n, r] int64, tokens of the open block that count as history, -1 where none; with `cumulative` row i
         sees unsettled[: i + 1] only (verification), else every row sees all of them (denoising).
         draft_tokens: for each span the r - 1 tokens between its rows; row i is bound by the grammar's state after the
-        first i of them. None: grammars do not bind (the result is a draft).
+        first i of them. None: grammars bind the rows that `grammar_rows` names; the rest of the result is a draft.
+        grammar_rows: for each span the one row that follows its settled tokens, bound by its grammar's state after
+        these; None where there is no such row, or no grammar.
         """
         plain = all(seq.plain for seq in seqs)
         if positions is None and not plain:
             raise ValueError("positions are needed: a request's parameters have a say in the choice")
-        bound = [] if plain or draft_tokens is None else [i for i, seq in enumerate(seqs) if seq.grammar is not None]
+        bound: list[int] = []
+        if not plain and draft_tokens is not None:
+            bound = [i for i, seq in enumerate(seqs) if seq.grammar is not None]
+        elif grammar_rows is not None:
+            bound = [i for i, row in enumerate(grammar_rows) if row is not None]
         edited = bool(bound) or (not plain and any(seq.request.sampling.edits or seq.barred_token_ids for seq in seqs))
         finite = None
         if edited or self._kernel is None:
@@ -95,8 +102,10 @@ class Sampler:
             self._apply_bias(logits, seqs)
             self._bar_ends(logits, seqs, positions)
             self._apply_penalties(logits, seqs, unsettled, cumulative)
-            if draft_tokens is not None and bound:
+            if bound and draft_tokens is not None:
                 self._apply_grammars(logits, bound, [seqs[i] for i in bound], [draft_tokens[i] for i in bound])
+            elif bound and grammar_rows is not None:
+                self._apply_grammars_to_rows(logits, bound, [seqs[i] for i in bound], [grammar_rows[i] for i in bound])
         if finite is not None:
             logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
         chosen = self._pick(logits, finite, seqs, None if plain else positions)
@@ -135,12 +144,19 @@ class Sampler:
         return Chosen(token_ids, finite, logits)
 
     def rank(
-        self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor, count: int
+        self,
+        logits: torch.Tensor,
+        seqs: Rows[Sequence],
+        positions: torch.Tensor,
+        count: int,
+        *,
+        keep_filtered: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens that `choose` would choose at each row, were the better ones refused.
 
-        logits: [n, r, V] of a Chosen; positions: [n, r]. Returns ([n, r, min(count, V)] int64 ids, best first, and
-        their natural-log probabilities).
+        logits: [n, r, V] of a Chosen; positions: [n, r]. keep_filtered: tokens that the filters drop have their
+        probabilities, too; otherwise minus infinity. Returns ([n, r, min(count, V)] int64 ids, best first, and their
+        natural-log probabilities).
         """
         logits = widened(logits)
         scores = logits
@@ -149,22 +165,37 @@ class Sampler:
             index = to_device(sampled, self._device)
             params = [seqs[i].request.sampling for i in sampled]
             scores = logits.index_copy(0, index, noisy_scores(logits[index], params, positions[index]).to(logits.dtype))
-        ids = scores.topk(min(count, logits.shape[-1]), dim=-1).indices
-        return ids, logits.gather(-1, ids) - logits.logsumexp(dim=-1, keepdim=True)
+        best, ids = scores.topk(min(count, logits.shape[-1]), dim=-1)
+        logprobs = logits.gather(-1, ids) - logits.logsumexp(dim=-1, keepdim=True)
+        return ids, logprobs if keep_filtered else logprobs.masked_fill(best == NEGATIVE_INFINITY, NEGATIVE_INFINITY)
 
     def _apply_grammars(
         self, logits: torch.Tensor, index: list[int], seqs: Rows[Sequence], draft_tokens: Rows[Rows[int]]
     ) -> None:
         """Only the spans at `index` have a grammar; seqs and draft_tokens are theirs alone."""
-        states = [_grammar_of(seq) for seq in seqs]
-        masks = token_masks(states, [seq.token_ids for seq in seqs], draft_tokens, logits.shape[1])
-        packed = to_device(masks, self._device)  # [k, r, bytes]
-        refused = (packed[..., None] & self._bits == 0).flatten(-2)[..., : logits.shape[-1]]
+        refused = self._refused(seqs, draft_tokens, logits.shape[1], logits.shape[2])
         if len(index) == logits.shape[0]:
             logits.masked_fill_(refused, NEGATIVE_INFINITY)
         else:
             where = to_device(index, self._device)
             logits[where] = logits[where].masked_fill(refused, NEGATIVE_INFINITY)
+
+    def _apply_grammars_to_rows(
+        self, logits: torch.Tensor, index: list[int], seqs: Rows[Sequence], rows: Rows[int | None]
+    ) -> None:
+        """Binds one row of each span at `index`: the one that follows its settled tokens."""
+        refused = self._refused(seqs, [[]] * len(seqs), 1, logits.shape[2])[:, 0]
+        where = to_device(index, self._device), to_device(rows, self._device)
+        logits[where] = logits[where].masked_fill(refused, NEGATIVE_INFINITY)
+
+    def _refused(
+        self, seqs: Rows[Sequence], draft_tokens: Rows[Rows[int]], num_rows: int, vocab_size: int
+    ) -> torch.Tensor:
+        """[k, num_rows, vocab_size] bool: the tokens that the grammars of k sequences do not allow (`token_masks`)."""
+        states = [_grammar_of(seq) for seq in seqs]
+        masks = token_masks(states, [seq.token_ids for seq in seqs], draft_tokens, num_rows)
+        packed = to_device(masks, self._device)  # [k, r, bytes]
+        return (packed[..., None] & self._bits == 0).flatten(-2)[..., :vocab_size]
 
     def _apply_bias(self, logits: torch.Tensor, seqs: Rows[Sequence]) -> None:
         entries = [

@@ -123,10 +123,10 @@ def requested_grammar(
     return found[0] if found else None
 
 
-def refuse_denoised_grammar(field: str, decoding: str, decodings: tuple[str, ...], *, infill: bool) -> None:
-    """Raises BadRequest where the answer would be denoised, which no grammar can bind. field: what asks for a form."""
+def refuse_infilled_grammar(field: str) -> None:
+    """Raises BadRequest for an answer that fills a gap of a given length. field: what asks for a form."""
     try:
-        check_grammar_mode("infill" if infill else decoding, decodings, field)
+        check_grammar_mode("infill", field)
     except RequestError as error:
         raise from_request_error(error) from None
 

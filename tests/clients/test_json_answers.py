@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -72,6 +73,36 @@ def test_any_other_schema_is_answered_validly(http: httpx.Client, schema: dict[s
     texts = [choices[0]["message"]["content"], "".join(delta_of(event["choices"][0]) for event in streamed)]
     for text in texts:
         assert jsonschema_rs.is_valid(schema, json.loads(text)), text
+
+
+@pytest.mark.parametrize("block_length", [4, 32])
+@pytest.mark.parametrize("stream", [False, True])
+def test_diffusion_keeps_the_form_too(http: httpx.Client, stream: bool, block_length: int) -> None:
+    """vLLM's users would have to choose between the mode and an answer that parses."""
+    regex, choices = "[a-c]{3}-[0-9]{2}", ["north by northwest", "south"]
+    forms: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
+        ({"json": OBJECT}, lambda text: jsonschema_rs.is_valid(OBJECT, json.loads(text))),
+        ({"json_object": True}, lambda text: isinstance(json.loads(text), dict)),
+        ({"regex": regex}, lambda text: re.fullmatch(regex, text) is not None),
+        ({"choice": choices}, lambda text: text in choices),
+    ]
+    for form, is_right in forms:
+        for temperature in (0, 1.2):
+            body = {
+                "prompt": QUESTION, "structured_outputs": form, "decoding": "diffusion", "max_tokens": 80, "seed": 5,
+                "block_length": block_length, "temperature": temperature, "stream": stream,
+            }  # fmt: skip
+            response = http.post("/v1/completions", json=body)
+            assert response.status_code == 200, response.text
+            answers = events(response.text) if stream else [response.json()]
+            text = "".join(answer["choices"][0]["text"] for answer in answers)
+            if answers[-1]["choices"][0]["finish_reason"] == "stop":
+                assert is_right(text), text
+            else:
+                assert "json_object" in form, "only an object can go on for 80 tokens"
+            if not stream:
+                usage = answers[0]["usage"]
+                assert 0 < usage["diffusion"]["passes"] <= 2 * usage["completion_tokens"]
 
 
 def test_a_stop_token_that_the_form_needs_is_refused_and_an_end_token_is_not(http: httpx.Client) -> None:

@@ -67,6 +67,10 @@ def refusal(prompt: list[int] = PROMPT, info: EngineInfo = INFO, **fields: Any) 
         ({"mode": "auto", "suffix_token_ids": [7]}, "suffix", "'infill', not 'auto'"),
         ({"mode": "diffusion", "suffix_token_ids": [7]}, "suffix", "'infill', not 'diffusion'"),
         ({"mode": "infill"}, "suffix", "needs a suffix"),
+        ({"mode": "diffusion", "unmasking": "cumulative", "threshold": None}, "threshold", "'cumulative'"),
+        ({"mode": "diffusion", "factor": 0.0}, "factor", "greater than 0"),
+        ({"mode": "diffusion", "factor": float("nan")}, "factor", "nan"),
+        ({"mode": "diffusion", "bound": 1.5}, "bound", "1.5"),
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, Any], param: str, part: str) -> None:
@@ -179,7 +183,6 @@ def test_infill_where_the_model_cannot() -> None:
 @pytest.mark.parametrize(
     ("grammar", "fields", "part"),
     [
-        (regex("a"), {"mode": "diffusion"}, "ar, speculative, auto"),
         (regex("a"), {"mode": "infill", "suffix_token_ids": [40]}, "suffix"),
         (regex(""), {}, "1 to"),
         (regex("a" * (MAX_REGEX_LENGTH + 1)), {}, str(MAX_REGEX_LENGTH)),
@@ -187,7 +190,7 @@ def test_infill_where_the_model_cannot() -> None:
     ],
 )
 def test_a_grammar_that_can_never_be_followed(grammar: Grammar, fields: dict[str, Any], part: str) -> None:
-    """Diffusion would ignore the schema without a word, or a huge one would be copied about before it is refused."""
+    """An infill would ignore the form without a word, or a huge one would be copied about before it is refused."""
     error = refusal(grammar=grammar, **fields)
     assert error.param == "grammar"
     assert part in str(error)

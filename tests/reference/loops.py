@@ -7,11 +7,12 @@ agree on, they agree on for two reasons. An *anchor* is a token already chosen w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.reference.denoising.unmasking import by_rule
 from tests.reference.sampling import GREEDY, Choice, Sampling, choose
 from tests.reference.transformer import ReferenceModel
 
@@ -27,6 +28,9 @@ class Task:
     threshold: float | None = 0.9
     max_denoising_steps: int | None = None
     remasking: str = "low_confidence"
+    unmasking: str = "threshold"
+    factor: float = 2.0
+    bound: float = 0.45
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     suffix: list[int] | None = None
@@ -69,11 +73,19 @@ class Run:
         """The answer as the user gets it: without the end token."""
         return self.answer[:-1] if self.reason == "stop" else self.answer
 
-    def choose(self, logits: np.ndarray, position: int, unsettled: Sequence[int] = (), end: bool = True) -> Choice:
-        """unsettled: further tokens of the history. end: whether end tokens may be chosen once `min_tokens` allow."""
-        banned = set(self.model.banned_ids) | self.barred_ids
-        if not end or position < len(self.task.prompt) + self.task.sampling.min_tokens:
-            banned |= self.end_ids
+    def choose(
+        self,
+        logits: np.ndarray,
+        position: int,
+        unsettled: Sequence[int] = (),
+        end: bool = True,
+        allowed: Collection[int] | None = None,
+    ) -> Choice:
+        """unsettled: further tokens of the history. end: whether end tokens may be chosen once `min_tokens` allow.
+        allowed: the only tokens that may be chosen."""
+        banned = self.banned(position, end)
+        if allowed is not None:
+            banned |= set(range(len(logits))) - set(allowed)
         return choose(
             logits,
             self.task.sampling,
@@ -82,6 +94,13 @@ class Run:
             prompt=self.task.prompt,
             generated=[*self.answer, *unsettled],
         )
+
+    def banned(self, position: int, end: bool = True) -> set[int]:
+        """Tokens that are never chosen at a position."""
+        banned = set(self.model.banned_ids) | self.barred_ids
+        if not end or position < len(self.task.prompt) + self.task.sampling.min_tokens:
+            banned |= self.end_ids
+        return banned
 
     def record(self, margin: float) -> None:
         self.margins.append((len(self.answer), margin))
@@ -97,9 +116,9 @@ class Run:
         elif not self.remaining:
             self.reason = "length"
 
-    def next_token(self, ids: list[int]) -> int:
+    def next_token(self, ids: list[int], allowed: Collection[int] | None = None) -> int:
         """A causal pass over `ids`; its last logit chooses the next token, which settles."""
-        choice = self.choose(self.model.causal(ids)[-1], self.model.num_cached)
+        choice = self.choose(self.model.causal(ids)[-1], self.model.num_cached, allowed=allowed)
         self.record(choice.margin)
         self.settle(choice.token, choice.logprobs)
         return choice.token
@@ -250,9 +269,9 @@ def _denoise(run: Run, canvas: Canvas, *, awaits_anchor: bool = False) -> None:
     steps_left = max(1, (run.task.max_denoising_steps or len(canvas.tokens)) - canvas.steps)
     quota = math.ceil(len(choices) / steps_left)
     by_confidence = sorted(choices, key=lambda j: -choices[j].logprob)
-    threshold = run.task.threshold
-    confident = {j for j in choices if threshold is not None and math.exp(choices[j].logprob) >= threshold}
+    confident, closest = by_rule(run.task, {j: choice.logprob for j, choice in choices.items()})
     unmasked = confident | set(by_confidence[:quota])
+    run.record(closest)
     _record_unmasking(run, choices, by_confidence, quota, confident)
     for j in unmasked:
         canvas.tokens[j], canvas.logprobs[j] = choices[j].token, choices[j].logprobs
@@ -265,8 +284,6 @@ def _record_unmasking(
     """How close this step came to choosing other tokens or other positions."""
     for choice in choices.values():
         run.record(choice.margin)
-        if run.task.threshold is not None:
-            run.record(abs(choice.logprob - math.log(run.task.threshold)))
     if quota < len(choices) and by_confidence[quota] not in confident:
         run.record(choices[by_confidence[quota - 1]].logprob - choices[by_confidence[quota]].logprob)
 

@@ -75,9 +75,27 @@ def choose(
         margin = margin if int(nudged.argmax()) == token else 0.0
     if 0 < sampling.top_k < len(scores):
         ordered = np.sort(scores)[::-1]
-        if ordered[sampling.top_k - 1] - ordered[sampling.top_k] < NEAR_TIE:
+        inside, outside = ordered[sampling.top_k - 1], ordered[sampling.top_k]
+        if outside > -math.inf and inside - outside < NEAR_TIE:
             margin = 0.0
     return Choice(token, logprobs, margin)
+
+
+def ranked(
+    logits: np.ndarray,
+    sampling: Sampling,
+    position: int,
+    *,
+    banned: Collection[int],
+    prompt: Collection[int] = (),
+    generated: Collection[int] = (),
+) -> list[int]:
+    """The tokens that `choose` would choose one after the other, were each refused in turn."""
+    scores = penalise(bias(logits, sampling, banned), sampling, prompt, generated)
+    if sampling.temperature > 0:
+        scores = keep(scores / sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+        scores = scores + gumbel(sampling.seed, position, len(scores))
+    return [token for token in np.argsort(-scores, kind="stable").tolist() if scores[token] > -math.inf]
 
 
 def bias(logits: np.ndarray, sampling: Sampling, banned: Collection[int]) -> np.ndarray:

@@ -14,11 +14,21 @@ import torch
 
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import block_span, open_block, open_next_block, refined_block
+from engine.decoding.bound_blocks import BoundBlock, add_candidates, bound_row
 from engine.decoding.contract import DecodingPolicy
 from engine.decoding.orders import ranks_of, scheduled
-from engine.decoding.policies.autoregressive import next_token_choices, next_token_outcome
+from engine.decoding.policies.autoregressive import exhausted_outcome, next_token_choices, next_token_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
-from engine.decoding.unmask import PLAIN, DenoisingTraits, UnmaskState, count_settled, select_unmask
+from engine.decoding.unmask import (
+    PLAIN,
+    DenoisingTraits,
+    UnmaskRules,
+    UnmaskState,
+    count_settled,
+    limit_of,
+    select_unmask,
+    with_certain,
+)
 from engine.device.transfer import to_device
 from engine.models.spec import BlockStart
 from engine.sampling.sampler import Sampler
@@ -71,7 +81,10 @@ class Diffusion(DecodingPolicy):
             outcome.closed_block_steps = seq.block.steps
         seq.block, seq.next_block = seq.next_block, None
         if seq.block is not None:
-            seq.block.place_anchor(outcome.token_ids[0])
+            if outcome.token_ids:
+                seq.block.place_anchor(outcome.token_ids[0])
+            else:  # a grammar left nothing to choose: the answer ends here
+                seq.block = None
         return outcome
 
 
@@ -91,20 +104,23 @@ def denoise_choices(
     unsettled = to_device([_unsettled(block) for block in blocks], device)
     places = group.logit_positions(int(traits.logit_shift))
     positions = to_device(places, device)
-    chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled)
+    bound = [bound_row(seq, block, j) for seq, block, j in zip(seqs, blocks, first, strict=True)]
+    chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled, grammar_rows=bound)
     confidences = chosen.log_probabilities().exp()
     masked[:, 0] &= ~to_device([block.awaits_anchor for block in blocks], device)
-    thresholds = [
-        seq.request.decoding.threshold if seq.request.decoding.threshold is not None else math.inf for seq in seqs
-    ]
     quotas = [scheduled(seq, block, traits.even_schedule) for seq, block in zip(seqs, blocks, strict=True)]
-    limits = to_device(thresholds, device, confidences.dtype)
+    limits = to_device([limit_of(seq.request.decoding) for seq in seqs], device, confidences.dtype)
     if traits.strict_threshold:  # the next number is the least that is greater
         limits = limits.nextafter(torch.full_like(limits, math.inf))
     ranks = ranks_of(chosen, confidences, seqs, blocks, places)
-    state = UnmaskState(masked, limits, to_device(quotas, device), ranks)
+    rules = UnmaskRules.of(seqs, device, confidences.dtype)
+    state = UnmaskState(masked, limits, to_device(quotas, device), ranks, rules)
+    if any(row is not None for row in bound):
+        state = with_certain(state, to_device([-1 if row is None else row for row in bound], device))
     unmask, remask = select_unmask(confidences, state)
-    return with_logprobs(Choices(chosen.token_ids, chosen.finite, confidences, unmask, remask), chosen, group)
+    choices = Choices(chosen.token_ids, chosen.finite, confidences, unmask, remask)
+    add_candidates(choices, sampler, chosen, seqs, positions)
+    return with_logprobs(choices, chosen, group)
 
 
 def _block_of(span: Span) -> Block:
@@ -135,6 +151,9 @@ def denoise_outcome(span: Span, choices: HostChoices, i: int, traits: DenoisingT
         return StepOutcome(span, finite=choices.finite[i])
     tokens, confidences = choices.token_ids[i], choices.confidences[i]
     first = _first_chosen(span, block, traits)
+    bound = BoundBlock.of(span.seq, block, first, choices, i)
+    if bound is not None and bound.is_exhausted(tokens):
+        return exhausted_outcome(span, finite=True)
     for row, unmask in enumerate(choices.unmask[i]):
         if unmask:
             j = first + row
@@ -148,7 +167,7 @@ def denoise_outcome(span: Span, choices: HostChoices, i: int, traits: DenoisingT
             if remask:
                 block.masked[j], block.confidences[j] = True, None
     block.steps += 1
-    settled = count_settled(block.masked, revocable=revocable)
+    settled = count_settled(block.masked, revocable=revocable) if bound is None else bound.settle()
     new = range(block.num_settled, settled)
     block.num_settled = max(settled, block.num_settled)
     wants_logprobs = span.seq.request.sampling.logprobs is not None

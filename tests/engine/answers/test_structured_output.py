@@ -18,10 +18,9 @@ from engine.grammar.state import NO_TOKEN_FITS, TOO_COMPLEX
 from engine.request import Grammar
 from tests.conftest import MakeEngine
 from tests.engine.driving import Answer, Visit, ask, drive
-from tests.reference.checkpoints import EOS
 from tests.reference.grammars import (
+    CLOSING,
     GRAMMARS,
-    TOKENS,
     choice,
     random_schema,
     regex,
@@ -31,8 +30,6 @@ from tests.reference.grammars import (
 from tests.reference.prompts import builtin_tokenizer, prompt_ids
 
 PROMPT = [40, 41, 42]
-CLOSING = {EOS: 8.0} | {TOKENS.index(text): bias for text, bias in (('"', 8.0), ('"}', 8.0), (".", 8.0), ("}", 20.0))}
-"""A random model rarely closes what it has opened."""
 MODES = [("speculative", 2), ("speculative", 5), ("speculative", 8), ("speculative", 16), ("auto", 16)]
 
 

@@ -98,7 +98,7 @@ async def test_a_request_that_is_not_streamed_has_no_stream_form(model: ServedMo
         ({"threshold": 0.5}, "threshold"),
         ({"threshold": None}, "threshold"),
         ({"decoding": "ar", "block_length": 4}, "block_length"),
-        ({"decoding": "diffusion", "response_format": {"type": "json_object"}}, "response_format"),
+        ({"suffix": "x", "max_tokens": 4, "response_format": {"type": "json_object"}}, "response_format"),
         ({"suffix": "x", "max_tokens": 4, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"n": 9}, "n"),
         ({"prompt": ["a"] * 9}, "prompt"),

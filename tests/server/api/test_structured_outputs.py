@@ -13,7 +13,7 @@ from server.api.structured_outputs import (
     ResponseFormat,
     StructuredOutputs,
     check_stop_tokens,
-    refuse_denoised_grammar,
+    refuse_infilled_grammar,
     requested_grammar,
 )
 from server.generation.job import RequestedGrammar
@@ -173,15 +173,9 @@ def test_two_forms_at_once_are_refused() -> None:
         grammar_of(response_format={"type": "json_object"}, structured_outputs={"regex": "a"})
 
 
-def test_diffusion_is_refused_with_what_can_be_used_instead() -> None:
+def test_a_form_for_what_a_suffix_follows_is_refused() -> None:
     """Half of an answer would follow the schema, or a client would not know what to change."""
-    modes = ("ar", "diffusion", "speculative", "auto")
-    for mode in ("ar", "speculative", "auto"):
-        refuse_denoised_grammar("response_format", mode, modes, infill=False)
-    with pytest.raises(BadRequest, match="use one of: ar, speculative, auto") as refused:
-        refuse_denoised_grammar("response_format", "diffusion", modes, infill=False)
-    assert refused.value.param == "response_format"
-    with pytest.raises(BadRequest, match="suffix"):
-        refuse_denoised_grammar("structured_outputs", "auto", modes, infill=True)
-    with pytest.raises(BadRequest, match="no other mode"):
-        refuse_denoised_grammar("response_format", "diffusion", ("diffusion",), infill=False)
+    for field in ("response_format", "structured_outputs"):
+        with pytest.raises(BadRequest, match="suffix") as refused:
+            refuse_infilled_grammar(field)
+        assert refused.value.param == field
