@@ -163,7 +163,8 @@ def _quality_speed(axes: "Axes", modes: Sequence[ModeQuality]) -> None:
         title="Quality against speed (bars: 95 % interval)", xlabel="tokens a pass", ylabel="share of right answers"
     )
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.02)
+    lowest = min((share - low for points in lines.values() for _, share, low, _ in points), default=0.0)
+    axes.set_ylim(max(0.0, lowest - 0.05), 1.02)
     _legend(axes)
 
 
