@@ -99,9 +99,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: Annotated[int, POSITIVE] = 2048
     """Most query tokens in one pass."""
     max_block_length: Annotated[int, Range(least=2, most=1024)] = 64
-    """Longest block a request may ask for."""
+    """Longest block a request may ask for. Where a model sees the whole text: any that a pass holds."""
     max_infill_window: Annotated[int, NOT_NEGATIVE] = 1024
-    """Longest gap plus suffix of an infill request: the window is encoded again in every pass."""
+    """Longest gap plus suffix of an infill request: the window is encoded again in every pass. No limit where a model
+    sees the whole text, and encodes it anyway."""
     page_size: Annotated[int, Range(power_of_two=True)] = 16
     """KV positions a page holds; a power of two."""
     kv_cache_tokens: Annotated[int | None, POSITIVE] = None
@@ -114,11 +115,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_cache: Literal["none", "prefix", "dual"] = "none"
     """For models that see the whole text both ways: what a pass does not run again until its block is finished. `none`:
     nothing, every pass is exact. `prefix`: all before the block; `dual`: all but the block. The last two are
-    approximations (Fast-dLLM): several times as fast, and other answers."""
+    approximations (Fast-dLLM): faster, and other answers."""
     shared_commit: bool = True
     """Diffusion: the commit pass of a finished block carries the first denoising step of the next one. A different
     schedule (that step sees a mask where the anchor would stand), so it changes answers: configuration, never load. On
-    the built-in model it is as often right and takes up to a third fewer passes."""
+    the built-in model it is as often right and takes up to a third fewer passes. Where context is encoded by blocks it
+    changes no answer."""
     shared_verify_below: Annotated[int, NOT_NEGATIVE] = 3
     """Speculation: with at most this many running sequences a verifying pass also drafts the next block. Never
     changes an answer."""

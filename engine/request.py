@@ -20,6 +20,12 @@ CONFIDENT: tuple[Remasking, ...] = ("low_confidence", "maskgit_plus")
 WHOLE_ANSWER = 0
 """The block length that makes the whole answer one block, for models that see the whole text."""
 
+Unmasking = Literal["threshold", "factor", "bound", "cumulative"]
+"""Rules by which confidence unmasks positions: see engine.decoding.unmask."""
+
+MAX_FACTOR = 1024
+"""Largest factor of an unmasking rule; every confidence is enough long before."""
+
 MAX_SEED = 2**53 - 1
 """The largest seed. A JSON number holds every integer up to it exactly."""
 
@@ -93,6 +99,12 @@ class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int = 32
     threshold: float | None = 0.9
     """Diffusion: unmask at this confidence or above. None: an even schedule over `max_denoising_steps`."""
+    unmasking: Unmasking = "threshold"
+    """Diffusion: what a confidence must reach beside, or instead of, the threshold."""
+    factor: float = 2.0
+    """Of the rules `factor` and `bound`: the larger, the more positions a step unmasks."""
+    bound: float = 0.45
+    """Of the rule `bound`: no lower confidence is enough."""
     remasking: Remasking = "low_confidence"
     """Diffusion: which masked positions a step unmasks first, and on which schedule."""
     max_denoising_steps: int | None = None

@@ -12,6 +12,7 @@ from engine.config import EngineInfo
 from engine.errors import RequestError
 from engine.request import (
     CONFIDENT,
+    MAX_FACTOR,
     MAX_REGEX_LENGTH,
     MAX_REPETITION_PENALTY,
     MAX_SCHEMA_BYTES,
@@ -172,6 +173,7 @@ def _check_decoding(decoding: DecodingParams, info: EngineInfo) -> None:
         raise RequestError(f"threshold must be greater than 0 and at most 1, not {decoding.threshold}.", "threshold")
     _check_steps(decoding, info)
     _check_remasking(decoding, info)
+    _check_unmasking(decoding)
 
 
 def _check_block_length(decoding: DecodingParams, info: EngineInfo) -> None:
@@ -222,6 +224,23 @@ def _check_remasking(decoding: DecodingParams, info: EngineInfo) -> None:
             "threshold",
             "unsupported_parameter",
         )
+
+
+def _check_unmasking(decoding: DecodingParams) -> None:
+    """The unmasking rule has what it needs: an order by confidence, a threshold to multiply up to, its parameters."""
+    rule = decoding.unmasking
+    if rule != "threshold" and decoding.remasking not in CONFIDENT:
+        raise RequestError(
+            f"unmasking '{rule}' cannot be used with remasking '{decoding.remasking}', no order by confidence.",
+            "unmasking",
+            "unsupported_parameter",
+        )
+    if rule == "cumulative" and decoding.threshold is None:
+        raise RequestError("unmasking 'cumulative' needs a threshold: leave it out or send a number.", "threshold")
+    if not 0.0 < decoding.factor <= MAX_FACTOR:
+        raise RequestError(f"factor must be greater than 0 and at most {MAX_FACTOR}, not {decoding.factor}.", "factor")
+    if not 0.0 < decoding.bound <= 1.0:
+        raise RequestError(f"bound must be greater than 0 and at most 1, not {decoding.bound}.", "bound")
 
 
 def _check_sampling(request: Request, info: EngineInfo) -> None:

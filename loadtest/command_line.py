@@ -85,6 +85,8 @@ def _mode_options(parser: argparse.ArgumentParser, many: bool) -> None:
     group.add_argument("--decoding", type=_words_of(str), default=default, help=about)
     group.add_argument("--threshold", type=_words_of(float), default=[None], help="unmask at this confidence or above")
     group.add_argument("--block-length", type=_words_of(int), default=[None], help="tokens refined together")
+    group.add_argument("--unmasking", type=_words_of(str), default=[None], help="threshold, factor, bound, cumulative")
+    group.add_argument("--factor", type=_words_of(float), default=[None], help="of the rules factor and bound")
 
 
 def _workload_options(parser: argparse.ArgumentParser) -> None:
@@ -147,10 +149,11 @@ def target_of(args: argparse.Namespace, mode: Mode, model: str | None) -> Target
 def modes_of(args: argparse.Namespace) -> list[Mode]:
     """The modes asked for. Raises ValueError when `run` is given several."""
     if args.command == "run":
-        if max(len(args.decoding), len(args.threshold), len(args.block_length)) > 1:
+        asked = (args.decoding, args.threshold, args.block_length, args.unmasking, args.factor)
+        if max(map(len, asked)) > 1:
             raise ValueError("run measures one mode; for several use sweep.")
-        return [Mode(args.decoding[0], args.threshold[0], args.block_length[0])]
-    return grid(args.decoding, args.threshold, args.block_length)
+        return [Mode(*(values[0] for values in asked))]
+    return grid(args.decoding, args.threshold, args.block_length, args.unmasking, args.factor)
 
 
 def prompts_of(args: argparse.Namespace, seed: int) -> Iterator[Prompt]:

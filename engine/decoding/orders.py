@@ -41,7 +41,7 @@ class Order(NamedTuple):
     `leftmost`: from left to right."""
     schedule: Schedule = "even"
     """`even`: the same number in every step. `times`: as great a share of the masks as the step has of the time left,
-    rounded down; the last step takes all. A threshold makes it `even`."""
+    rounded down; the last step takes all. A threshold, or another rule for confidences, makes it `even`."""
     independent: bool = False
     """`times`: the share is every position's own chance, instead of a number of positions."""
 
@@ -62,10 +62,11 @@ def scheduled(seq: Sequence, block: Block, even: EvenSchedule = "remaining") -> 
 
     even: how an even schedule is kept; see ModelSpec.even_schedule.
     """
-    order = ORDERS[seq.request.decoding.remasking]
-    if order.schedule == "even" or seq.request.decoding.threshold is not None:
+    decoding = seq.request.decoding
+    order = ORDERS[decoding.remasking]
+    if order.schedule == "even" or decoding.threshold is not None or decoding.unmasking != "threshold":
         return quota(seq, block, even)
-    masked, steps = block.num_masked, seq.request.decoding.max_denoising_steps or len(block)
+    masked, steps = block.num_masked, decoding.max_denoising_steps or len(block)
     if block.steps >= steps - 1:
         return masked
     share = time_share(block.steps, steps)

@@ -4,6 +4,8 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from loadtest.modes import Mode
 from loadtest.reporting.report import Report
 from loadtest.scoring import ModeQuality
@@ -123,7 +125,7 @@ def _against_threshold(axes: "Axes", points: Sequence[tuple[Mode, float | None]]
         if mode.threshold is None:
             levels.setdefault(mode.label(), value)
         else:
-            line = lines.setdefault(Mode(mode.decoding, None, mode.block_length).label(), {})
+            line = lines.setdefault(msgspec.structs.replace(mode, threshold=None).label(), {})
             line.setdefault(mode.threshold, value)
     colours = _repeated()
     if not lines:
@@ -146,16 +148,23 @@ def _quality(axes: "Axes", modes: Sequence[ModeQuality]) -> None:
 
 
 def _quality_speed(axes: "Axes", modes: Sequence[ModeQuality]) -> None:
-    for colour, mode in zip(_repeated(), modes, strict=False):
+    """A line for each mode and rule, through the points of its thresholds and factors."""
+    lines: dict[str, list[tuple[float, float, float, float]]] = {}
+    for mode in modes:
         if mode.exact_share is not None and mode.tokens_per_pass is not None:
+            own = mode.mode
+            name = Mode(own.decoding, None, own.block_length, own.unmasking).label()
             low, high = mode.exact_share - mode.interval[0], mode.interval[1] - mode.exact_share
-            point = ([mode.tokens_per_pass], [mode.exact_share])
-            axes.errorbar(*point, yerr=[[low], [high]], fmt="o", color=colour, capsize=3, label=mode.mode.label())
+            lines.setdefault(name, []).append((mode.tokens_per_pass, mode.exact_share, low, high))
+    for colour, (name, points) in zip(_repeated(), lines.items(), strict=False):
+        x, y, low_errors, high_errors = zip(*sorted(points), strict=True)
+        axes.errorbar(x, y, yerr=[low_errors, high_errors], fmt="o-", color=colour, capsize=3, label=name, lw=1, ms=4)
     axes.set(
         title="Quality against speed (bars: 95 % interval)", xlabel="tokens a pass", ylabel="share of right answers"
     )
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.02)
+    lowest = min((share - low for points in lines.values() for _, share, low, _ in points), default=0.0)
+    axes.set_ylim(max(0.0, lowest - 0.05), 1.02)
     _legend(axes)
 
 

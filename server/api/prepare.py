@@ -128,7 +128,8 @@ def decoding_params(call: Call[Fields], model: ServedModel) -> DecodingParams:
     fields, info = call.fields, model.info
     remasking = fields.remasking
     if remasking is None:
-        usable = [name for name in info.remaskings if fields.threshold is None or name in CONFIDENT]
+        confident = fields.threshold is not None or fields.unmasking != "threshold"
+        usable = [name for name in info.remaskings if not confident or name in CONFIDENT]
         remasking = cast(Remasking, (usable or info.remaskings)[0])
     default_threshold = info.default_threshold if remasking in CONFIDENT else None
     return DecodingParams(
@@ -137,6 +138,9 @@ def decoding_params(call: Call[Fields], model: ServedModel) -> DecodingParams:
         threshold=fields.threshold if "threshold" in fields.model_fields_set else default_threshold,
         max_denoising_steps=fields.max_denoising_steps,
         remasking=remasking,
+        unmasking=fields.unmasking,
+        factor=fields.factor,
+        bound=fields.bound,
     )
 
 

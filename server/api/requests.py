@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import ErrorDetails
 
-from engine.request import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY, Remasking
+from engine.request import MAX_FACTOR, MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY, Remasking, Unmasking
 from server.api.fields import FieldFacts, Strict, invalid, take_known, unknown_parameter
 from server.api.structured_outputs import ResponseFormat, StructuredOutputs
 from server.generation.job import EndpointName
@@ -189,6 +189,12 @@ class GenerationRequest(Strict):
     remasking: Annotated[Remasking | None, DENOISES] = None
     """Diffusion: which masks a step unmasks first; GET /v1/models lists the values. Unset: the first; with a threshold,
     the first that goes by confidence."""
+    unmasking: Annotated[Unmasking, DENOISES] = "threshold"
+    """Diffusion: the rule for a confidence (docs/OPERATIONS.md#unmasking). threshold: it reaches the threshold."""
+    factor: Annotated[float, DENOISES, Field(gt=0, le=MAX_FACTOR)] = 2.0
+    """Of unmasking `factor` and `bound`: the k-th most confident position reaches 1 - factor / (k + 1), too."""
+    bound: Annotated[float, DENOISES, Field(gt=0, le=1)] = 0.45
+    """Of unmasking `bound`: the least confidence where the factor is enough."""
     diffusing: bool = False
     """A stream in Mercury's form: each chunk holds the whole text so far, masks included."""
     response_format: ResponseFormat | None = None

@@ -37,6 +37,17 @@ _Args = TypeVarTuple("_Args")
 _T = TypeVar("_T")
 
 
+def loaded_text(name: str, info: EngineInfo) -> str:
+    """The start-up line for people. It says so where answers are approximate."""
+    weights = "" if info.quantization == "none" else f", {info.quantization} weights"
+    text = f"model loaded: {name}, {info.dtype}{weights} on {info.device}, context of {info.max_model_len} tokens"
+    if info.published:
+        text += f"; {info.published}"
+    if info.context_cache != "none":
+        text += f"; answers are approximate: context cache '{info.context_cache}'"
+    return text
+
+
 async def _in_thread(function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
     """Runs a blocking function in a thread; a shutdown does not wait for it."""
     return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
@@ -118,14 +129,7 @@ class Service:
         self.grammars = GrammarChecker(info, directory)
         self.model = await _in_thread(load, self.name, info, directory)
         self.loaded.set()
-        weights = "" if info.quantization == "none" else f", {info.quantization} weights"
-        text = (
-            f"model loaded: {self.name}, {info.dtype}{weights} on {info.device}, context of {info.max_model_len} tokens"
-        )
-        if info.published:
-            text += f"; {info.published}"
-        if info.context_cache != "none":
-            text += f"; answers are approximate: context cache '{info.context_cache}'"
+        text = loaded_text(self.name, info)
         fields = {"model": self.name, **msgspec.to_builtins(info)}
         logger.info("model loaded", extra={"fields": fields, "text": text})
 

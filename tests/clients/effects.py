@@ -251,10 +251,35 @@ OF_EVERY_MODE: dict[str, Callable[[Asker], None]] = {
 }  # fmt: skip
 """Fields that do the same in every mode."""
 
+
+def _unmasking(asker: Asker) -> None:
+    """A factor that is always reached unmasks a block at once; a product may not be as low as each of its factors."""
+    counts = {rule: _passes(asker, unmasking=rule, threshold=0.3) for rule in ("threshold", "factor", "cumulative")}
+    assert counts["threshold"] < counts["cumulative"]
+    assert counts["threshold"] < counts["factor"]
+    assert asker.send(unmasking="cumulative", threshold=None).status_code == 400
+    assert asker.send(unmasking="other").status_code == 400
+
+
+def _factor(asker: Asker) -> None:
+    few = {"unmasking": "factor", "threshold": None}
+    assert _passes(asker, factor=20, **few) < _passes(asker, factor=0.2, **few)
+    assert asker.send(factor=2).json()["error"]["param"] == "factor"
+
+
+def _bound(asker: Asker) -> None:
+    few = {"unmasking": "bound", "threshold": 1.0, "factor": 20}
+    assert _passes(asker, bound=0.05, **few) < _passes(asker, bound=0.99, **few)
+    assert asker.send(bound=0.5, unmasking="factor").json()["error"]["param"] == "bound"
+
+
 OF_SOME_MODES: dict[str, tuple[tuple[str, ...], Callable[[Asker], None]]] = {
     "block_length": (("speculative", "diffusion"), _block_length),
     "threshold": (("diffusion",), _threshold),
     "max_denoising_steps": (("diffusion",), _max_denoising_steps),
+    "unmasking": (("diffusion",), _unmasking),
+    "factor": (("diffusion",), _factor),
+    "bound": (("diffusion",), _bound),
     "remasking": (("diffusion",), _remasking),
 }
 """Fields that mean something in these modes; `auto` takes `block_length`, too, and chooses below it."""

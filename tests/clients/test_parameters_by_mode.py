@@ -31,7 +31,8 @@ def test_a_field_works_in_its_modes_and_is_refused_in_the_others(http: httpx.Cli
     if mode in modes:
         check(asker)
         return
-    answer = asker.send(**{field: 4 if field != "threshold" else 0.5}, decoding=mode)
+    value = {"threshold": 0.5, "bound": 0.5, "unmasking": "factor", "remasking": "low_confidence"}.get(field, 4)
+    answer = asker.send(**{field: value}, decoding=mode)
     if (field, mode) == ("block_length", "auto"):
         assert answer.status_code == 200
         return

@@ -67,6 +67,10 @@ def refusal(prompt: list[int] = PROMPT, info: EngineInfo = INFO, **fields: Any) 
         ({"mode": "auto", "suffix_token_ids": [7]}, "suffix", "'infill', not 'auto'"),
         ({"mode": "diffusion", "suffix_token_ids": [7]}, "suffix", "'infill', not 'diffusion'"),
         ({"mode": "infill"}, "suffix", "needs a suffix"),
+        ({"mode": "diffusion", "unmasking": "cumulative", "threshold": None}, "threshold", "'cumulative'"),
+        ({"mode": "diffusion", "factor": 0.0}, "factor", "greater than 0"),
+        ({"mode": "diffusion", "factor": float("nan")}, "factor", "nan"),
+        ({"mode": "diffusion", "bound": 1.5}, "bound", "1.5"),
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, Any], param: str, part: str) -> None:

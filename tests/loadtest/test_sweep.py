@@ -28,6 +28,18 @@ def test_the_grid_leaves_out_settings_a_mode_would_refuse() -> None:
     assert modes[7].fields() == {"threshold": 0.7, "block_length": 16}
 
 
+def test_the_grid_gives_a_factor_to_the_rules_that_have_one() -> None:
+    """A sweep would send what the server refuses, or ask the same thing twice."""
+    modes = grid(["ar", "diffusion"], [0.9], [None], ["threshold", "factor"], [1.0, 2.0])
+    assert [mode.fields() for mode in modes] == [
+        {"decoding": "ar"},
+        {"decoding": "diffusion", "threshold": 0.9, "unmasking": "threshold"},
+        {"decoding": "diffusion", "threshold": 0.9, "unmasking": "factor", "factor": 1.0},
+        {"decoding": "diffusion", "threshold": 0.9, "unmasking": "factor", "factor": 2.0},
+    ]
+    assert modes[2].label() == "diffusion, factor, factor 1, threshold 0.9"
+
+
 def test_cells_run_in_turn_not_one_after_the_other() -> None:
     order: list[tuple[str, int]] = []
 

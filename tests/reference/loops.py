@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.reference.denoising.unmasking import by_rule
 from tests.reference.sampling import GREEDY, Choice, Sampling, choose
 from tests.reference.transformer import ReferenceModel
 
@@ -27,6 +28,9 @@ class Task:
     threshold: float | None = 0.9
     max_denoising_steps: int | None = None
     remasking: str = "low_confidence"
+    unmasking: str = "threshold"
+    factor: float = 2.0
+    bound: float = 0.45
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     suffix: list[int] | None = None
@@ -265,9 +269,9 @@ def _denoise(run: Run, canvas: Canvas, *, awaits_anchor: bool = False) -> None:
     steps_left = max(1, (run.task.max_denoising_steps or len(canvas.tokens)) - canvas.steps)
     quota = math.ceil(len(choices) / steps_left)
     by_confidence = sorted(choices, key=lambda j: -choices[j].logprob)
-    threshold = run.task.threshold
-    confident = {j for j in choices if threshold is not None and math.exp(choices[j].logprob) >= threshold}
+    confident, closest = by_rule(run.task, {j: choice.logprob for j, choice in choices.items()})
     unmasked = confident | set(by_confidence[:quota])
+    run.record(closest)
     _record_unmasking(run, choices, by_confidence, quota, confident)
     for j in unmasked:
         canvas.tokens[j], canvas.logprobs[j] = choices[j].token, choices[j].logprobs
@@ -280,8 +284,6 @@ def _record_unmasking(
     """How close this step came to choosing other tokens or other positions."""
     for choice in choices.values():
         run.record(choice.margin)
-        if run.task.threshold is not None:
-            run.record(abs(choice.logprob - math.log(run.task.threshold)))
     if quota < len(choices) and by_confidence[quota] not in confident:
         run.record(choices[by_confidence[quota - 1]].logprob - choices[by_confidence[quota]].logprob)
 

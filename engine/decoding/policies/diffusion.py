@@ -19,7 +19,16 @@ from engine.decoding.contract import DecodingPolicy
 from engine.decoding.orders import ranks_of, scheduled
 from engine.decoding.policies.autoregressive import exhausted_outcome, next_token_choices, next_token_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
-from engine.decoding.unmask import PLAIN, DenoisingTraits, UnmaskState, count_settled, select_unmask, with_certain
+from engine.decoding.unmask import (
+    PLAIN,
+    DenoisingTraits,
+    UnmaskRules,
+    UnmaskState,
+    count_settled,
+    limit_of,
+    select_unmask,
+    with_certain,
+)
 from engine.device.transfer import to_device
 from engine.models.spec import BlockStart
 from engine.sampling.sampler import Sampler
@@ -99,15 +108,13 @@ def denoise_choices(
     chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled, grammar_rows=bound)
     confidences = chosen.log_probabilities().exp()
     masked[:, 0] &= ~to_device([block.awaits_anchor for block in blocks], device)
-    thresholds = [
-        seq.request.decoding.threshold if seq.request.decoding.threshold is not None else math.inf for seq in seqs
-    ]
     quotas = [scheduled(seq, block, traits.even_schedule) for seq, block in zip(seqs, blocks, strict=True)]
-    limits = to_device(thresholds, device, confidences.dtype)
+    limits = to_device([limit_of(seq.request.decoding) for seq in seqs], device, confidences.dtype)
     if traits.strict_threshold:  # the next number is the least that is greater
         limits = limits.nextafter(torch.full_like(limits, math.inf))
     ranks = ranks_of(chosen, confidences, seqs, blocks, places)
-    state = UnmaskState(masked, limits, to_device(quotas, device), ranks)
+    rules = UnmaskRules.of(seqs, device, confidences.dtype)
+    state = UnmaskState(masked, limits, to_device(quotas, device), ranks, rules)
     if any(row is not None for row in bound):
         state = with_certain(state, to_device([-1 if row is None else row for row in bound], device))
     unmask, remask = select_unmask(confidences, state)

@@ -29,22 +29,21 @@ def llada(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def dream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A tiny Dream with the dual cache, whose start-up line says so."""
+    """A tiny Dream with the dual cache; the start-up line says so."""
     directory = write_whole_checkpoint(
         tmp_path_factory.mktemp("dream"), dream_config(), generation={"alg": "entropy", "eos_token_id": 2}
     )
-    flags = ("--context-cache", "dual", "--log-format", "text")
-    yield from client_of(directory, *flags, logged="answers are approximate: context cache 'dual'")
+    yield from client_of(directory, "--context-cache", "dual")
 
 
-def client_of(directory: Path, *flags: str, logged: str = "model loaded") -> Iterator[httpx.Client]:
+def client_of(directory: Path, *flags: str) -> Iterator[httpx.Client]:
     write_tokenizer(directory / "tokenizer.json")
     with (
         start_server([*MODULE], "--model", str(directory), *FLAGS, *flags) as process,
         httpx.Client(base_url=process.url, timeout=60, trust_env=False) as client,
     ):
-        process.wait_until_ready()
-        assert logged in process.log()
+        [line] = process.log_lines("model loaded")
+        assert line["context_cache"] == ("dual" if flags else "none")
         yield client
 
 

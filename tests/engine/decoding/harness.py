@@ -48,6 +48,9 @@ def request_for(task: Task, mode: Mode, request_id: str = "r", **overrides: Any)
         threshold=task.threshold,
         max_denoising_steps=task.max_denoising_steps,
         remasking=task.remasking,  # type: ignore[arg-type]
+        unmasking=task.unmasking,
+        factor=task.factor,
+        bound=task.bound,
     )
     fields: dict[str, Any] = {
         "request_id": request_id,

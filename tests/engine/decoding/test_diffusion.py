@@ -19,7 +19,7 @@ PROMPT = random_prompt(13)
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=1.0, seed=8)
 # Of one block's schedule: a threshold alone, a threshold that nothing or everything meets, with a cap on steps, and an
 # even schedule of fewer steps than the block has tokens and of as many, which are more than the last block has.
-SCHEDULES: dict[str, dict[str, float | int | None]] = {
+SCHEDULES: dict[str, dict[str, float | int | str | None]] = {
     "threshold": {"threshold": 0.3},
     "high_threshold": {"threshold": 1.0},
     "low_threshold": {"threshold": 1e-6},
@@ -30,6 +30,10 @@ SCHEDULES: dict[str, dict[str, float | int | None]] = {
     "even_7": {"threshold": None, "max_denoising_steps": 7},
     "even_8": {"threshold": None, "max_denoising_steps": 8},
     "even": {"threshold": None},
+    "factor": {"unmasking": "factor", "threshold": None, "factor": 1.0},
+    "floored_factor": {"unmasking": "factor", "threshold": 0.2, "factor": 1.5},
+    "bound": {"unmasking": "bound", "threshold": 0.9, "factor": 1.5, "bound": 0.15},
+    "cumulative": {"unmasking": "cumulative", "threshold": 0.1},
 }
 
 
@@ -50,7 +54,7 @@ def test_writes_what_the_reference_writes(pair: Pair, sampling: Sampling) -> Non
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_unmasks_on_the_schedule_that_was_asked_for(
-    pairs: dict[str, Pair], shared_engines: dict[str, Engine], schedule: dict[str, float | int | None]
+    pairs: dict[str, Pair], shared_engines: dict[str, Engine], schedule: dict[str, float | int | str | None]
 ) -> None:
     """Tokens and passes: a user who asks for three steps pays for three."""
     for name, sampling in (("clear", GREEDY), ("calm", SAMPLED)):

@@ -38,6 +38,15 @@ def test_unmasks_on_the_schedule_that_was_asked_for(
         assert answer_to(pair.engine, task, "infill").finished.stats.passes == infill(pair.reference, task).passes
 
 
+@pytest.mark.parametrize("rule", ["factor", "bound", "cumulative"])
+def test_every_unmasking_rule_fills_what_the_reference_does(pairs: dict[str, Pair], rule: str) -> None:
+    """A field would be accepted before a suffix and change nothing there."""
+    pair = pairs["flat"]
+    task = Task(prompt=PROMPT, max_tokens=14, suffix=SUFFIX, unmasking=rule, threshold=0.3, factor=1.0, bound=0.1)
+    assert_matches(pair.engine, pair.reference, [task], "infill", infill)
+    assert answer_to(pair.engine, task, "infill").finished.stats.passes == infill(pair.reference, task).passes
+
+
 def test_fills_the_gap_exactly_and_never_ends_it(pairs: dict[str, Pair]) -> None:
     """End and stop tokens are banned however likely: a gap of 20 tokens gets 20."""
     pair = pairs["clear"]

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import math
 import random
+from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.batch import KVLimits, Phase, Span
 from engine.decoding.policies.diffusion import denoise_outcome
 from engine.decoding.results import HostChoices
-from engine.decoding.unmask import UnmaskState, count_settled, quota, select_unmask
-from engine.request import DecodingParams, Request
+from engine.decoding.unmask import (
+    UnmaskRules,
+    UnmaskState,
+    count_settled,
+    limit_of,
+    quota,
+    select_unmask,
+    with_certain,
+)
+from engine.request import DecodingParams, Request, Unmasking
 from engine.sequence import Block, Sequence
+from tests.reference.denoising.unmasking import by_rule
 
 
 def test_the_most_confident_positions_are_unmasked_and_of_equals_the_leftmost() -> None:
@@ -30,6 +42,45 @@ def test_the_most_confident_positions_are_unmasked_and_of_equals_the_leftmost() 
         given = select_unmask(torch.tensor([confidences]), state)
         assert given.unmask[0].tolist() == wanted
         assert given.remask is None
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_every_rule_is_its_formula(data: st.DataObject) -> None:
+    """Other positions would settle than the published rule says. Blocks of all rules in one step, against a loop."""
+    length = data.draw(st.integers(1, 9))
+    values = st.floats(0.01, 1.0) | st.sampled_from((0.5, 0.9, 1.0))
+    rules, confidences, candidates, quotas = [], [], [], []
+    for _ in range(data.draw(st.integers(1, 4))):
+        name = data.draw(st.sampled_from(get_args(Unmasking)))
+        threshold = data.draw(st.sampled_from((0.3, 0.9, None) if name != "cumulative" else (0.3, 0.9)))
+        factor, bound = data.draw(st.sampled_from((0.3, 1.0, 2.0, 7.0))), data.draw(st.sampled_from((0.2, 0.45)))
+        rules.append(DecodingParams(mode="diffusion", unmasking=name, threshold=threshold, factor=factor, bound=bound))
+        confidences.append(data.draw(st.lists(values, min_size=length, max_size=length)))
+        candidates.append(data.draw(st.lists(st.booleans(), min_size=length, max_size=length)))
+        quotas.append(data.draw(st.integers(0, 2)))
+    seqs = [Sequence(Request(request_id="r", prompt_token_ids=[6], max_tokens=9, decoding=own), frozenset(), 0)
+            for own in rules]  # fmt: skip
+    state = UnmaskState(
+        torch.tensor(candidates),
+        torch.tensor([limit_of(own) for own in rules], dtype=torch.float64),
+        torch.tensor(quotas),
+        rules=UnmaskRules.of(seqs, torch.device("cpu"), torch.float64),
+    )
+    given_rows = select_unmask(torch.tensor(confidences, dtype=torch.float64), state).unmask.tolist()
+    for own, row, may, quota_, given_row in zip(rules, confidences, candidates, quotas, given_rows, strict=True):
+        taken, closest = by_rule(own, {j: math.log(row[j]) for j in range(length) if may[j]})
+        first = sorted((j for j in range(length) if may[j]), key=lambda j: -row[j])[:quota_]
+        if closest > 1e-9:
+            assert given_row == [j in taken or j in first for j in range(length)], own
+
+
+def test_one_position_is_unmasked_for_certain_and_counts_towards_the_quota() -> None:
+    """Under a grammar an answer would not come to its end, or a step unmask more than its schedule says."""
+    state = UnmaskState(torch.tensor([[True] * 4] * 2), torch.tensor([math.inf] * 2), torch.tensor([2, 2]))
+    confidences = torch.tensor([[0.9, 0.1, 0.8, 0.7]] * 2)
+    given = select_unmask(confidences, with_certain(state, torch.tensor([1, -1])))
+    assert given.unmask.tolist() == [[True, True, False, False], [True, False, True, False]]
 
 
 def refining(length: int, max_denoising_steps: int | None = None) -> tuple[Sequence, Block]:

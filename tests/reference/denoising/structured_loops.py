@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from engine.grammar.state import CompiledGrammar
+from tests.reference.denoising.unmasking import by_rule
 from tests.reference.loops import Canvas, Run, Task
 from tests.reference.sampling import Choice, ranked
 from tests.reference.transformer import ReferenceModel
@@ -96,8 +97,8 @@ def _denoise(run: Run, canvas: Canvas, allowed: set[int] | None) -> Rankings:
     steps_left = max(1, (run.task.max_denoising_steps or len(canvas.tokens)) - canvas.steps)
     quota = math.ceil(len(choices) / steps_left) - (allowed is not None)
     by_confidence = sorted(others, key=lambda j: -choices[j].logprob)
-    threshold = run.task.threshold
-    taken = {j for j in others if threshold is not None and math.exp(choices[j].logprob) >= threshold}
+    taken, closest = by_rule(run.task, {j: choices[j].logprob for j in others})
+    run.record(closest)
     for j in [*taken, *by_confidence[:quota], *([first] if allowed is not None else [])]:
         canvas.tokens[j], canvas.logprobs[j] = choices[j].token, choices[j].logprobs
     canvas.steps += 1

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from typing import Any
 
+import msgspec
 import pytest
 
 from server.engine_link.link import EngineState
 from server.operation.logs import JsonFormatter
-from tests.fakes import FakeEngine, hanging, saying
+from server.operation.service import loaded_text
+from tests.fakes import INFO, FakeEngine, hanging, saying
 from tests.server.conftest import Api, ApiFactory, events_of, until
 
 pytestmark = pytest.mark.anyio
@@ -268,3 +270,10 @@ def test_the_server_never_imports_torch() -> None:
     """It would cost the API process a gigabyte and seconds of start-up."""
     code = "import sys, server.app, server.serve, server.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_start_up_line_says_that_answers_are_approximate() -> None:
+    """An operator who inherits a configuration would take them for the model's own."""
+    assert "approximate" not in loaded_text("m", INFO)
+    line = loaded_text("m", msgspec.structs.replace(INFO, context_cache="dual"))
+    assert "answers are approximate: context cache 'dual'" in line

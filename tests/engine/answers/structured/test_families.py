@@ -69,4 +69,4 @@ def test_answers_are_valid_and_the_same_in_any_company(family: tuple[str, MakeEn
         preempted += sum(answer.finished.stats.preemptions for answer in together.values())
         for request_id, answer in together.items():
             assert answer.outcome == alone[request_id].outcome, request_id
-    assert preempted or info.block_length > 16, "nothing was preempted"
+    assert preempted or info.sees_whole_text or info.block_length > 16, "nothing was preempted"

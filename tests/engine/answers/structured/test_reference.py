@@ -22,7 +22,9 @@ from tests.reference.transformer import ReferenceModel
 
 SCHEDULES: list[dict[str, Any]] = [
     {"threshold": 0.9}, {"threshold": 0.2}, {"threshold": 0.02, "block_length": 5},
-    {"threshold": None, "max_denoising_steps": 3}, {"threshold": None, "block_length": 16}, {"threshold": 1e-6},
+    {"threshold": None, "max_denoising_steps": 3},
+    {"threshold": 0.1, "unmasking": "factor", "factor": 1.0, "block_length": 16},
+    {"threshold": 1e-6},
 ]  # fmt: skip
 
 

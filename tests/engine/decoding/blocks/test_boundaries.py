@@ -41,7 +41,7 @@ def answer_of(engine: Engine, name: str, prompt: list[int], **fields: Any) -> An
 def test_a_prompt_is_cut_at_the_boundaries_of_blocks_alone(block_pairs: Pairs, name: str, extra: int) -> None:
     """However little room a pass has for it."""
     length = BLOCK_LENGTHS[name]
-    prompt = random_prompt(3 * length + extra)
+    prompt = random_prompt(9 * length + extra)
     engine = block_pairs(name, "float64").make(
         max_batch_tokens=4 * length + 3, max_block_length=length, max_infill_window=0, prefix_caching=False
     )

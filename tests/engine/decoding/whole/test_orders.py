@@ -13,10 +13,13 @@ from engine.sequence import Block, Sequence
 from tests.reference.noise import step_uniform
 
 
-def sequence(order: str, steps: int | None = None, threshold: float | None = None, seed: int = 5) -> Sequence:
+def sequence(
+    order: str, steps: int | None = None, threshold: float | None = None, seed: int = 5, unmasking: str = "threshold"
+) -> Sequence:
     decoding = DecodingParams(
-        mode="diffusion", remasking=order, threshold=threshold, max_denoising_steps=steps, block_length=8
-    )
+        mode="diffusion", remasking=order, threshold=threshold, max_denoising_steps=steps, block_length=8,
+        unmasking=unmasking,
+    )  # fmt: skip
     request = Request(
         request_id="r", prompt_token_ids=[9], max_tokens=8, sampling=SamplingParams(seed=seed), decoding=decoding
     )
@@ -75,6 +78,7 @@ def test_origin_gives_every_position_its_own_chance() -> None:
 def test_a_threshold_needs_no_points_of_time() -> None:
     assert scheduled(sequence("maskgit_plus", threshold=0.9), Block.fresh(1, 8, 0)) == 1
     assert scheduled(sequence("maskgit_plus", steps=2, threshold=0.9), Block.fresh(1, 8, 0)) == 4
+    assert scheduled(sequence("maskgit_plus", unmasking="factor"), Block.fresh(1, 8, 0)) == 1
 
 
 def test_scores_of_a_row() -> None:
