@@ -49,6 +49,8 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(least=0)
 
 
+DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
 Quantization = Literal["none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128", "fp8"]
 
 DraftQuantization = Literal["none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128"]
@@ -61,7 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A directory in a published layout, or `builtin`; to `lightcone serve` also a repository on a hub (org/name)."""
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy`: random weights for a config.json alone, to measure any size without a checkpoint."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    dtype: DType = "auto"
     """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU; on a CPU bfloat16 where the checkpoint
     says so and the processor multiplies it natively (avx512_bf16 or AMX), else float32."""
     quantization: Quantization = "none"

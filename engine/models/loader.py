@@ -132,7 +132,7 @@ def choose_storage(
         return Storage.quantized(quantization, draft)
     hidden, inner = config.hidden_size, config.intermediate_size
     shapes = [(config.q_dim + 2 * config.kv_dim, hidden), (hidden, config.q_dim), (2 * inner, hidden), (hidden, inner)]
-    best = choose_float_storage(shapes, dtype, device)
+    best = choose_float_storage(shapes, config.num_layers, dtype, device)
     return Storage(best, best, draft)
 
 
