@@ -30,6 +30,8 @@ class Model(Response):
     decoding: str
     decodings: list[str]
     block_length: Count
+    dtype: str
+    quantization: str
 
 
 class ModelList(Response):
@@ -72,6 +74,8 @@ def _describe(model: ServedModel, name: str, created: int) -> Model:
         decoding=alias or model.info.default_decoding,
         decodings=[alias] if alias else list(model.info.decodings),
         block_length=model.info.block_length,
+        dtype=model.info.dtype,
+        quantization=model.info.quantization,
     )
 
 
