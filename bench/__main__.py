@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from bench import auto, modes, passes, speed_of_light
+from bench import auto, formats, modes, passes, speed_of_light
 from bench.compare import command as compare
 from bench.peers import command as peers
 from engine.errors import EngineError
@@ -18,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False, prog="lightcone bench", description="Measure the engine in process, without HTTP."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (modes, auto, passes, speed_of_light, compare, peers):
+    for command in (modes, auto, passes, speed_of_light, formats, compare, peers):
         command.add_parser(commands)
     return parser
 

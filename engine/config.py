@@ -49,6 +49,8 @@ POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(least=0)
 
 
+DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
 Quantization = Literal[
     "auto", "none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128", "fp8"
 ]
@@ -69,7 +71,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Block length that the model was trained with, where its config.json does not say it or says it wrongly."""
     mask_token_id: Annotated[int | None, NOT_NEGATIVE] = None
     """Id of the model's mask token, where neither config.json nor the tokenizer says it."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    dtype: DType = "auto"
     """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU; on a CPU bfloat16 where the checkpoint
     says so and the processor multiplies it natively (avx512_bf16 or AMX), else float32."""
     quantization: Quantization = "auto"

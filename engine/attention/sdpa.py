@@ -26,6 +26,10 @@ GATHER_COST = 4
 SCRATCH_ELEMENTS = 1 << 19
 # Longer spans are attended in tiles of this many queries, so that a causal one does not compute what it cannot see.
 QUERY_TILE = 128
+# A single span of so many queries that see different positions needs no mask row for every head of a group: its heads
+# become a batch. Below it they are further queries, for which K and V are read, and in half types packed, once a KV
+# head instead of once a query head: one query over 4,096 positions then takes a quarter of the time.
+WIDE_SPAN = 32
 
 
 @dataclass(slots=True, eq=False)
@@ -35,8 +39,8 @@ class _Tile:
     rows: slice | torch.Tensor
     """Places of the n * q query tokens in the batch, span by span."""
     mask: torch.Tensor
-    """Added to the scores: 0 where visible, -inf elsewhere. [n, 1, 1, kv] where all of a span's queries see the same;
-    else [1, 1, q, kv] if n is 1, [n, 1, q * group, kv] if not."""
+    """Added to the scores: 0 where visible, -inf elsewhere. [n, 1, 1, kv] where all of a span's queries see the same,
+    else [n, 1, q * group, kv], or [1, 1, q, kv] of a single wide span."""
     keys: torch.Tensor
     """[n, num_kv_heads, kv, head_dim], a view of the scratch; so is `values`."""
     values: torch.Tensor
@@ -100,8 +104,8 @@ class SdpaAttention(AttentionBackend):
         """q and the result: [n * q, num_heads, head_dim]. K and V are never expanded to the query heads."""
         spans, kv_heads, _, head_dim = tile.keys.shape
         grouped = q.view(spans, -1, kv_heads, self._group, head_dim)
-        if spans == 1:
-            # The heads of a group become the batch, with K and V broadcast over it: one mask row serves them all.
+        if spans == 1 and self._group > 1 and tile.mask.shape[2] == q.shape[0] > 1:
+            # One mask row serves all heads of a group, which become the batch, with K and V broadcast over it.
             queries = grouped[0].permute(2, 1, 0, 3)
             keys, values = (x.expand(self._group, -1, -1, -1) for x in (tile.keys, tile.values))
             attended = scaled_dot_product_attention(queries, keys, values, attn_mask=tile.mask)
@@ -183,7 +187,7 @@ class SdpaAttention(AttentionBackend):
             if (on_host == on_host[:, :1]).all():
                 # Blocks that see themselves whole: one mask row a span, broadcast, is quicker to build and to read.
                 limits = limits[:, :, :1]
-            elif count > 1:
+            elif count > 1 or on_host.shape[1] < WIDE_SPAN:
                 limits = limits.repeat_interleave(self._group, dim=2)
         mask = torch.where(limits > self._places[:kv_length], self._visible, self._hidden)
         return _Tile(where, mask, keys, values)

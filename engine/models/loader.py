@@ -174,7 +174,7 @@ def choose_storage(
     if quantization == "auto":
         layers = storage_that_keeps(kept.layers, shapes, device)
         head = storage_that_keeps(kept.head, [(config.vocab_size, hidden)], device)
-    best = "" if layers and head else choose_float_storage(shapes, dtype, device)
+    best = "" if layers and head else choose_float_storage(shapes, config.num_layers, dtype, device)
     return Storage(layers or best, head or best, draft)
 
 

@@ -33,6 +33,8 @@ class Model(Response):
     threshold: float | None
     remaskings: list[str]
     context_cache: str
+    dtype: str
+    quantization: str
 
 
 class ModelList(Response):
@@ -78,6 +80,8 @@ def _describe(model: ServedModel, name: str, created: int) -> Model:
         threshold=model.info.default_threshold,
         remaskings=list(model.info.remaskings),
         context_cache=model.info.context_cache,
+        dtype=model.info.dtype,
+        quantization=model.info.quantization,
     )
 
 

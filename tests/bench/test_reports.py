@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import passes
+from bench import formats, passes
 from bench.__main__ import main
 from bench.host_time import PARTS as STEP_PARTS
 from bench.host_time import Setting, measure_host, serve
@@ -19,7 +19,11 @@ from bench.speed_of_light import canvas_shape
 from engine.batch import Phase
 from engine.measure import device_speed
 from engine.measure.roofline import PassShape
+from engine.models.decoder import Decoder
+from engine.models.families.registry import describe_model
+from engine.models.files import ConfigFile
 from tests.conftest import MakeEngine
+from tests.reference.checkpoints import write_checkpoint
 
 QUICK = ["--device", "cpu", "--threads", "1"]
 
@@ -66,6 +70,30 @@ def test_light(tmp_path: Path, tiny_checkpoint: Path) -> None:
         assert row["parts_ms"]["projections"] > 0 < row["parts_ms"]["attention"]
         assert row["floor_ms"] >= max(row["part_floors_ms"].values())
         assert row["floor_ms"] <= sum(row["part_floors_ms"].values()) * 1.000001
+
+
+def test_formats(tmp_path: Path) -> None:
+    """Formats would be compared on different weights, or one with itself."""
+    directory = write_checkpoint(tmp_path / "model", hidden_size=64, intermediate_size=128)
+    words = ["formats", "--model", str(directory), "--width", "1,4", "--context", "8", "--repeats", "2"]
+    report = report_of(tmp_path, [*words, "--dtype", "float32", "--formats", "float32,int8,int4-weights"])
+    assert report["schema"] == formats.SCHEMA
+    rows = {(row["format"], row["width"]): row for row in report["formats"]}
+    assert set(rows) == {(name, width) for name in ("float32", "int8", "int4-weights") for width in (1, 4)}
+    assert rows["float32", 1]["speed"] == 1.0
+    assert rows["float32", 1]["error"] == 0.0
+    assert 0.0 < rows["int8", 1]["error"] < rows["int4-weights", 1]["error"] < 0.5
+    assert rows["int8", 4]["megabytes"] < rows["float32", 4]["megabytes"]
+
+
+def test_formats_that_there_are_not_and_the_shape_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["formats", "--formats", "int3"]) == 1
+    assert "no format 'int3'" in capsys.readouterr().err
+    assert main(["formats", "--write-shape", str(tmp_path / "350m")]) == 0
+    read = ConfigFile.read(tmp_path / "350m" / "config.json")
+    config = describe_model(read, ConfigFile(tmp_path, {})).config
+    decoder = Decoder(config, dtype=torch.float32, device=torch.device("meta"), num_positions=1)
+    assert 330e6 < decoder.num_parameters < 370e6
 
 
 def test_light_of_a_config_alone(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -20,7 +20,12 @@ ENOUGH_RUNS, ENOUGH_SECONDS = 4, 0.02
 """A row count is timed until both are reached; the fastest run counts."""
 LARGEST = 1 << 22
 """Most elements of a matrix that is timed: rows beyond them change no ratio."""
-WORTHWHILE = 1.1
+WORKING_SET = 1 << 25
+"""Bytes of matrices that are timed in turn, where the model has as many: those of one layer may stay in a cache."""
+SMALL_LAYER = 1 << 20
+"""Elements of a layer below which float32 is not packed, without timing: what a call costs decides there, and a start
+must not differ from the next one by chance."""
+WORTHWHILE = 1.05
 """Times that the packed storage must be faster over all row counts: less is as likely a neighbour's noise."""
 
 CPU = torch.device("cpu")
@@ -34,15 +39,21 @@ def has_native_bfloat16() -> bool:
     return native and packed.is_exact(torch.bfloat16)
 
 
-def choose_float_storage(shapes: Iterable[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> str:
-    """`packed` where that is right and clearly faster for a model with matrices of these shapes, else `dense`.
+def choose_float_storage(
+    shapes: Iterable[tuple[int, int]], num_layers: int, dtype: torch.dtype, device: torch.device
+) -> str:
+    """`packed` where that is right and clearly faster for a model with such layers, else `dense`.
 
-    shapes: (outputs, inputs). One storage serves every number of rows: what a row becomes must not depend on its
-    company beyond rounding.
+    shapes: (outputs, inputs) of a layer's matrices. One storage serves every number of rows: what a row becomes must
+    not depend on its company beyond rounding.
     """
     if device.type != "cpu" or not packed.is_exact(dtype):
         return "dense"
-    timed = tuple(sorted({(min(outputs, LARGEST // inputs) or 1, inputs) for outputs, inputs in shapes}))
+    layer = [(min(outputs, LARGEST // inputs) or 1, inputs) for outputs, inputs in shapes]
+    elements = sum(outputs * inputs for outputs, inputs in layer)
+    if dtype == torch.float32 and elements < SMALL_LAYER:
+        return "dense"
+    timed = tuple(layer * min(num_layers, -(-WORKING_SET // (elements * dtype.itemsize))))
     return "packed" if advantage_of_packed(timed, dtype, torch.get_num_threads()) > WORTHWHILE else "dense"
 
 

@@ -10,6 +10,7 @@ import torch
 
 from engine.errors import ModelLoadError
 from engine.models.decoder import Decoder
+from engine.models.files import model_directory
 from engine.models.linear import choice
 from engine.models.linear.dense import DenseLinear
 from engine.models.linear.gathered import GatheredLinear
@@ -122,6 +123,7 @@ def test_matrices_are_packed_where_that_was_measured_to_be_faster(
     """The built-in model would lose a third of its speed, or a real one half of it."""
     monkeypatch.setattr(choice, "advantage_of_packed", lambda *_: advantage)
     monkeypatch.setattr(choice.packed, "is_exact", lambda dtype: True)
+    monkeypatch.setattr(choice, "SMALL_LAYER", 0)
     directory = write_checkpoint(tmp_path)
     decoder = load_model(directory, device=CPU, dtype=torch.float32).decoder
     assert decoder.storage == Storage(stored, stored)
@@ -131,9 +133,16 @@ def test_matrices_are_packed_where_that_was_measured_to_be_faster(
     assert load_model(directory, device=CPU, dtype=torch.float64).decoder.storage == Storage()
 
 
+def test_the_built_in_models_products_are_not_left_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start at a noisy moment would give other bits, and another speed, than the one before."""
+    monkeypatch.setattr(choice, "advantage_of_packed", lambda *_: 9.0)
+    assert load_model(model_directory("builtin"), device=CPU).decoder.storage == Storage()
+
+
 def test_packed_and_dense_models_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = write_checkpoint(tmp_path, tie_word_embeddings=True)
     found = {}
+    monkeypatch.setattr(choice, "SMALL_LAYER", 0)
     for advantage in (0.5, 2.0):
         monkeypatch.setattr(choice, "advantage_of_packed", lambda *_, chosen=advantage: chosen)
         decoder = load_model(directory, device=CPU, dtype=torch.float32).decoder
