@@ -65,6 +65,7 @@ def load_parts(config: EngineConfig) -> EngineParts:
         device=device,
         max_positions=config.max_model_len,
         quantization=config.quantization,
+        draft_quantization=config.draft_quantization,
     )
     return assemble(config, model, device)
 
@@ -187,6 +188,7 @@ def make_info(
         device=str(pool.device),
         num_parameters=model.decoder.num_parameters,
         quantization="none" if model.decoder.storage.layers in FLOAT_STORAGES else model.decoder.storage.layers,
+        draft_quantization=config.draft_quantization,
         storage=model.decoder.storage.layers,
         weight_bytes=model.decoder.num_bytes,
         published=model.published,

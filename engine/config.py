@@ -53,6 +53,8 @@ Quantization = Literal[
     "auto", "none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128", "fp8"
 ]
 
+DraftQuantization = Literal["none", "int8", "int8-weights", "int4-weights", "int4-weights-64", "int4-weights-128"]
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The options of the engine process. Lengths and capacities are in tokens unless the name says otherwise."""
@@ -70,6 +72,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     channel and activations by token, the fastest on a CPU. `int8-weights`, `int4-weights`: weights alone, on a CPU, for
     less memory and for `ar` (4 bits in groups of 32, or as named; the output head in 8). `fp8`: weights by channel and
     activations by token, on NVIDIA GPUs from compute capability 8.9, so far never run on one."""
+    draft_quantization: DraftQuantization = "none"
+    """A further, narrower copy of the weights for passes that only draft. Verification uses the full ones, so answers
+    stay the same. For few requests at once: in a pass that others' prompts or verifications share, drafts use the full
+    weights, too. `shared_verify_below` counts as 0 with it."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto`: the first GPU, or the CPU where there is none."""
     kernels: Literal["torch", "triton"] = "torch"
@@ -117,6 +123,12 @@ def check_config(config: EngineConfig, places: Mapping[str, str] | None = None) 
     places: where options were set, by name, for messages; those that kept their default are not in it.
     """
     check_ranges(config, places)
+    if config.draft_quantization != "none" and config.draft_quantization == config.quantization:
+        where = _where(places, "quantization", "draft_quantization")
+        raise ConfigError(
+            f"draft_quantization ({config.draft_quantization}) is how all weights are quantized: leave it out, or "
+            f"choose a narrower one{where}."
+        )
     widest = max(2 * config.max_block_length, config.max_infill_window)
     # A quarter of the budget is kept for prompts while any wait; what remains must hold the widest single span pair.
     if config.max_batch_tokens - config.max_batch_tokens // 4 < widest:
@@ -183,6 +195,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_parameters: int
     quantization: str = "none"
     """Of the weights; see EngineConfig."""
+    draft_quantization: str = "none"
     storage: str = "dense"
     """How the layers' matrices are stored: a name of engine.models.linear.storages."""
     weight_bytes: int = 0

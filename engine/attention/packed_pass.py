@@ -35,6 +35,8 @@ class PackedPass:
     """S: most KV positions any token of the span sees."""
     drafting: np.ndarray | None
     """[T] bool: where a draft adapter applies. None: nowhere."""
+    only_drafts: bool = False
+    """Whether every token drafts: what it computes is verified later, by another pass."""
     mapped_pages: list[MappedPages] = field(default_factory=list)
     """Entries of the page table that have changed since the last pass."""
     cleared_pages: list[int] = field(default_factory=list)
@@ -56,6 +58,7 @@ class PackedPass:
             span_kv_ends=self.span_kv_ends,
             host_kv_limits=self.inputs[2],
             draft_tokens=draft_tokens,
+            only_drafts=self.only_drafts,
         )
 
 
@@ -81,3 +84,5 @@ class ForwardBatch:
     """[T] int64: kv_limits on the host."""
     draft_tokens: torch.Tensor | None = None
     """[T, 1] of the model's dtype: 1 where a draft adapter applies, 0 elsewhere. None: nowhere."""
+    only_drafts: bool = False
+    """See PackedPass."""

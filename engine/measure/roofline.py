@@ -115,9 +115,11 @@ class WorkCounter:
         """kv_itemsize: bytes an element of K and V."""
         config, layers = decoder.config, decoder.layers
         matrices = [matrix for layer in layers for matrix in layer.linears]
+        narrow = [matrix for layer in decoder.draft_layers for matrix in layer.linears]
         adapters = [matrix for layer in layers for matrix in layer.adapter_linears]
         norms = [decoder.norm, *(norm for layer in layers for norm in layer.norms)]
         self._matrices = Work(sum(m.num_bytes for m in matrices), sum(m.operations for m in matrices))
+        self._draft_matrices = Work(sum(m.num_bytes for m in narrow), sum(m.operations for m in narrow))
         self._adapters = Work(sum(m.num_bytes for m in adapters), sum(m.operations for m in adapters))
         self._head = Work(decoder.head.num_bytes, decoder.head.operations)
         self._norm_bytes = sum(norm.nbytes for norm in norms)
@@ -135,7 +137,8 @@ class WorkCounter:
         """The work of a pass of this shape; none at all without query tokens."""
         if not shape.tokens:
             return PassWork(Work(), Work(), Work(), Work())
-        matrices, adapters, head = self._matrices, self._adapters, self._head
+        adapters, head = self._adapters, self._head
+        matrices = self._draft_matrices if shape.drafting == shape.tokens else self._matrices
         return PassWork(
             projections=Work(
                 matrices.bytes + (adapters.bytes if shape.drafting else 0),

@@ -53,6 +53,10 @@ class Decoder:
         self.head = self._make_head()
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.layers = [Layer(config, dtype, device, adapter, self.storage.layers) for _ in range(config.num_layers)]
+        self.draft_layers = self.layers
+        """What multiplies in passes that only draft: the layers, or their copies in a narrower storage."""
+        if self.storage.draft is not None:
+            self.draft_layers = [layer.copy_in(self.storage.draft, config, dtype, device) for layer in self.layers]
         self.elementwise = Elementwise(config.rms_norm_eps, dtype, device)
         self.rope = RotaryTable(config.rope, config.head_dim, num_positions, dtype, device)
 
@@ -79,8 +83,11 @@ class Decoder:
         named = {"embed_tokens.weight": embedding, "norm.weight": TensorTarget(self.norm)}
         if not self.config.tied_head:
             named |= self.head.targets()
-        for index, layer in enumerate(self.layers):
-            named |= {f"layers.{index}.{name}": target for name, target in layer.targets().items()}
+        for index, (layer, draft) in enumerate(zip(self.layers, self.draft_layers, strict=True)):
+            found = layer.targets()
+            if draft is not layer:
+                found |= {name: SharedTarget(found[name], other) for name, other in draft.matrix_targets().items()}
+            named |= {f"layers.{index}.{name}": target for name, target in found.items()}
         return named
 
     def adapter_targets(self) -> dict[str, Target]:
@@ -103,11 +110,13 @@ class Decoder:
     @property
     def num_bytes(self) -> int:
         """Bytes of the weights as they are stored: the embedding (a head that is the same memory once), the head, the
-        layers with their draft adapters."""
+        layers with their draft adapters, the narrower copies that draft."""
         tensors = [self.embedding, self.norm, *(norm for layer in self.layers for norm in layer.norms)]
         linears = [matrix for layer in self.layers for matrix in (*layer.linears, *layer.adapter_linears)]
         if not self.shares_head:
             linears.append(self.head)
+        if self.draft_layers is not self.layers:
+            linears += [matrix for layer in self.draft_layers for matrix in layer.linears]
         return sum(tensor.nbytes for tensor in tensors) + sum(linear.num_bytes for linear in linears)
 
     def forward(
@@ -126,7 +135,7 @@ class Decoder:
         elementwise = elementwise or self.elementwise
         norm = elementwise.norm
         hidden = F.embedding(batch.token_ids, self.embedding)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.draft_layers if batch.only_drafts else self.layers):
             q, k, v = layer.project(norm(hidden, layer.input_norm), rotation, elementwise)
             context = attention.forward(q, k, v, index).reshape(-1, q_dim)
             layer.output.add_to(hidden, context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import partial
 
 import torch
@@ -50,17 +51,27 @@ class Layer:
     ) -> None:
         """storage: of the matrices; a key of LINEARS. Those of a draft adapter are always dense."""
         vector = partial(torch.empty, dtype=dtype, device=device)
-        make, hidden, q_dim, kv_dim = LINEARS[storage], config.hidden_size, config.q_dim, config.kv_dim
+        hidden = config.hidden_size
         self._heads = (config.num_heads, config.num_kv_heads)
         self._head_dim = config.head_dim
         self.input_norm = vector(hidden)
-        self.qkv = make({"q": q_dim, "k": kv_dim, "v": kv_dim}, hidden, dtype, device, config.qkv_bias)
         self.q_norm = vector(config.head_dim) if config.qk_norm else None
         self.k_norm = vector(config.head_dim) if config.qk_norm else None
-        self.output = make({"o": hidden}, q_dim, dtype, device, False)
-        self.output_update = LowRankUpdate(adapter.rank, q_dim, hidden, dtype, device) if adapter else None
+        self.output_update = LowRankUpdate(adapter.rank, config.q_dim, hidden, dtype, device) if adapter else None
         self.mlp_norm = vector(hidden)
+        self._make_matrices(config, dtype, device, storage)
+
+    def _make_matrices(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, storage: str) -> None:
+        make, hidden, q_dim, kv_dim = LINEARS[storage], config.hidden_size, config.q_dim, config.kv_dim
+        self.qkv = make({"q": q_dim, "k": kv_dim, "v": kv_dim}, hidden, dtype, device, config.qkv_bias)
+        self.output = make({"o": hidden}, q_dim, dtype, device, False)
         self.mlp = GatedMLP(config, dtype, device, storage)
+
+    def copy_in(self, storage: str, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Layer:
+        """This layer with matrices of another storage, not initialised; all the rest of it is the same memory."""
+        other = copy(self)
+        other._make_matrices(config, dtype, device, storage)
+        return other
 
     def project(
         self, x: torch.Tensor, rotation: Rotation, elementwise: Elementwise
@@ -95,13 +106,16 @@ class Layer:
 
     def targets(self) -> dict[str, Target]:
         """The tensors of a checkpoint that fill it, under the names transformers gives a Llama-like layer."""
-        attention = _projections({**self.qkv.targets(), **self.output.targets()})
+        norms = {"input_layernorm": self.input_norm, "post_attention_layernorm": self.mlp_norm}
         if self.q_norm is not None and self.k_norm is not None:
-            attention |= {"q_norm.weight": TensorTarget(self.q_norm), "k_norm.weight": TensorTarget(self.k_norm)}
+            norms |= {"self_attn.q_norm": self.q_norm, "self_attn.k_norm": self.k_norm}
+        return {f"{name}.weight": TensorTarget(norm) for name, norm in norms.items()} | self.matrix_targets()
+
+    def matrix_targets(self) -> dict[str, Target]:
+        """Those of `targets` that fill matrices and their biases."""
+        attention = _projections({**self.qkv.targets(), **self.output.targets()})
         return {
-            "input_layernorm.weight": TensorTarget(self.input_norm),
             **{f"self_attn.{name}": target for name, target in attention.items()},
-            "post_attention_layernorm.weight": TensorTarget(self.mlp_norm),
             **{f"mlp.{name}": target for name, target in self.mlp.targets().items()},
         }
 

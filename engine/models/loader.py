@@ -57,6 +57,7 @@ def load_model(
     device: torch.device,
     max_positions: int | None = None,
     quantization: str = "auto",
+    draft_quantization: str = "none",
 ) -> LoadedModel:
     """Loads a checkpoint; no code of its own is ever run.
 
@@ -64,7 +65,8 @@ def load_model(
     dtype: None means the checkpoint's own on a GPU; on a CPU bfloat16 if that is the checkpoint's and the processor
     multiplies it natively, else float32: other half types are many times slower there.
     quantization: how matrices are stored, a key of LINEARS; `none`: in dtype; `auto`: as a quantized checkpoint stores
-    them, where a storage can hold that, else in dtype.
+    them, where a storage can hold that, else in dtype. draft_quantization: the same of a further copy of the layers'
+    matrices, for passes that only draft; `none`: there is no such copy.
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
     """
@@ -82,13 +84,10 @@ def load_model(
     files = {} if load_format == "dummy" else find_weight_files(directory)
     matrices = find_matrices(published, files) if published is not None and files else StoredMatrices({}, files)
     kept = kept_schemes(matrices, description.names.decoder_names, published)
-    storage = choose_storage(config, dtype, device, quantization, kept)
-    try:
-        decoder = Decoder(config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage)
-    except ValueError as error:  # a shape that a storage does not take
-        raise ModelLoadError(f"quantization {quantization} does not fit this model: {error}.") from error
-    except RuntimeError as error:  # torch's out-of-memory errors, on a CPU and on a GPU
-        raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
+    storage = choose_storage(config, dtype, device, quantization, draft_quantization, kept)
+    decoder = _make_decoder(
+        config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage
+    )
     if load_format == "dummy":
         fill_with_random({**decoder.targets(), **decoder.adapter_targets()}, device)
         return LoadedModel(decoder, description.spec, config)
@@ -98,6 +97,26 @@ def load_model(
         adapter_files = find_weight_files(adapter_directory, "adapter_model")
         fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
     return LoadedModel(decoder, description.spec, config, _in_words(matrices, dtype, storage))
+
+
+def _make_decoder(
+    config: DecoderConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_positions: int,
+    adapter: DraftAdapter | None,
+    storage: Storage,
+) -> Decoder:
+    """An empty decoder. Raises ModelLoadError where a storage does not take its shape, or there is no room."""
+    try:
+        return Decoder(
+            config, dtype=dtype, device=device, num_positions=num_positions, adapter=adapter, storage=storage
+        )
+    except ValueError as error:
+        raise ModelLoadError(f"A quantization does not fit this model: {error}.") from error
+    except RuntimeError as error:  # torch's out-of-memory errors, on a CPU and on a GPU
+        raise ModelLoadError(f"No room for the model on {device}: {str(error).splitlines()[0]}") from error
 
 
 def _in_words(matrices: StoredMatrices, dtype: torch.dtype, storage: Storage) -> str:
@@ -140,15 +159,19 @@ def choose_storage(
     dtype: torch.dtype,
     device: torch.device,
     quantization: str,
+    draft_quantization: str = "none",
     kept: KeptSchemes = NOTHING_KEPT,
 ) -> Storage:
     """How the matrices of a model are stored. Raises ModelLoadError for what cannot run on the device.
 
     kept: how a quantized checkpoint stores them.
     """
+    for name in (quantization, draft_quantization):
+        if name not in ("auto", "none"):
+            check_quantization(name, device)
+    draft = None if draft_quantization == "none" else draft_quantization
     if quantization not in ("auto", "none"):
-        check_quantization(quantization, device)
-        return Storage.quantized(quantization)
+        return Storage.quantized(quantization, draft)
     hidden, inner = config.hidden_size, config.intermediate_size
     shapes = [(config.q_dim + 2 * config.kv_dim, hidden), (hidden, config.q_dim), (2 * inner, hidden), (hidden, inner)]
     layers = head = None
@@ -156,7 +179,7 @@ def choose_storage(
         layers = storage_that_keeps(kept.layers, shapes, device)
         head = storage_that_keeps(kept.head, [(config.vocab_size, hidden)], device)
     best = "" if layers and head else choose_float_storage(shapes, dtype, device)
-    return Storage(layers or best, head or best)
+    return Storage(layers or best, head or best, draft)
 
 
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:

@@ -66,6 +66,7 @@ class Packer:
             span_rows=rows,
             span_kv_ends=kv_ends,
             drafting=np.repeat(drafting, lengths) if self._has_adapter and any(drafting) else None,
+            only_drafts=all(drafting),
             mapped_pages=mapped,
             cleared_pages=cleared,
         )

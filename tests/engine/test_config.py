@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import EngineConfig, check_config
+from engine.config import DraftQuantization, EngineConfig, Quantization, check_config
 from engine.errors import ConfigError
+from engine.models.linear.storages import FLOAT_STORAGES, LINEARS
 from engine.models.loader import DTYPES
 from tests.conftest import MakeEngine
 from tests.engine.driving import ask, drive
@@ -49,6 +50,20 @@ def test_a_bad_value_is_named_with_its_field(field: str, value: Any) -> None:
 def test_every_type_of_number_that_may_be_configured_is_one_torch_has() -> None:
     """An option's value that no table knows would silently be another type."""
     assert set(typing.get_args(typing.get_type_hints(EngineConfig)["dtype"])) == {"auto", *DTYPES}
+
+
+def test_every_quantization_that_may_be_configured_is_a_storage_there_is() -> None:
+    """A name would be accepted and end in a traceback."""
+    names = {*typing.get_args(Quantization), *typing.get_args(DraftQuantization)} - {"auto", "none"}
+    assert names == set(LINEARS) - {*FLOAT_STORAGES}
+    assert set(typing.get_args(DraftQuantization)) == set(typing.get_args(Quantization)) - {"auto", "fp8"}
+
+
+def test_a_draft_quantized_like_all_weights_is_refused() -> None:
+    """It would take the memory of a second copy, and give nothing for it."""
+    message = refusal(quantization="int8", draft_quantization="int8")
+    assert "draft_quantization (int8) is how all weights are quantized: leave it out" in message
+    check_config(EngineConfig(quantization="int8", draft_quantization="int4-weights"))
 
 
 def test_where_an_option_was_set_is_said() -> None:

@@ -18,7 +18,8 @@ def make_policies(
 ) -> dict[str, DecodingPolicy]:
     """The policies of one engine by mode: each that the model supports, `infill` included where it can."""
     mask = spec.mask_token_id
-    shared = config.shared_verify_below
+    # A shared pass is multiplied by the full weights: narrower ones draft in passes of their own.
+    shared = config.shared_verify_below if config.draft_quantization == "none" else 0
     policies: list[DecodingPolicy] = [
         Autoregressive(sampler, mask),
         Diffusion(sampler, mask, block_start=spec.block_start, shared_commit=config.shared_commit),

@@ -45,11 +45,13 @@ class Storage:
 
     layers: str = "dense"
     head: str = "dense"
+    draft: str | None = None
+    """Of a further copy of the layers' matrices, for passes that only draft; None: there is none."""
 
     @classmethod
-    def quantized(cls, name: str) -> Storage:
+    def quantized(cls, name: str, draft: str | None = None) -> Storage:
         """All matrices of a quantization's name, the head as HEADS says."""
-        return cls(name, HEADS.get(name, name))
+        return cls(name, HEADS.get(name, name), draft)
 
 
 def check_quantization(name: str, device: torch.device) -> None:

@@ -15,6 +15,7 @@ from engine.models.adapter import DraftAdapter
 from engine.models.decoder import Decoder
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile
+from engine.models.linear.storages import Storage
 from engine.request import Request
 from engine.sequence import Sequence
 from tests.conftest import MakeEngine
@@ -89,6 +90,24 @@ def test_a_draft_adapter_is_read_once_and_applied_to_the_drafting_tokens_alone()
     assert adapted.count(shape).projections.operations - plain.count(shape).projections.operations == 2 * 8 * elements
     undrafted = PassShape(tokens=24, logit_rows=24)
     assert adapted.count(undrafted) == plain.count(undrafted)
+
+
+def test_quantized_weights_are_read_as_they_are_stored_and_narrower_ones_draft() -> None:
+    """The least time of a quantized model would be the float one's."""
+    config = describe_model(ConfigFile(Path(), tiny_config()), ConfigFile(Path(), {})).config
+    outputs = 2 * (64 + 32 + 32 + 32 + 2 * 48 + 32)
+    for storage, head in ((Storage("int8", "int8"), 4 * 96), (Storage("dense", "int8", "int8"), 4 * 96)):
+        decoder = Decoder(config, dtype=torch.float32, device=torch.device("meta"), num_positions=1, storage=storage)
+        work = WorkCounter(decoder, 4)
+        draft = work.count(PassShape(tokens=8, drafting=8, logit_rows=8))
+        verify = work.count(PassShape(tokens=8, logit_rows=8))
+        mixed = work.count(PassShape(tokens=16, drafting=8, logit_rows=16))
+        narrow = MATRICES + 4 * outputs  # a byte an element, and a scale an output
+        full = narrow if storage.layers == "int8" else 4 * MATRICES
+        assert draft.projections == Work(narrow, 8 * 2 * MATRICES)
+        assert verify.projections == Work(full, 8 * 2 * MATRICES)
+        assert mixed.projections.bytes == full
+        assert verify.head == Work(HEAD + head, 8 * 2 * HEAD)
 
 
 def test_a_pass_without_logits_does_not_read_the_head_and_an_empty_one_reads_nothing() -> None:

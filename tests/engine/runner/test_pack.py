@@ -61,6 +61,15 @@ def test_only_drafts_of_a_model_with_an_adapter_are_marked() -> None:
     assert packer().pack(plan_of(decode)).drafting is None
 
 
+def test_a_pass_says_whether_it_only_drafts() -> None:
+    """Narrower weights would verify."""
+    draft = Span(sequence(0, [0]), Phase.DRAFT, 0, [1], limits=KVLimits.up_to(1), num_logits=1)
+    verify = Span(sequence(1, [0]), Phase.VERIFY, 0, [1], limits=CAUSAL, num_logits=1)
+    assert packer().pack(plan_of(draft)).only_drafts
+    assert not packer().pack(plan_of(verify)).only_drafts
+    assert not packer().pack(plan_of(draft, verify)).only_drafts
+
+
 def test_each_page_is_mapped_once_and_cleared_pages_go_with_the_next_pass() -> None:
     made, seq = packer(), sequence(2, [4, 1])
     span = Span(seq, Phase.DECODE, 3, [9], limits=CAUSAL, num_logits=1)
@@ -94,6 +103,6 @@ def test_everything_packed_is_plain_data() -> None:
     packed = packer().pack(plan_of(Span(seq, Phase.DRAFT, 0, [1], limits=KVLimits.up_to(1), num_logits=1)))
     for name in packed.__slots__:
         value = getattr(packed, name)
-        assert isinstance(value, np.ndarray | list), name
+        assert isinstance(value, np.ndarray | list | bool), name
         assert not isinstance(value, torch.Tensor), name
-        assert all(type(entry) in (int, MappedPages) for entry in value if isinstance(value, list)), name
+        assert not isinstance(value, list) or all(type(entry) in (int, MappedPages) for entry in value), name
