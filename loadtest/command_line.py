@@ -65,6 +65,8 @@ def _target_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--api", choices=("chat", "completions"), help="default: completions for --shape, else chat")
     group.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: $OPENAI_API_KEY")
     group.add_argument("--no-stream", action="store_true", help="ask for whole answers: no time to first text")
+    about = "a connection for each request, for servers that close them without saying so"
+    group.add_argument("--no-keep-alive", action="store_true", help=about)
     group.add_argument(
         "--wait", type=_positive, default=0.0, metavar="SECONDS", help="wait so long for the server to be ready"
     )
@@ -138,6 +140,7 @@ def target_of(args: argparse.Namespace, mode: Mode, model: str | None) -> Target
         model=args.model or model,
         api=api,
         stream=not args.no_stream,
+        keep_alive=not args.no_keep_alive,
         api_key=args.api_key,
         timeout_s=args.timeout,
         max_tokens=args.max_tokens,

@@ -33,6 +33,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     api: Api = "chat"
     stream: bool = True
+    keep_alive: bool = True
+    """Connections serve several requests. Some servers close them after a streamed answer without saying so."""
     api_key: str | None = None
     timeout_s: float = 120.0
     """Longest a request may take from end to end."""
@@ -89,9 +91,13 @@ class Client:
         self._http: aiohttp.ClientSession
 
     async def __aenter__(self) -> "Client":
-        self._http = aiohttp.ClientSession(
+        if self.target.keep_alive:
             # An idle connection is dropped before common servers drop it, so that none is reused as it closes.
-            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=2.0),
+            connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=2.0)
+        else:
+            connector = aiohttp.TCPConnector(limit=self._connections, force_close=True)
+        self._http = aiohttp.ClientSession(
+            connector=connector,
             headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(10.0, self.target.timeout_s)),
             read_bufsize=1 << 20,

@@ -174,6 +174,7 @@ def load_command(server: Served, concurrency: int, repeat: int, args: argparse.N
     """The words after `lightcone loadtest`."""
     words = ["run", "--base-url", server.url, "--api", "completions", "--shape", args.tokens, "--token-ids"]
     words += ["--token-id-range", f"{FIRST_WORD}:{args.shape.vocabulary - 1}", "--ignore-eos", "--no-progress"]
+    words += ["--no-keep-alive"]  # llama.cpp closes a connection after a streamed answer
     words += ["--requests", str(args.requests * concurrency), "--concurrency", str(concurrency)]
     words += ["--seed", str(1000 * repeat + concurrency)]
     if "decoding" in server.fields:

@@ -54,9 +54,9 @@ def test_every_type_of_number_that_may_be_configured_is_one_torch_has() -> None:
 
 def test_every_quantization_that_may_be_configured_is_a_storage_there_is() -> None:
     """A name would be accepted and end in a traceback."""
-    names = {*typing.get_args(Quantization), *typing.get_args(DraftQuantization)} - {"none"}
+    names = {*typing.get_args(Quantization), *typing.get_args(DraftQuantization)} - {"auto", "none"}
     assert names == set(LINEARS) - {*FLOAT_STORAGES}
-    assert set(typing.get_args(DraftQuantization)) == set(typing.get_args(Quantization)) - {"fp8"}
+    assert set(typing.get_args(DraftQuantization)) == set(typing.get_args(Quantization)) - {"auto", "fp8"}
 
 
 def test_a_draft_quantized_like_all_weights_is_refused() -> None:

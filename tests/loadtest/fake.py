@@ -52,6 +52,8 @@ class FakeServer:
         self.bodies: list[Body] = []
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
+        self.peers: list[tuple[str, int]] = []
+        """The other end of the connection that each request came over."""
         self.in_flight = 0
         self.most_in_flight = 0
 
@@ -69,6 +71,7 @@ class FakeServer:
         body = json.loads(data)
         self.bodies.append(body)
         self.paths.append(scope["path"])
+        self.peers.append(tuple(scope["client"]))
         self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

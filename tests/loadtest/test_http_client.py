@@ -60,6 +60,19 @@ def test_latency_counts_from_when_the_request_was_due(fake: FakeServer) -> None:
     assert record.first_text_s >= 5.0
 
 
+@pytest.mark.parametrize("keep_alive", [True, False])
+def test_connections_are_kept_unless_each_request_wants_its_own(fake: FakeServer, keep_alive: bool) -> None:
+    """A server that closes them without saying so, as llama.cpp's does, could not be measured."""
+
+    async def go() -> None:
+        async with Client(Target(base_url=fake.url, keep_alive=keep_alive), connections=1) as client:
+            for _ in range(3):
+                assert (await client.send(Prompt(text="Hi"))).error == ""
+
+    asyncio.run(go())
+    assert len(set(fake.peers)) == (1 if keep_alive else 3)
+
+
 @pytest.mark.parametrize(
     ("reply", "kind", "detail"),
     [
