@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from engine.grammar.structure import Chain, Choice, Exact, Free, Node, Repeat, Until
 from server.formats.source import Malformed, Reading, Source
-from server.formats.tools import CalledTool, Spell, Tool
+from server.formats.tools import CalledTool, Spell, Tool, quoted
 from server.http.json_codec import InvalidJson, decode_json
 
 
@@ -92,6 +91,8 @@ def called(members: Mapping[str, str], key: str) -> CalledTool:
     return CalledTool(checked_object('{"name":' + (name or "null") + "}")["name"] or "", arguments)
 
 
-def quoted(text: str) -> str:
-    """Text as a JSON string."""
-    return json.dumps(text, ensure_ascii=False)
+def object_of(members: Mapping[str, str]) -> str:
+    """A JSON object of names and of values as JSON. Raises Malformed where clients could not read it."""
+    text = "{" + ", ".join(f"{quoted(name)}: {value}" for name, value in members.items()) + "}"
+    checked_object(text)
+    return text
