@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Self
 
 from engine.grammar.structure import Chain, Choice, Exact, Free, Node, Repeat, Until
 from server.formats.source import Malformed, Reading, Source
-from server.formats.tools import CalledTool, Spell, Tool, quoted
-from server.http.json_codec import InvalidJson, decode_json
+from server.formats.tools import CalledTool, Spell, Tool, json_value, quoted
 
 
 class ToolFormat(ABC):
@@ -69,11 +68,11 @@ def one_or_more(call: Node, between: Node, parallel: bool) -> Node:
 
 
 def checked_object(text: str) -> dict[str, Any]:
-    """The JSON object that a text is. Raises Malformed."""
-    try:
-        value = decode_json(text.encode())
-    except (InvalidJson, UnicodeEncodeError):
-        raise Malformed from None
+    """The JSON object that a text is. Of two members of one name the last counts, as it does for clients.
+
+    Raises Malformed.
+    """
+    value = json_value(text)
     if not isinstance(value, dict):
         raise Malformed
     return value

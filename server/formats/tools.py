@@ -13,6 +13,7 @@ from server.http.json_codec import encode_exactly
 
 Spell = Callable[[str], Node]
 """Writes a marker: as the control token where the model has one for it, else as text."""
+NOT_JSON = object()
 ANY_OBJECT = Inner(Grammar(kind="json_object"))
 
 
@@ -58,13 +59,17 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def json_value(text: str) -> Any:
+    """The value of a text of JSON; NOT_JSON for any other text."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return NOT_JSON
+
+
 def is_json(text: str) -> bool:
     """Whether a text is one JSON value."""
-    try:
-        json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return json_value(text) is not NOT_JSON
 
 
 def _refuse(word: str) -> Any:
