@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from bench import options
-from bench.pass_times import PassKind, clock_for, make_plan, time_passes
+from bench.pass_times import PassKind, make_plan, time_passes
 from engine.batch import Phase
 from engine.config import DType, Quantization
 from engine.engine import Engine
 from engine.errors import ConfigError
+from engine.measure.clock import clock_for
 
 SCHEMA = "lightcone-bench-formats/1"
 SHAPE: dict[str, Any] = {

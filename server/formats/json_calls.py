@@ -8,8 +8,8 @@ from typing import Self
 
 from engine.grammar.structure import Chain, Choice, Exact, Node
 from server.formats.source import Malformed, Reading, Source
-from server.formats.tool_format import ToolFormat, called, checked_object, one_or_more, quoted
-from server.formats.tools import CalledTool, Spell, Tool
+from server.formats.tool_format import ToolFormat, called, checked_object, one_or_more
+from server.formats.tools import CalledTool, Spell, Tool, quoted
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]")
 

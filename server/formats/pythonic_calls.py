@@ -6,16 +6,17 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
-from engine.grammar.structure import Chain, Choice, Exact, Inner, Member, Members, Node
+from engine.grammar.structure import Chain, Choice, Exact, Inner, Member, Members, Node, Repeat
 from engine.request import Grammar
 from server.formats.schemas import Parameter, parameters_of
 from server.formats.source import MAX_DEPTH, Malformed, Reading, Source
-from server.formats.tool_format import ToolFormat, one_or_more
-from server.formats.tools import CalledTool, Spell, Tool, UnusableSchema
+from server.formats.tool_format import ToolFormat, object_of
+from server.formats.tools import CalledTool, Spell, Tool, UnusableSchema, is_json
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]")
+_KEY = re.compile(r"[^=(),<>\n]")
 _INNER = re.compile(r"[^\"'(){}\[\],]")
 _WORDS = {"boolean": ("True", "False"), "null": ("None",)}
 
@@ -52,21 +53,17 @@ class PythonicCalls(ToolFormat):
         name = yield from source.match(_NAME)
         yield from source.expect("(")
         yield from source.skip_space()
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, str] = {}
         while not (yield from source.comes(")")):
             if arguments:
                 yield from source.expect(",")
                 yield from source.skip_space()
-            key = yield from source.match(_NAME)
-            yield from source.skip_space()
+            key = (yield from source.match(_KEY)).strip()
             yield from source.expect("=")
             if not key or key in arguments:
                 raise Malformed
-            arguments[key] = _value((yield from self._value_text(source)))
-        try:
-            return CalledTool(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
-        except (TypeError, ValueError, RecursionError):
-            raise Malformed from None
+            arguments[key] = _json_of((yield from self._value_text(source)))
+        return CalledTool(name, object_of(arguments))
 
     def _value_text(self, source: Source) -> Reading[str]:
         """The text of a value, up to the comma or bracket behind it."""
@@ -89,8 +86,17 @@ class PythonicCalls(ToolFormat):
         raise Malformed
 
     def rest(self, tools: Sequence[Tool], parallel: bool, spell: Spell) -> Node:
-        options = tuple(Chain((Exact(f"{tool.name}("), self._arguments(tool), Exact(")"))) for tool in tools)
-        return Chain((one_or_more(Choice(options), Exact(", "), parallel), Exact("]")))
+        raise NotImplementedError("the opening is a part of the call")
+
+    def calls(self, tools: Sequence[Tool], parallel: bool, spell: Spell) -> Node:
+        first, further = self._any_of(tools, "["), self._any_of(tools, ", ")
+        return Chain((first, *([Repeat(further)] if parallel else []), Exact("]")))
+
+    def _any_of(self, tools: Sequence[Tool], before: str) -> Node:
+        """A call, and what stands before it. In one literal, by which the library tells a call."""
+        return Choice(
+            tuple(Chain((Exact(f"{before}{tool.name}("), self._arguments(tool), Exact(")"))) for tool in tools)
+        )
 
     def _arguments(self, tool: Tool) -> Node:
         if not tool.is_held:
@@ -106,13 +112,11 @@ def _written(parameter: Parameter) -> Node:
     return parameter.json if words is None else Inner(Grammar(kind="choice", source=json.dumps(words)))
 
 
-def _value(text: str) -> Any:
-    """The value that a text of JSON or of Python means. Raises Malformed."""
+def _json_of(text: str) -> str:
+    """The value, as JSON, that a text of JSON or of Python means. Raises Malformed."""
+    if is_json(text):
+        return text.strip()
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text.strip())
+        return json.dumps(ast.literal_eval(text.strip()), ensure_ascii=False, allow_nan=False)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise Malformed from None

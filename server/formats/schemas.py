@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.grammar.structure import Inner
 from engine.request import Grammar
-from server.formats.tools import Tool, UnusableSchema
+from server.formats.tools import Tool, UnusableSchema, is_json, quoted
 from server.http.json_codec import encode_exactly
 
 _DEFINITIONS = ("$defs", "definitions", "$schema")
@@ -18,7 +18,7 @@ _PLAIN_OBJECT = frozenset(
      "strict", "$id", "$comment", *_DEFINITIONS)
 )  # fmt: skip
 _ANNOTATIONS = frozenset(("title", "description", "default", "examples", "deprecated", "$comment"))
-_WORDS = {"True": True, "False": False, "None": None}
+_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,14 @@ class Parameter:
         schema = self.schema if isinstance(self.schema, dict) else {"anyOf": [self.schema]}
         return Inner(Grammar(kind="json_schema", source=encode_exactly(schema)))
 
-    def value_of(self, text: str) -> Any:
-        """The argument that a text means which is not quoted where it is a string."""
+    def json_of(self, text: str) -> str:
+        """The argument, as JSON, that a text means which is not quoted where it is a string."""
         if self.options is not None and text in self.options:
-            return text
+            return quoted(text)
         types = _types_of(self.schema)
         if self.is_text and types is not None and not ("null" in types and text in ("null", "None")):
-            return text
-        try:
-            return json.loads(text, parse_constant=_refuse)
-        except (ValueError, RecursionError):
-            return _WORDS.get(text.strip(), text)
+            return quoted(text)
+        return text if is_json(text) else _WORDS.get(text.strip()) or quoted(text)
 
 
 def parameters_of(tool: Tool) -> list[Parameter]:
@@ -134,7 +131,3 @@ def _types_of(schema: Any) -> set[str] | None:
         branches = [_types_of(branch) for branch in schema["anyOf"]]
         return set().union(*(branch or {"more"} for branch in branches))
     return set()
-
-
-def _refuse(word: str) -> Any:
-    raise ValueError(word)

@@ -16,7 +16,7 @@ Reading = Generator[None, None, T]
 SPACE = " \t\r\n"
 _NUMBER_OR_WORD = re.compile(r"[-+.0-9A-Za-z]")
 _PLAIN = re.compile(r'[^"\\]*')
-MAX_DEPTH = 64
+MAX_DEPTH = 128
 """Deepest nesting of a value that is read."""
 
 
@@ -120,8 +120,6 @@ class Source:
             yield from self.skip_space()
             yield from self.expect(":")
             yield from self.skip_space()
-            if name in members:
-                raise Malformed
             members[name] = yield from self.json_text(depth + 1)
             yield from self.skip_space()
         return members

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from engine.grammar.structure import Chain, Choice, Exact, Free, Node, Repeat, Until
 from server.formats.source import Malformed, Reading, Source
-from server.formats.tools import CalledTool, Spell, Tool
-from server.http.json_codec import InvalidJson, decode_json
+from server.formats.tools import CalledTool, Spell, Tool, json_value, quoted
 
 
 class ToolFormat(ABC):
@@ -70,11 +68,11 @@ def one_or_more(call: Node, between: Node, parallel: bool) -> Node:
 
 
 def checked_object(text: str) -> dict[str, Any]:
-    """The JSON object that a text is. Raises Malformed."""
-    try:
-        value = decode_json(text.encode())
-    except (InvalidJson, UnicodeEncodeError):
-        raise Malformed from None
+    """The JSON object that a text is. Of two members of one name the last counts, as it does for clients.
+
+    Raises Malformed.
+    """
+    value = json_value(text)
     if not isinstance(value, dict):
         raise Malformed
     return value
@@ -92,6 +90,8 @@ def called(members: Mapping[str, str], key: str) -> CalledTool:
     return CalledTool(checked_object('{"name":' + (name or "null") + "}")["name"] or "", arguments)
 
 
-def quoted(text: str) -> str:
-    """Text as a JSON string."""
-    return json.dumps(text, ensure_ascii=False)
+def object_of(members: Mapping[str, str]) -> str:
+    """A JSON object of names and of values as JSON. Raises Malformed where clients could not read it."""
+    text = "{" + ", ".join(f"{quoted(name)}: {value}" for name, value in members.items()) + "}"
+    checked_object(text)
+    return text

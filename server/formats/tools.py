@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from server.http.json_codec import encode_exactly
 
 Spell = Callable[[str], Node]
 """Writes a marker: as the control token where the model has one for it, else as text."""
+NOT_JSON = object()
 ANY_OBJECT = Inner(Grammar(kind="json_object"))
 
 
@@ -50,3 +52,25 @@ class CalledTool(NamedTuple):
     name: str
     arguments: str
     """Text of a JSON object."""
+
+
+def quoted(text: str) -> str:
+    """Text as a JSON string."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def json_value(text: str) -> Any:
+    """The value of a text of JSON; NOT_JSON for any other text."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return NOT_JSON
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is one JSON value."""
+    return json_value(text) is not NOT_JSON
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")

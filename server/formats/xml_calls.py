@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 from engine.grammar.structure import Chain, Choice, Exact, Inner, Member, Members, Node, Repeat, Until
 from engine.request import Grammar
 from server.formats.schemas import Parameter, known_parameters, parameters_of
 from server.formats.source import Malformed, Reading, Source
-from server.formats.tool_format import ToolFormat, one_or_more
+from server.formats.tool_format import ToolFormat, object_of, one_or_more
 from server.formats.tools import CalledTool, Spell, Tool
 
 _END = "\n</parameter>\n"
@@ -44,7 +43,7 @@ class XmlCalls(ToolFormat):
         if name not in tools:
             raise Malformed
         known = known_parameters(tools[name])
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, str] = {}
         yield from source.skip_space()
         while not (yield from source.comes("</function>")):
             yield from source.expect("<parameter=")
@@ -53,12 +52,12 @@ class XmlCalls(ToolFormat):
             if key in arguments:
                 raise Malformed
             text = text.removeprefix("\n").removesuffix("\n")
-            arguments[key] = known.get(key, Parameter(key, {}, False)).value_of(text)
+            arguments[key] = known.get(key, Parameter(key, {}, False)).json_of(text)
             yield from source.skip_space()
         yield from source.skip_space()
         if (yield from source.peek()):  # a model may end its answer here
             yield from source.expect(self.closing)
-        return [CalledTool(name, _written(arguments))]
+        return [CalledTool(name, object_of(arguments))]
 
     def rest(self, tools: Sequence[Tool], parallel: bool, spell: Spell) -> Node:
         options = tuple(
@@ -83,12 +82,3 @@ class XmlCalls(ToolFormat):
         if options is not None and not any("\n" in option or "</parameter>" in option for option in options):
             return Chain((Choice(tuple(map(Exact, options))), Exact(_END)))
         return _TEXT if parameter.is_text else Chain((parameter.json, Exact(_END)))
-
-
-def _written(arguments: dict[str, Any]) -> str:
-    try:
-        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except ValueError:  # a number out of range, or half of a surrogate pair
-        raise Malformed from None
-    return text

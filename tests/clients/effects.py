@@ -225,13 +225,43 @@ def _max_denoising_steps(asker: Asker) -> None:
     )
 
 
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
+    for name in ("add", "look")
+]
+NAMED = {"type": "function", "function": {"name": "look"}}
+
+
+def _calls(asker: Asker, **fields: Any) -> list[str]:
+    choice = asker.answer(tools=TOOLS, max_tokens=60, **fields)["choices"][0]
+    assert choice["finish_reason"] in ("tool_calls", "length")
+    return [call["function"]["name"] for call in choice["message"].get("tool_calls", [])]
+
+
+def _tools(asker: Asker) -> None:
+    assert asker.usage(tools=TOOLS)["prompt_tokens"] > asker.usage()["prompt_tokens"]
+    assert asker.usage(tools=TOOLS, tool_choice="none")["prompt_tokens"] == asker.usage()["prompt_tokens"]
+    assert _calls(asker, tool_choice="required")
+
+
+def _tool_choice(asker: Asker) -> None:
+    assert set(_calls(asker, tool_choice=NAMED)) == {"look"}
+    some = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
+    assert set(_calls(asker, tool_choice=some)) == {"look"}
+
+
+def _parallel_tool_calls(asker: Asker) -> None:
+    assert len(_calls(asker, tool_choice="required", parallel_tool_calls=False)) == 1
+
+
 EFFECTS: dict[str, Callable[[Asker], None]] = {
     "model": _model, "prompt": _prompt, "messages": _messages, "max_tokens": _max_tokens,
     "max_completion_tokens": _max_completion_tokens, "temperature": _temperature, "seed": _seed,
     "top_p": _narrowing("top_p", 1e-6), "presence_penalty": _penalty("presence_penalty", 2.0),
     "frequency_penalty": _penalty("frequency_penalty", 2.0), "n": _n, "stop": _stop, "logit_bias": _logit_bias,
     "logprobs": _logprobs, "top_logprobs": _top_logprobs, "echo": _echo, "suffix": _suffix, "stream": _stream,
-    "stream_options": _stream_options, "response_format": _response_format,
+    "stream_options": _stream_options, "response_format": _response_format, "tools": _tools,
+    "tool_choice": _tool_choice, "parallel_tool_calls": _parallel_tool_calls,
 }  # fmt: skip
 """OpenAI's fields."""
 

@@ -18,6 +18,24 @@ const checks = {
     assert.ok(answer._request_id);
   },
 
+  async tools() {
+    const parameters = { type: 'object', properties: { place: { type: 'string', maxLength: 8 } }, required: ['place'] };
+    const tools = [{ type: 'function', function: { name: 'look', parameters } }];
+    const ask = { ...greedy, messages, tools, tool_choice: 'required', parallel_tool_calls: false };
+    const whole = await client.chat.completions.create(ask);
+    assert.equal(whole.choices[0].finish_reason, 'tool_calls');
+    assert.equal(whole.choices[0].message.content, null);
+    const call = whole.choices[0].message.tool_calls[0];
+    assert.equal(typeof JSON.parse(call.function.arguments).place, 'string');
+    const final = await client.chat.completions.stream(ask).finalChatCompletion();
+    assert.equal(final.choices[0].message.tool_calls[0].function.arguments, call.function.arguments);
+    const result = { role: 'tool', tool_call_id: call.id, content: 'rain' };
+    const next = await client.chat.completions.create({
+      ...greedy, tools, messages: [...messages, whole.choices[0].message, result],
+    });
+    assert.ok(next.choices[0].message);
+  },
+
   async chatStream() {
     for (const decoding of ['ar', 'speculative', 'auto', 'diffusion']) {
       const ask = { ...greedy, messages, decoding };
