@@ -49,3 +49,41 @@ class EngineUpdate(msgspec.Struct, tag=True, frozen=True):
 
 
 FromEngine = EngineReady | EngineFailed | EngineUpdate
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """A GPU of this machine."""
+
+    name: str
+    capability: str
+    """Compute capability, such as 9.0."""
+    total_bytes: int
+    free_bytes: int
+
+
+class ModelNeeds(msgspec.Struct, frozen=True):
+    """What a model directory turned out to be, its weights not loaded."""
+
+    info: EngineInfo
+    """As the engine would tell it; num_pages is 0."""
+    weight_bytes: int
+    """Of all weights in the type that they would run in."""
+    kv_bytes_per_token: int
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """What `python -m engine.measure.inspection` found."""
+
+    torch: str
+    cuda: str | None
+    """Version that torch was built for; None: a build without."""
+    gpus: list[Gpu]
+    threads: int
+    """torch's by default, on a CPU."""
+    kernels: dict[str, str]
+    """By name: why they cannot run on the device; empty where they can."""
+    device: str
+    """Empty where there is none of the name that was asked for."""
+    model: ModelNeeds | None
+    problem: str
+    """Why the engine could not serve the model here, in one line; empty where nothing is known against it."""

@@ -16,6 +16,7 @@ from server.version import VERSION
 TOOLS = {
     "generate": ("server.terminal.command", "complete a prompt in the terminal"),
     "chat": ("server.terminal.chat", "a conversation in the terminal"),
+    "doctor": ("server.terminal.doctor", "what this machine has, what a model needs, and what stands in the way"),
     "loadtest": ("loadtest.__main__", "measure any OpenAI-compatible server over HTTP"),
     "bench": ("bench.__main__", "measure the engine in process, without HTTP"),
 }

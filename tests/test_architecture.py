@@ -40,7 +40,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "models": {"errors", "attention", "builtin"},
         "gpu": {"request", "device", "sampling", "kv_cache", "attention", "models"},
         "runner": NOUNS | {"device", "sampling", "kv_cache", "attention", "models", "gpu"},
-        "measure": NOUNS | {"device", "decoding", "models", "runner"},
+        "measure": NOUNS | {"messages", "device", "decoding", "kv_cache", "models", "runner"},
         "assembly": NOUNS | {
             "device", "sampling", "decoding", "scheduling", "kv_cache", "attention", "models", "gpu", "runner",
             "measure",
@@ -63,7 +63,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "serve": {"http", "operation", "app"},
         "__main__": {"version", "operation", "serve"},
         "child_server": {"__main__", "serve"},
-        "terminal": {"child_server"},
+        "terminal": {"version", "text", "child_server"},
     },
 }  # fmt: skip
 """By package: its rooms, and the files at its top, each with those that it may import. A room is a folder."""

@@ -84,7 +84,7 @@ class Sampler:
         """
         plain = all(seq.plain for seq in seqs)
         if positions is None and not plain:
-            raise ValueError("positions are needed: a request's parameters have a say in the choice")
+            raise ValueError("positions are needed: parameters have a say in the choice")
         bound = [] if plain else _bound(seqs, draft_tokens, grammar_rows)
         barred = any(seq.barred_token_ids for seq in seqs)
         edited = bool(bound) or (not plain and any(seq.request.sampling.edits for seq in seqs))
@@ -108,8 +108,7 @@ class Sampler:
             logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
         chosen = self._pick(logits, finite, seqs, None if plain else positions)
         if bound:
-            scores = logits.gather(-1, chosen.token_ids[..., None])[..., 0]
-            chosen.token_ids.masked_fill_(scores == NEGATIVE_INFINITY, -1)
+            chosen.token_ids.masked_fill_(_scores_of(chosen, logits) == NEGATIVE_INFINITY, -1)
         return chosen
 
     def _pick(
@@ -254,6 +253,11 @@ class Sampler:
         rows = torch.where(seen, torch.where(rows > 0, rows / repetition, rows * repetition), rows)
         rows = rows - counts.to(rows.dtype) * frequency - (counts > 0).to(rows.dtype) * presence
         logits[index] = rows
+
+
+def _scores_of(chosen: Chosen, logits: torch.Tensor) -> torch.Tensor:
+    """[n, r]: the logit of each chosen token."""
+    return logits.gather(-1, chosen.token_ids[..., None])[..., 0]
 
 
 def _bound(

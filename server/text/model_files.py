@@ -26,6 +26,19 @@ def default_name(model: str) -> str:
 def resolve_model(model: str) -> Path:
     """The directory of the model's files, fetched if need be. Blocking. Raises ModelLoadError with one line,
     also for a broken link: what stands behind its name is not fetched in its place."""
+    return _local(model) or _fetch(model)
+
+
+def local_directory(model: str) -> Path:
+    """The directory of the model's files if it is on this machine. Raises ModelLoadError with one line if not."""
+    found = _local(model)
+    if found is None:
+        raise ModelLoadError(f"{model} is the name of a repository; only a directory can be looked at")
+    return found
+
+
+def _local(model: str) -> Path | None:
+    """The directory that a model's name stands for; None for a repository's. Raises ModelLoadError for neither."""
     if model == BUILTIN:
         return model_directory(model)
     path = Path(model)
@@ -35,7 +48,7 @@ def resolve_model(model: str) -> Path:
         raise ModelLoadError(f"{model} is a file; a model is a directory in a published layout")
     if not _is_repository(model):
         raise ModelLoadError(f"no such model directory: {model} (nor is it '{BUILTIN}' or shaped like org/name)")
-    return _fetch(model)
+    return None
 
 
 def _is_repository(model: str) -> bool:

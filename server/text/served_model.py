@@ -51,12 +51,12 @@ class ServedModel:
         self.info = info
         self.tokenizer = tokenizer
         self.chat: ChatTemplate | None = None
-        self._no_chat = "This model has no chat template: use /v1/completions."
+        self.no_chat = "This model has no chat template: use /v1/completions."
         if tokenizer.chat_template is not None:
             try:
                 self.chat = ChatTemplate(tokenizer)
             except ModelLoadError as exc:  # completions work all the same
-                self._no_chat = f"This model cannot chat, since {exc}: use /v1/completions."
+                self.no_chat = f"This model cannot chat, since {exc}: use /v1/completions."
                 logger.warning("chats are refused: %s", exc)
         self.tool_format = self._choose_tool_format(parsers.tools)
         """How the model writes calls of tools; None where it calls none, or in a way that is not known."""
@@ -162,7 +162,7 @@ class ServedModel:
         """
         chat = self.chat
         if chat is None:
-            raise BadRequest(self._no_chat, "messages", "unsupported_parameter")
+            raise BadRequest(self.no_chat, "messages", "unsupported_parameter")
 
         def check_length(characters: int) -> None:
             self._check_length(characters, "messages")

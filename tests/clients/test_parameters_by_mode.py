@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from server.api.completions.request import CompletionRequest
+from tests.clients.asker import Asker
 from tests.clients.conftest import MODES, STORY
-from tests.clients.effects import OF_EVERY_MODE, OF_SOME_MODES, Asker, _decoding
+from tests.clients.effects import OF_EVERY_MODE, OF_SOME_MODES, _decoding
 from tests.http_helpers import ask
 
 OTHER = {"model", "prompt", "decoding", "suffix", "stream_options", "diffusing", "priority"}

@@ -75,3 +75,10 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         what for kind, what, _, expected in seen if kind != "request" and not any(part in what for part in expected)
     ]
     assert said == []
+
+
+@pytest.fixture
+def page(served: ServerProcess, open_page: OpenPage) -> Page:
+    page = open_page(f"{served.url}/", key=KEY)
+    page.wait_for_selector("#run:enabled")
+    return page

@@ -6,73 +6,17 @@ import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from tests.page.conftest import KEY, OpenPage
+from tests.page.driving import QUESTION, choose, fill, generate, lane, seek, settled, states, through_all_states
 from tests.server.processes import ServerProcess
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
-
-QUESTION = "Tell me a story about an owl and a coin."
-
-
-def choose(page: Page, *modes: str) -> None:
-    """Decoding modes, and no others."""
-    for box in page.locator("#modes input").all():
-        box.set_checked(box.get_attribute("value") in modes, force=True)
-
-
-def fill(page: Page, field: str, text: str) -> None:
-    page.locator(f"#field-{field}").fill(text)
-
-
-def generate(page: Page, prompt: str = QUESTION) -> None:
-    """Asks, and waits for the answers to be complete. Playback may still be going on."""
-    page.locator("#prompt").fill(prompt)
-    page.get_by_role("button", name="Generate").click()
-    finished(page)
-
-
-def finished(page: Page) -> None:
-    page.wait_for_selector(".lane[aria-busy=true]", state="detached")
-    page.wait_for_selector("#run:text('Generate')")
-
-
-def states(page: Page) -> int:
-    return int(page.get_by_role("slider").get_attribute("max") or 0)
-
-
-def seek(page: Page, state: int) -> None:
-    page.get_by_role("slider").fill(str(state))
-
-
-def through_all_states(page: Page, expression: str) -> list[Any]:
-    """What an expression is worth in each state of the playback, from nothing to the end."""
-    return page.evaluate(
-        "expression => { const slider = document.querySelector('.player input'); const found = [];"
-        " for (let state = 0; state <= Number(slider.max); state += 1) {"
-        "   slider.value = state; slider.dispatchEvent(new Event('input')); found.push(expression()); }"
-        " return found; }".replace("expression()", expression).replace("expression =>", "() =>")
-    )  # type: ignore[no-any-return]
-
-
-def lane(page: Page, mode: str) -> Locator:
-    return page.get_by_role("article", name=mode, exact=True)
-
-
-def settled(lane: Locator) -> str:
-    return "".join(lane.locator(".settled, .fresh").all_text_contents())
-
-
-@pytest.fixture
-def page(served: ServerProcess, open_page: OpenPage) -> Page:
-    page = open_page(f"{served.url}/", key=KEY)
-    page.wait_for_selector("#run:enabled")
-    return page
+    from playwright.sync_api import Page
 
 
 def test_the_text_resolves_to_what_the_api_answers(page: Page, served: ServerProcess) -> None:
@@ -226,67 +170,6 @@ def test_the_code_that_is_shown_runs(page: Page, language: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), done.stderr
     assert language == "Python" or done.stdout.rstrip().endswith("data: [DONE]")
-
-
-def test_all_can_be_done_with_the_keyboard(page: Page) -> None:
-    page.locator("#prompt").focus()
-    page.keyboard.type("Add 87 and 25.")
-    page.keyboard.press("Control+Enter")
-    finished(page)
-    page.locator("#prompt").focus()
-    reached = set()
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        reached.add(
-            page.evaluate(
-                "document.activeElement.id || document.activeElement.textContent.trim() || document.activeElement.type"
-            )
-        )
-    assert {"field-temperature", "run", "All fields", "As code"} <= reached
-    assert any("range" in name for name in reached), "the slider is out of reach"
-    unnamed = page.evaluate(
-        "[...document.querySelectorAll('button, input, select, textarea')].filter(one => "
-        "!one.labels?.length && !one.ariaLabel && !one.textContent.trim()).map(one => one.outerHTML)"
-    )
-    assert unnamed == [], "a screen reader has no name for it"
-
-
-def test_the_answer_is_said_to_those_who_cannot_see_it(page: Page) -> None:
-    choose(page, "auto")
-    generate(page, "Add 87 and 25.")
-    said = page.get_by_role("log").text_content() or ""
-    assert "The answer is" in said
-    assert "tokens in" in said
-    assert page.locator(".draft").first.get_attribute("aria-hidden") == "true"
-
-
-@pytest.mark.parametrize(
-    "window",
-    [
-        {"viewport": {"width": 640, "height": 450}, "device_scale_factor": 2},  # what 1280 x 900 is at 200 %
-        {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
-        {"viewport": {"width": 320, "height": 640}},
-    ],
-)  # fmt: skip
-def test_nothing_is_cut_off_on_a_small_screen(
-    served: ServerProcess, open_page: OpenPage, window: dict[str, object]
-) -> None:
-    page = open_page(f"{served.url}/", key=KEY, **window)
-    page.wait_for_selector("#run:enabled")
-    choose(page, "ar", "diffusion")
-    generate(page)
-    page.get_by_role("button", name="All fields").click()
-    page.get_by_role("button", name="As code").click()
-    for view in ("#to-server", "#to-generate"):
-        page.locator(view).click()
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{view}: it scrolls sideways"
-    outside = page.evaluate(
-        "[...document.querySelectorAll('button, input:not(#modes input), select, textarea, .figures dd')]"
-        ".filter(one => one.offsetParent && !one.closest('pre'))"
-        ".filter(one => { const box = one.getBoundingClientRect(); return box.left < 0 || box.right > innerWidth + 1 })"
-        ".map(one => one.id || one.textContent)"
-    )
-    assert outside == []
 
 
 def test_the_server_is_seen_at_work(page: Page, served: ServerProcess) -> None:
