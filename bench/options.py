@@ -34,6 +34,11 @@ def add_command(
     )
     parser.set_defaults(run=run)
     parser.add_argument("--model", default="builtin", help="model directory, or builtin (default)")
+    parser.add_argument("--model-family", help="family of the model (default: by its config.json)")
+    parser.add_argument(
+        "--model-block-length", type=int, metavar="N", help="trained block length, where no file says it"
+    )
+    parser.add_argument("--mask-token-id", type=int, metavar="N", help="id of the mask, where no file says it")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--dtype", default="auto", help="auto (default), float32, bfloat16, float16, float64")
     parser.add_argument(
@@ -56,14 +61,18 @@ def add_shared_commit(parser: argparse.ArgumentParser) -> None:
 def engine_config(args: argparse.Namespace, **fields: Any) -> EngineConfig:
     """The configuration that the common options describe; `fields` are added."""
     threads = 1 if args.core is not None else args.threads
-    return EngineConfig(
-        model=args.model,
-        device=args.device,
-        dtype=args.dtype,
-        quantization=args.quantization,
-        threads=threads,
-        **fields,
-    )
+    common = {
+        "model": args.model, "device": args.device, "dtype": args.dtype, "quantization": args.quantization,
+        "threads": threads,
+    }  # fmt: skip
+    return EngineConfig(**common, **overrides(args), **fields)
+
+
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """What the common options say of the model, as fields of EngineConfig."""
+    return {
+        "model_family": args.model_family, "block_length": args.model_block_length, "mask_token_id": args.mask_token_id,
+    }  # fmt: skip
 
 
 def load_engine(args: argparse.Namespace, load_format: Literal["auto", "dummy"] = "auto", **fields: Any) -> Engine:

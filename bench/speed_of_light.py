@@ -22,6 +22,7 @@ from engine.measure.device_speed import measure_device_speed
 from engine.measure.roofline import DeviceSpeed, PassShape, PassWork, WorkCounter, visible_pairs
 from engine.models.decoder import Decoder
 from engine.models.decoder_config import DecoderConfig
+from engine.models.families.overrides import Overrides
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, model_directory
 from engine.models.linear.storages import Storage
@@ -122,7 +123,11 @@ def _read(args: argparse.Namespace) -> tuple[torch.device, torch.dtype, DecoderC
     generation = ConfigFile.read(directory / "generation_config.json", optional=True)
     stored = str(file.values.get("dtype") or file.values.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     dtype = DTYPES.get(args.dtype) or DTYPES.get(stored, torch.bfloat16)
-    return resolve_device(args.device), dtype, describe_model(file, generation).config
+    return resolve_device(args.device), dtype, describe_model(file, generation, _overrides(args)).config
+
+
+def _overrides(args: argparse.Namespace) -> Overrides:
+    return Overrides(family=args.model_family, block_length=args.model_block_length, mask_token_id=args.mask_token_id)
 
 
 def _speed(

@@ -29,7 +29,9 @@ def add_parser(commands: options.Commands) -> None:
     parser.add_argument(
         "--limit", type=int, default=32, help="N prompts, the file's over again if it has fewer (default 32)"
     )
-    parser.add_argument("--decoding", type=options.words, default=list(MODES), help="default: " + ",".join(MODES))
+    parser.add_argument(
+        "--decoding", type=options.words, default=None, help=f"default: what the model has of {','.join(MODES)}"
+    )
     parser.add_argument("--concurrency", type=int, default=16, help="requests in flight, rows of a batch (default 16)")
     parser.add_argument("--repeats", type=int, default=5, help="counted, interleaved runs of each (default 5)")
     parser.add_argument("--max-tokens", type=int, default=128)
@@ -44,6 +46,7 @@ def add_parser(commands: options.Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """`lightcone bench compare`."""
     engine = options.load_engine(args, load_format=args.load_format, shared_commit=args.shared_commit)
+    args.decoding = args.decoding or [mode for mode in MODES if mode in engine.info.decodings]
     prompts = [prompt.prompt for prompt in islice(cycle(read_prompts(args.prompts)), args.limit)]
     with ExitStack() as stack:
         contenders = in_process(engine, args, prompts)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from bench import options
 from bench.compare.over_http import ServerUnderTest, write_prompts
 from bench.modes import Cell, closed_loop
 from bench.prompts import Text
@@ -90,6 +91,7 @@ def in_flight(name: str, args: argparse.Namespace) -> list[tuple[str, int]]:
 def plain_loops(engine: Engine, args: argparse.Namespace, encoded: list[list[int]]) -> list[Contender]:
     """The transformers loops that users would otherwise write, as contenders."""
     # Imported here because transformers takes seconds to import.
+    from bench.loops.blocks import BLOCK_LOOPS
     from bench.loops.one_request import LOOPS
     from bench.loops.padded_batch import BATCH_LOOPS
     from bench.loops.transformers_model import Limits, TransformersModel
@@ -97,17 +99,23 @@ def plain_loops(engine: Engine, args: argparse.Namespace, encoded: list[list[int
     limits = Limits(args.max_tokens, args.block_length or engine.info.block_length, args.threshold)
     model = TransformersModel(engine)
     found = []
+    family = engine.info.family
+    loops = {"diffusion": BLOCK_LOOPS[family]} if family in BLOCK_LOOPS else LOOPS
     for mode in args.decoding:
-        one, many = LOOPS[mode], BATCH_LOOPS[mode]
+        one, many = loops[mode], None if family in BLOCK_LOOPS else BATCH_LOOPS[mode]
 
         def in_turn(repeat: int, loop: Callable[..., list[int]] = one) -> Run:
             return timed(engine, lambda: [loop(model, ids, limits) for ids in encoded])
+
+        found.append(Contender(mode, "plain 1", in_turn))
+        if many is None:  # no published loop of these families takes a padded batch
+            continue
 
         def padded(repeat: int, loop: Callable[..., list[list[int]]] = many) -> Run:
             groups = [encoded[i : i + args.concurrency] for i in range(0, len(encoded), args.concurrency)]
             return timed(engine, lambda: [answer for group in groups for answer in loop(model, group, limits)])
 
-        found += [Contender(mode, "plain 1", in_turn), Contender(mode, "plain padded N", padded)]
+        found.append(Contender(mode, "plain padded N", padded))
     return found
 
 
@@ -141,6 +149,13 @@ def over_http(engine: Engine, args: argparse.Namespace, prompts: list[str], stac
     write_prompts(file, prompts)
     flags = ["--model", args.model, "--device", args.device, "--dtype", args.dtype]
     flags += ["--load-format", args.load_format, "--threads", str(torch.get_num_threads())]
+    said = options.overrides(args)
+    flags += [
+        word
+        for name, value in said.items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", f"{value}")
+    ]
     flags.append("--shared-commit" if args.shared_commit else "--no-shared-commit")
     server = stack.enter_context(ServerUnderTest(flags, args.core))
     length = args.block_length or engine.info.block_length

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, Ministral3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Ministral3Config,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from engine.engine import Engine
 from engine.errors import ConfigError
@@ -32,16 +39,17 @@ class Limits:
 
 
 class TransformersModel:
-    """transformers' own Ministral-3 module on the engine's weights. Shapes: n rows, q query tokens, V vocabulary."""
+    """transformers' own module on the engine's weights. Shapes: n rows, q query tokens, V vocabulary."""
 
     def __init__(self, engine: Engine) -> None:
-        """Raises ConfigError for a model that is not a Ministral-3 decoder."""
+        """Raises ConfigError for a model that no module of transformers expresses."""
         decoder, self.info = engine.runner.decoder, engine.info
         self.device, self.dtype = engine.device, decoder.dtype
-        config = ministral_config(decoder.config)
+        config = module_config(decoder.config)
         with engine.device:
             self.model: Any = make_model(config, decoder.dtype)
         self.model.load_state_dict(_state(decoder), strict=not decoder.config.tied_head, assign=True)
+        self.model.tie_weights()  # the embedding has been replaced
         self.model.eval()
         self._banned = torch.tensor(self.info.banned_token_ids, device=self.device)
         self._drafting = _merged_adapter(decoder)
@@ -78,6 +86,20 @@ class TransformersModel:
             output = self.model(input_ids=ids, attention_mask=visible, position_ids=positions, past_key_values=cache)
         cache.crop(-ids.shape[1])
         return self._ban(output.logits)
+
+    def encode(self, ids: torch.Tensor, cache: Cache, block_length: int) -> torch.Tensor:
+        """Appends ids [1, q] to the cache, each seeing to the end of its own block, or of ids. Returns the last [1, V].
+
+        The cache ends with a block.
+        """
+        places = torch.arange(ids.shape[1], device=self.device)
+        hidden = places[None] >= (places[:, None] // block_length + 1) * block_length
+        visible = torch.zeros(
+            (ids.shape[1], cache.get_seq_length() + ids.shape[1]), dtype=self.dtype, device=self.device
+        )
+        visible[:, visible.shape[1] - ids.shape[1] :].masked_fill_(hidden, float("-inf"))
+        output = self.model(input_ids=ids, attention_mask=visible[None, None], past_key_values=cache, logits_to_keep=1)
+        return self._ban(output.logits[:, -1])
 
     def tensor(self, ids: list[int]) -> torch.Tensor:
         """The ids as a tensor [1, len(ids)]."""
@@ -117,36 +139,47 @@ def _as_it_is() -> Iterator[None]:
     yield
 
 
-def make_model(config: Ministral3Config, dtype: torch.dtype) -> Any:
+def make_model(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     """transformers' module for a config, its weights random."""
     make: Any = AutoModelForCausalLM.from_config  # untyped
     return make(config, dtype=dtype, attn_implementation="sdpa")
 
 
-def ministral_config(config: DecoderConfig) -> Ministral3Config:
-    """The decoder's shape as transformers names it. Raises ConfigError if the module cannot express it."""
-    if config.qk_norm or config.qkv_bias:
-        raise ConfigError("There is no plain transformers loop for this model family: it is not a Ministral-3 decoder.")
+def module_config(config: DecoderConfig) -> PretrainedConfig:
+    """The decoder's shape, as the module of transformers that has its traits names it. Raises ConfigError for none."""
     rope = config.rope
     parameters: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta, **rope.parameters}
+    shape: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "rope_parameters": parameters,
+        "tie_word_embeddings": config.tied_head,
+        "sliding_window": None,
+        "pad_token_id": None,
+    }
+    if config.qk_norm and config.qkv_bias:
+        raise ConfigError("There is no plain transformers loop for a decoder with both norms and biases of q and k.")
+    if config.qk_norm:
+        return Qwen3Config(**shape)
+    if config.qkv_bias:
+        return Qwen2Config(**shape)
+    return _ministral_config(config, shape, parameters)
+
+
+def _ministral_config(config: DecoderConfig, shape: dict[str, Any], parameters: dict[str, Any]) -> PretrainedConfig:
+    """Ministral-3's, which is a Llama where queries are not scaled."""
+    rope = config.rope
     if rope.query_scaling is not None:
         parameters["llama_4_scaling_beta"] = rope.query_scaling.beta
         parameters.setdefault("original_max_position_embeddings", rope.query_scaling.original_max_positions)
-    made = Ministral3Config(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        rms_norm_eps=config.rms_norm_eps,
-        max_position_embeddings=config.max_positions,
-        rope_parameters=parameters,
-        tie_word_embeddings=config.tied_head,
-        sliding_window=None,
-        pad_token_id=None,
-    )
+    made = Ministral3Config(**shape)
     # Without query scaling the module still reads its parameters.
     stored: Any = made.rope_parameters
     stored.setdefault("llama_4_scaling_beta", 0.0)

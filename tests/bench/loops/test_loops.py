@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.loops.blocks import BLOCK_LOOPS
 from bench.loops.one_request import LOOPS
 from bench.loops.padded_batch import BATCH_LOOPS
 from bench.loops.transformers_model import Limits, TransformersModel
@@ -17,6 +18,8 @@ from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.models.files import model_directory
 from tests.conftest import MakeEngine
+from tests.engine.decoding.blocks.cases import make_block_pair
+from tests.engine.decoding.harness import random_prompt
 
 MODES = ("ar", "diffusion", "speculative")
 LIMITS = Limits(max_tokens=21, block_length=8, threshold=0.9)
@@ -95,8 +98,21 @@ def test_the_adapter_is_off_again_after_a_draft(tiny: tuple[Engine, Transformers
 def test_another_family_is_refused(tiny_engine: MakeEngine, tiny_checkpoint: Path) -> None:
     from dataclasses import replace
 
-    from bench.loops.transformers_model import ministral_config
+    from bench.loops.transformers_model import module_config
 
     config = tiny_engine().runner.decoder.config
     with pytest.raises(ConfigError, match="plain transformers loop"):
-        ministral_config(replace(config, qkv_bias=True))
+        module_config(replace(config, qkv_bias=True, qk_norm=True))
+
+
+@pytest.mark.parametrize("name", ["sdar", "sdar_8", "stable_diffcoder", "fast_dllm_v2"])
+def test_loops_over_blocks_answer_as_the_engine(name: str, tmp_path: Path) -> None:
+    """Prompts shorter and longer than a block, and of whole blocks."""
+    engine = make_block_pair(tmp_path, name, "float64").make()
+    plain = TransformersModel(engine)
+    length = engine.info.block_length
+    prompts = [random_prompt(count, count) for count in (1, length - 1, length, 2 * length, 2 * length + 3)]
+    for limits in (Limits(21, length, 0.9), Limits(1, length, 0.4), Limits(40, length, 0.4)):
+        loop = BLOCK_LOOPS[engine.info.family]
+        answers = [visible_tokens(loop(plain, prompt, limits), engine.info) for prompt in prompts]
+        assert answers == engine_answers(engine, prompts, "diffusion", limits)
