@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from bench import modes, passes, speed_of_light
+from bench import auto, modes, passes, speed_of_light
 from bench.compare import command as compare
 from engine.errors import EngineError
 
@@ -17,7 +17,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False, prog="lightcone bench", description="Measure the engine in process, without HTTP."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (modes, passes, speed_of_light, compare):
+    for command in (modes, auto, passes, speed_of_light, compare):
         command.add_parser(commands)
     return parser
 

@@ -108,9 +108,11 @@ class Engine:
         shape = PassShape.of(plan)
         stats.bytes, stats.operations = self._work.count(shape).total
         stats.duration, stats.forward_duration = time.monotonic() - started, forward_seconds
-        # A prompt's tokens cost something else than those of decoding, and failed passes were run several times.
-        if plan.groups and Phase.PREFILL not in stats.phases and not self._failed:
-            self._widths.observe_pass(shape.tokens, stats.sequences, shape.cached, self._now() - began)
+        if plan.groups:
+            # A prompt's tokens cost something else than those of decoding, and a failed pass was run several times.
+            telling = Phase.PREFILL not in stats.phases and not self._failed
+            seconds = self._now() - began if telling else None
+            self._widths.observe_pass(shape.tokens, stats.sequences, shape.cached, seconds)
         return refused + events, stats
 
     def _run(self, plan: BatchPlan) -> tuple[list[StepOutcome], float]:

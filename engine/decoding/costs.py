@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 NOISE = 0.05
 """Variance of one observation, as all variances here of the natural logarithm of seconds: one in three is 20 % off."""
-CELL_UNKNOWN = 0.5
-"""Variance of a cell that nothing was seen of since start-up: it may be wrong by a factor of four."""
+CELL_UNKNOWN = 1.0
+"""Variance of a cell that nothing was seen of since start-up: it may be wrong by a factor of seven."""
 CELL_DRIFT = 1e-5
 """What is added to it with every pass that tells nothing of the cell."""
 LEVEL_UNKNOWN = 100.0
@@ -119,7 +119,7 @@ class PassCosts:
         """Seconds of a pass as `CostTable.lookup` says, with all that was learned but the level, which divides out."""
         return self._table.lookup(width, batch, context)
 
-    def spread(self, width: int, batch: int) -> float:
+    def spread(self, width: float, batch: int) -> float:
         """Standard deviation of the logarithm of `lookup`, next to other kinds of passes."""
         i, j, _ = max(self._shares(width, batch), key=lambda cell: cell[2])
         return math.sqrt(self._variance(i, j))

@@ -21,9 +21,13 @@ from engine.sequence import Block, DraftRecord, Sequence
 EXPLORE_SHARE = 0.02
 """Most of the time of all passes that trying widths may lose in the long run."""
 CREDIT_PASSES = 32
-"""What may be lost at once beyond that: the time of so many plain passes of one sequence. Granted at the start."""
+"""What may be lost at once beyond that: the time of so many passes. Granted at the start, too."""
+PROBE_PASSES = 4
+"""Passes in which all sequences that begin a block take the same width, so that its cost is seen: two rounds."""
 HOPE = 8.0
 """Accepted drafts that a request is given when the question is whether to try a width."""
+WORTH = 0.1
+"""Share by which a width must seem able to beat the best one, to be tried."""
 DEVIATIONS = 2.0
 """Standard deviations by which a pass may be cheaper than it is thought to be, when the question is the same."""
 STAY = 1.03
@@ -41,7 +45,20 @@ class Round(NamedTuple):
     """A round of one width: a plain pass, or a drafting and a verifying one."""
 
     width: int
+    passes: int
     seconds: float
+    """Of one of them."""
+
+
+class Choice(NamedTuple):
+    """What a width is chosen from."""
+
+    record: DraftRecord
+    num_running: int
+    context: int
+    """KV positions that the sequence has cached, taken for those of all."""
+    rounds: list[Round]
+    """Of the widths that the request allows."""
 
 
 class WidthController:
@@ -50,50 +67,59 @@ class WidthController:
     def __init__(self, costs: CostTable, acceptance: AcceptanceEstimate) -> None:
         self.costs = PassCosts(costs)
         self.acceptance = acceptance
-        self._most_credit = CREDIT_PASSES * self.costs.lookup(1, 1)
-        self._credit = self._most_credit
-        """Seconds that trying widths may lose now. It may fall below 0, and is then earned back first."""
         self.explores = True
         """Whether widths are tried that do not look best."""
+        self._credit: float | None = None
+        """Seconds that trying widths may lose now; below 0 it is earned back first. None: no pass was seen yet."""
+        self._probe, self._probe_passes = 0, 0
+        """The width that all blocks begun in the next few passes have; 0: none."""
         self._rounds: dict[tuple[int, int], list[Round]] = {}
         """By sequences and context, of the pass that is being planned."""
 
-    def observe_pass(self, tokens: int, sequences: int, cached: int, seconds: float) -> None:
-        """Takes in what a pass without prefill took: query tokens, sequences, and KV positions that they had cached."""
-        width, context = tokens / sequences, cached / sequences
-        self._credit += EXPLORE_SHARE * self.costs.lookup(width, sequences, context)
-        self._credit = min(self._credit, self._most_credit)
-        self.costs.observe(width, sequences, context, seconds)
+    def observe_pass(self, tokens: int, sequences: int, cached: int, seconds: float | None) -> None:
+        """Takes in a pass: query tokens, sequences, KV positions that they had cached, and its time.
+
+        seconds: None of a pass with prefill, or of any whose time tells nothing.
+        """
+        if self._probe_passes:
+            self._probe_passes -= 1
+        if seconds is None:
+            return
+        self.costs.observe(tokens / sequences, sequences, cached / sequences, seconds)
         self._rounds.clear()
+        most = CREDIT_PASSES * seconds
+        self._credit = most if self._credit is None else min(self._credit + EXPLORE_SHARE * seconds, most)
 
     def observe_draft(self, seq: Sequence, drafted: int, accepted: int) -> None:
         """Takes in a verification of `drafted` tokens."""
         record = record_of(seq)
         self.acceptance.observe_for(record, drafted, accepted)
-        if record.stake:
+        if record.stake and self._credit is not None:
             self._credit += record.stake * min(1.0, (accepted + 1) / record.even)
             record.stake = 0.0
 
     def draft_width(self, seq: Sequence, num_running: int, limit: int) -> int:
         """Tokens of the sequence's next block, anchor included, up to `limit`; 1 is plain AR."""
         record = record_of(seq)
+        if self._probe_passes and self._probe <= limit:
+            return self._probe
         if record.plain:
             record.plain -= 1
             return 1
         rounds = self._rounds_of(num_running, seq.num_cached)
-        rounds = [each for each in rounds if each.width <= limit]
-        best, rate = self._best(record, rounds)
+        choice = Choice(record, num_running, seq.num_cached, [each for each in rounds if each.width <= limit])
+        best, rate = self._best(choice)
         if seq.block is not None:  # beside its verification; whether it was wide enough is not known yet
             return best.width
-        tried = None
-        if self.explores and self._credit > 0.0:
-            tried = self._tried(record, num_running, seq.num_cached, rounds, best, rate)
         record.width = best.width
-        width = best.width if tried is None else tried.width
-        if width == 1:
+        if self.explores and self._credit is not None and self._credit > 0.0:
+            width = self._tried(choice, best, rate) or self._probed(choice, best, rate)
+            if width:
+                return width
+        if best.width == 1:
             fade(record, TOKEN_FADES**PLAIN_RUN)
-            record.plain = PLAIN_RUN - 1 if tried is None else 0
-        return width
+            record.plain = PLAIN_RUN - 1
+        return best.width
 
     def _rounds_of(self, num_running: int, context: int) -> list[Round]:
         """The rounds of all widths, as if all sequences took the same and had the same context."""
@@ -101,46 +127,57 @@ class WidthController:
         rounds = self._rounds.get(key)
         if rounds is None:
             cost = self.costs.lookup
-            rounds = [Round(w, (1 if w == 1 else 2) * cost(w, num_running, context)) for w in self.costs.widths]
+            rounds = [Round(w, 1 if w == 1 else 2, cost(w, num_running, context)) for w in self.costs.widths]
             self._rounds[key] = rounds
         return rounds
 
-    def _best(self, record: DraftRecord, rounds: list[Round]) -> tuple[Round, float]:
-        """The round with the most tokens a second, and how many: each sequence's, as if all took the same width."""
-        tokens = list(accumulate(self.acceptance.survival_of(record), initial=1.0))
-        best, best_rate, best_promise = rounds[0], 0.0, 0.0
-        for each in rounds:
-            rate = tokens[min(each.width, len(tokens)) - 1] / each.seconds
-            promise = rate * STAY if each.width == record.width else rate
+    def _tokens(self, choice: Choice, hopeful: float = 0.0) -> list[float]:
+        """Expected tokens a pass, by round."""
+        expected = list(accumulate(self.acceptance.survival_of(choice.record, hopeful), initial=1.0))
+        return [expected[min(each.width, len(expected)) - 1] / each.passes for each in choice.rounds]
+
+    def _best(self, choice: Choice) -> tuple[Round, float]:
+        """The round with the most tokens a second, and how many: each sequence's, as if all took it."""
+        best, best_rate, best_promise = choice.rounds[0], 0.0, 0.0
+        for each, tokens in zip(choice.rounds, self._tokens(choice), strict=True):
+            rate = tokens / each.seconds
+            promise = rate * STAY if each.width == choice.record.width else rate
             if promise > best_promise:
                 best, best_rate, best_promise = each, rate, promise
         return best, best_rate
 
-    def _tried(
-        self, record: DraftRecord, num_running: int, context: int, rounds: list[Round], best: Round, rate: float
-    ) -> Round | None:
-        """A round that may well be better than the best one and costs little to try. Charges its cost."""
-        tokens = list(accumulate(self.acceptance.survival_of(record, HOPE), initial=1.0))
-        tried, most, stake, delay = None, 0.0, 0.0, 0.0
-        usual = self.costs.lookup(best.width, num_running, context)
-        for each in rounds:
-            least = each.seconds * math.exp(-DEVIATIONS * self.costs.spread(each.width, num_running))
-            gain = tokens[min(each.width, len(tokens)) - 1] / least / rate - 1.0
-            if each.width == best.width or gain <= 0.0:
-                continue
-            # Its own round may bring nothing, and the others' passes become longer by the tokens that it has more.
-            own = each.seconds / num_running
-            mean = best.width + (each.width - best.width) / num_running
-            longer = self.costs.lookup(mean, num_running, context) - usual
-            others = max(0.0, longer) * (1 if each.width == 1 else 2) * (1 - 1 / num_running)
-            if gain / (own + others) > most:
-                tried, most, stake, delay = each, gain / (own + others), own, others
-        if tried is not None:
-            even = rate * tried.seconds
-            known = min(1.0, 1 / even) if tried.width == 1 else 0.0
-            self._credit -= stake * (1.0 - known) + delay
-            record.stake, record.even = (0.0, 0.0) if tried.width == 1 else (stake, even)
-        return tried
+    def _tried(self, choice: Choice, best: Round, rate: float) -> int:
+        """A wider block for this sequence alone, if its drafts may well be better than is thought; else 0."""
+        record, running, context, rounds = choice
+        tried, most = None, rate * (1.0 + WORTH)
+        for each, tokens in zip(rounds, self._tokens(choice, HOPE), strict=True):
+            if each.width > best.width and tokens / each.seconds > most:
+                tried, most = each, tokens / each.seconds
+        if tried is None or self._credit is None:
+            return 0
+        # Its own round may bring nothing, and the others' passes become longer by the tokens that it has more.
+        usual = self.costs.lookup(best.width, running, context)
+        mean = best.width + (tried.width - best.width) / running
+        longer = max(0.0, self.costs.lookup(mean, running, context) - usual) * (1.0 - 1.0 / running)
+        record.stake = tried.passes * tried.seconds / running * self.costs.level
+        record.even = rate * tried.passes * tried.seconds
+        self._credit -= record.stake + tried.passes * longer * self.costs.level
+        return tried.width
+
+    def _probed(self, choice: Choice, best: Round, rate: float) -> int:
+        """A width for all sequences that may well cost less than is thought, so much less that it pays; else 0."""
+        running = choice.num_running
+        probed, most, loss, floor = 0, 0.0, 0.0, 0.0
+        for each, tokens in zip(choice.rounds, self._tokens(choice), strict=True):
+            floor = max(floor, each.seconds * math.exp(-DEVIATIONS * self.costs.spread(each.width, running)))
+            gain = tokens / floor / rate - 1.0  # no pass costs less than a narrower one
+            lost = PROBE_PASSES * each.seconds * max(0.0, 1.0 - tokens / each.seconds / rate)
+            if each.width != best.width and gain > WORTH and gain / (lost + each.seconds) > most:
+                probed, most, loss = each.width, gain / (lost + each.seconds), lost
+        if probed and self._credit is not None:
+            self._credit -= loss * self.costs.level
+            self._probe, self._probe_passes = probed, PROBE_PASSES
+        return probed
 
     def survival(self, seq: Sequence, block: Block) -> list[float]:
         """P(drafts 1..k are all accepted), k = 1, 2, ...: from the draft's own confidences where it is greedy.

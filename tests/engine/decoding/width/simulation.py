@@ -114,10 +114,12 @@ class Result:
     seconds: list[float] = field(default_factory=lambda: [0.0])
     tokens: list[int] = field(default_factory=lambda: [0])
     widths: list[int] = field(default_factory=list)
+    busy: int = 0
+    """Passes until no request waited any more."""
 
-    def rate(self, after: int = 0, until: int | None = None) -> float:
-        """Tokens a second between two passes."""
-        last = len(self.tokens) - 1 if until is None else min(until, len(self.tokens) - 1)
+    def rate(self, after: int = 0) -> float:
+        """Tokens a second between a pass and the last one that was as full as could be."""
+        last = self.busy
         return (self.tokens[last] - self.tokens[after]) / (self.seconds[last] - self.seconds[after])
 
 
@@ -129,13 +131,15 @@ def simulate(
     running: list[tuple[Sequence, Text]] = []
     dice = random.Random(2)
     while waiting or running:
+        if waiting:
+            result.busy = len(result.tokens) - 1
         while waiting and len(running) < in_flight:
             number, text = waiting.popleft()
             running.append((sequence(number, text), text))
         spans = [_span(controller, seq, text, len(running), fixed, result) for seq, text in running]
         took = machine.run(sum(spans), len(running))
-        controller.observe_pass(sum(spans), len(running), 0, took)
         settled = sum(_settle(controller, seq, text, dice) for seq, text in running)
+        controller.observe_pass(sum(spans), len(running), 0, took)
         running = [(seq, text) for seq, text in running if seq.num_remaining > 0]
         result.seconds.append(machine.seconds)
         result.tokens.append(result.tokens[-1] + settled)
