@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
 
+import msgspec.structs
+
 from bench import options
 from bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.engine import Engine
@@ -26,6 +28,7 @@ from engine.models.files import model_directory
 from engine.request import DecodingParams, Mode, Request, SamplingParams
 
 FIXED: tuple[Mode, ...] = ("ar", "speculative")
+GREEDY = SamplingParams(temperature=0.0)
 HARD_TEMPERATURE = 1.5
 BUSY = "while True: pass"
 
@@ -47,7 +50,7 @@ def requests_of(engine: Engine, text: Text, easy: int, hard: int, max_tokens: in
     dice = random.Random(0)
     prompts = [text.encode(prompt.prompt) for prompt in read_prompts(BUILTIN_PROMPTS)]
     predictable = [
-        Request(request_id=f"easy-{i}", prompt_token_ids=ids, max_tokens=max_tokens, sampling=SamplingParams(seed=i))
+        Request(request_id=f"easy-{i}", prompt_token_ids=ids, max_tokens=max_tokens, sampling=GREEDY)
         for i, ids in enumerate(islice(cycle(prompts), easy))
     ]
     ids = [i for i in range(engine.info.vocab_size) if i not in engine.info.banned_token_ids]
@@ -77,9 +80,8 @@ def speed(engine: Engine, requests: list[Request], mode: Mode, in_flight: int, s
 
 
 def _in_mode(request: Request, engine: Engine, mode: Mode, salt: str) -> Request:
-    fields = {name: getattr(request, name) for name in request.__struct_fields__}
     decoding = DecodingParams(mode=mode, block_length=engine.info.block_length)
-    return Request(**fields | {"decoding": decoding, "cache_salt": salt})
+    return msgspec.structs.replace(request, decoding=decoding, cache_salt=salt)
 
 
 def one_start(
@@ -91,9 +93,9 @@ def one_start(
         if before is not None:
             speed(adaptive, requests[before], "auto", in_flight, f"{salt}{name}-before")
         auto = speed(adaptive, requests[kind], "auto", in_flight, salt + name)
-        others: dict[str, float] = {
-            mode: speed(fixed, requests[kind], mode, in_flight, f"{salt}{name}{mode}") for mode in FIXED
-        }
+        others: dict[str, float] = {}
+        for mode in FIXED:
+            others[mode] = speed(fixed, requests[kind], mode, in_flight, f"{salt}{name}{mode}")
         rows.append({"traffic": name, "auto": auto, "ratio": auto / max(others.values())} | others)
     return rows
 

@@ -10,7 +10,7 @@ from engine.sequence import DraftRecord
 FORGETTING = 0.1
 """How fast what is known of a place fades while drafts do not reach it, next to how fast it changes when they do."""
 
-PRIOR_TRIES = 4.0
+PRIOR_TRIES = 6.0
 """Drafts of a request that weigh as much as the prior does."""
 OVERALL_TRIES = 4.0
 """Drafts of a request at one place that weigh as much as its drafts at all places together do."""

@@ -21,11 +21,13 @@ from engine.sequence import Block, DraftRecord, Sequence
 EXPLORE_SHARE = 0.02
 """Most of the time of all passes that trying widths may lose in the long run."""
 CREDIT_PASSES = 32
-"""What may be lost at once beyond that: the time of so many plain passes of one sequence. Granted at the start."""
+"""What may be lost at once beyond that: the time of so many passes. Granted at the start, too."""
 PROBE_PASSES = 4
 """Passes in which all sequences that begin a block take the same width, so that its cost is seen: two rounds."""
 HOPE = 8.0
 """Accepted drafts that a request is given when the question is whether to try a width."""
+WORTH = 0.1
+"""Share by which a width must seem able to beat the best one, to be tried."""
 DEVIATIONS = 2.0
 """Standard deviations by which a pass may be cheaper than it is thought to be, when the question is the same."""
 STAY = 1.03
@@ -85,7 +87,7 @@ class WidthController:
             return
         self.costs.observe(tokens / sequences, sequences, cached / sequences, seconds)
         self._rounds.clear()
-        most = CREDIT_PASSES * self.costs.lookup(1, 1) * self.costs.level
+        most = CREDIT_PASSES * seconds
         self._credit = most if self._credit is None else min(self._credit + EXPLORE_SHARE * seconds, most)
 
     def observe_draft(self, seq: Sequence, drafted: int, accepted: int) -> None:
@@ -147,7 +149,7 @@ class WidthController:
     def _tried(self, choice: Choice, best: Round, rate: float) -> int:
         """A wider block for this sequence alone, if its drafts may well be better than is thought; else 0."""
         record, running, context, rounds = choice
-        tried, most = None, rate
+        tried, most = None, rate * (1.0 + WORTH)
         for each, tokens in zip(rounds, self._tokens(choice, HOPE), strict=True):
             if each.width > best.width and tokens / each.seconds > most:
                 tried, most = each, tokens / each.seconds
@@ -170,7 +172,7 @@ class WidthController:
             floor = max(floor, each.seconds * math.exp(-DEVIATIONS * self.costs.spread(each.width, running)))
             gain = tokens / floor / rate - 1.0  # no pass costs less than a narrower one
             lost = PROBE_PASSES * each.seconds * max(0.0, 1.0 - tokens / each.seconds / rate)
-            if each.width != best.width and gain > 0.0 and gain / (lost + each.seconds) > most:
+            if each.width != best.width and gain > WORTH and gain / (lost + each.seconds) > most:
                 probed, most, loss = each.width, gain / (lost + each.seconds), lost
         if probed and self._credit is not None:
             self._credit -= loss * self.costs.level

@@ -60,6 +60,15 @@ def test_passes(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.Monke
     assert {"step_us", "host_us", "host_share"} | {f"{part}_us" for part in STEP_PARTS} <= set(report["host"][0])
 
 
+def test_auto(tmp_path: Path) -> None:
+    """Against fixed modes on an engine of their own: from their passes `auto` must learn nothing."""
+    words = ["auto", "--starts", "1", "--busy", "1", "--concurrency", "2", "--easy", "2", "--hard", "2"]
+    report = report_of(tmp_path, [*words, "--max-tokens", "6"])
+    assert [run["traffic"] for run in report["runs"]] == ["after the start", "after hard", "mix"]
+    for run in report["runs"]:
+        assert run["ratio"] == pytest.approx(run["auto"] / max(run["ar"], run["speculative"]))
+
+
 def test_light(tmp_path: Path, tiny_checkpoint: Path) -> None:
     words = ["light", "--model", str(tiny_checkpoint), "--width", "1,8", "--batch", "1,2", "--context", "8,100000"]
     report = report_of(tmp_path, [*words, "--repeats", "2"])
