@@ -73,7 +73,7 @@ async def test_without_a_key_nothing_is_answered_but_probes(serve: ApiFactory) -
             "/openapi.json",
             "/version",
             "/nothing",
-            "//health",
+            "http://test//health",  # "//health" alone would be the host `health`
             "/health/",
         ):
             assert (await api.http.get(path)).status_code == 401, path
