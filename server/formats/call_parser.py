@@ -52,10 +52,10 @@ class CallParser:
         while True:
             if self._source is None:
                 parts += self._until_call()
-                if self._source is None:
-                    return parts
+            if self._source is None or self._reading is None:
+                return parts
             self._source.ended = ended
-            done = self._read_on(self._source)
+            done = self._read_on(self._source, self._reading)
             if done is None:
                 return parts
             parts += done
@@ -84,11 +84,10 @@ class CallParser:
             return 0 if may_begin else len(text)
         return len(text[: len(text) - max(beginning_at_end(text, opening) for opening in openings)].rstrip(SPACE))
 
-    def _read_on(self, source: Source) -> list[Part] | None:
+    def _read_on(self, source: Source, reading: Reading[list[CalledTool]]) -> list[Part] | None:
         """What the call turned out to be; None where more text is needed."""
-        assert self._reading is not None
         try:
-            next(self._reading)
+            next(reading)
             return None
         except StopIteration as stop:
             calls: list[CalledTool] = stop.value

@@ -46,7 +46,7 @@ REFUSALS: list[tuple[dict[str, Any], type[openai.APIStatusError], str | None, st
         "unsupported_parameter",
     ),
     ({"model": "builtin:ar", "extra_body": {"decoding": "diffusion"}}, openai.BadRequestError, "decoding", None),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools", None),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}] * 129}, openai.BadRequestError, "tools", None),
     ({"messages": []}, openai.BadRequestError, "messages", None),
     ({"model": "gpt-4o"}, openai.NotFoundError, "model", "model_not_found"),
 ]

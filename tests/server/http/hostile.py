@@ -135,7 +135,7 @@ CASES: dict[str, Case] = {
     "an address to fetch": _chat("messages", messages=_IMAGE),
     "a role of its own": _chat("messages", messages=[{"role": "root", "content": "x"}]),
     "no messages": _chat("messages", messages=[]),
-    "tools": _chat("tools", tools=[{"type": "function", "function": {"name": "f"}}]),
+    "tools": _chat("tools", tools=[{"type": "function", "function": {"name": "f"}}] * 1000),
     "a model's path": _field("model", "../../etc/passwd")._replace(status=404),
     "a null max_tokens": Case("/v1/completions", b'{"prompt": "x", "max_tokens": null}', 200),
     "a prompt that spells the mask": Case("/v1/completions", b'{"prompt": "<|mask|> <|pad|> <|bos|>"}', 200),
