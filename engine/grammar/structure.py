@@ -81,9 +81,6 @@ class Members(msgspec.Struct, frozen=True, tag="members"):
 Node = Exact | Token | Free | Until | Inner | Chain | Choice | Repeat | Members
 
 
-_decoder = msgspec.json.Decoder(Node)
-
-
 def structure_grammar(node: Node) -> Grammar:
     """The grammar of a structure."""
     return Grammar(kind="structure", source=msgspec.json.encode(node).decode())
@@ -91,5 +88,5 @@ def structure_grammar(node: Node) -> Grammar:
 
 def read_structure(source: str) -> Node:
     """The structure of a grammar of that kind. Raises ValueError (msgspec.ValidationError is one)."""
-    node: Node = _decoder.decode(source)
+    node: Node = msgspec.json.decode(source, type=Node)
     return node

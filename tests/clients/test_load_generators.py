@@ -189,10 +189,11 @@ def test_bodies_sent_as_text_with_a_charset_are_read(url: str) -> None:
     assert httpx.post(f"{url}/v1/completions", content=body, headers=headers, trust_env=False).status_code == 200
 
 
-def test_questions_with_tools_are_refused_and_not_answered_without_them(http: httpx.Client) -> None:
+def test_questions_with_tools_are_answered_by_calls(http: httpx.Client) -> None:
     """aiperf and guidellm can send tool definitions: an answer that ignored them would be measured as one."""
     tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
     messages = [{"role": "user", "content": QUESTION}]
     answer = ask(http, {"messages": messages, "tools": tools, "tool_choice": "required"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "tools"
+    assert answer.status_code == 200
+    [call] = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "add"

@@ -136,7 +136,6 @@ def _tool(number: int, **fields: Any) -> dict[str, Any]:
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
         ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": "required", "extra_body": {"decoding": "diffusion"}}, "tool_choice"),
         ({"extra_body": {"diffusing": True, "stream": True}}, "tools"),
         ({"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template_kwargs.chat_template"),
         ({"extra_body": {"chat_template_kwargs": {"a": []}}}, "chat_template_kwargs"),

@@ -14,6 +14,8 @@ from engine.models.families import registry
 from engine.models.families.description import ModelDescription
 from engine.models.families.names import WeightNames
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
+from engine.models.families.overrides import Overrides
+from engine.models.families.registry import Family
 from engine.models.files import ConfigFile
 from engine.models.loader import LoadedModel, load_model
 from tests.engine.models.quantized.formats import FORMATS, Format, write_plain, write_quantized
@@ -114,11 +116,11 @@ def test_a_family_with_fused_matrices_loads(name: str, tmp_path: Path, monkeypat
         body_prefixes=("encoder.",), heads=("diffusion_head.weight",), layer={"attention.qkv.weight": fused}
     )
 
-    def describe(config: ConfigFile, generation: ConfigFile) -> ModelDescription:
+    def describe(config: ConfigFile, generation: ConfigFile, overrides: Overrides) -> ModelDescription:
         known = describe_nemotron_labs_diffusion(config, generation)
         return ModelDescription(config=known.config, spec=known.spec, names=names)
 
-    monkeypatch.setattr(registry, "FAMILIES", {"MadeUpModel": describe})
+    monkeypatch.setattr(registry, "FAMILIES", {"made_up": Family(describe=describe, architectures=("MadeUpModel",))})
     form: Format = FORMATS[name]
     config = tiny_config(architectures=["MadeUpModel"], quantization_config=form.config)
     plain = random_tensors(config)
