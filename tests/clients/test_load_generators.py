@@ -191,9 +191,10 @@ def test_bodies_sent_as_text_with_a_charset_are_read(url: str) -> None:
 
 def test_questions_with_tools_are_answered_by_calls(http: httpx.Client) -> None:
     """aiperf and guidellm can send tool definitions: an answer that ignored them would be measured as one."""
-    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    parameters = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
+    tools = [{"type": "function", "function": {"name": "add", "parameters": parameters}}]
     messages = [{"role": "user", "content": QUESTION}]
-    answer = ask(http, {"messages": messages, "tools": tools, "tool_choice": "required"})
+    answer = ask(http, {"messages": messages, "tools": tools, "tool_choice": "required", "max_tokens": 100})
     assert answer.status_code == 200
     [call] = answer.json()["choices"][0]["message"]["tool_calls"]
     assert call["function"]["name"] == "add"
