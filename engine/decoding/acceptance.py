@@ -28,11 +28,16 @@ class AcceptanceEstimate:
     """
 
     def __init__(self, max_width: int, decay: float = 0.95, prior: float = 0.85) -> None:
+        self._begun_with = (max_width, decay, prior)
         self._decay = decay
         self._overall = prior
         self._rates: list[float | None] = [None] * (max_width - 1)
         self._survival: list[float] | None = None
         self._tokens: list[float] = []
+
+    def fresh(self) -> AcceptanceEstimate:
+        """One that has seen nothing yet."""
+        return AcceptanceEstimate(*self._begun_with)
 
     def observe(self, drafted: int, accepted: int, weight: float = 1.0) -> None:
         """Takes in one verification of `drafted` tokens. Of what follows a rejection nothing is known."""

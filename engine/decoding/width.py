@@ -10,6 +10,7 @@ little is known, is tried now and then; what this may lose is bounded.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -37,6 +38,9 @@ PLAIN_RUN = 4
 CONTEXT_STEP = 64
 """Within one pass, contexts that agree but for so many positions are taken for the same."""
 
+KINDS = (GREEDY_BELOW, 0.5, 1.0)
+"""Highest temperature of each kind of requests but the last."""
+
 VERIFY_STEP = 8
 """Verified lengths are multiples of this: sequences that verify equally many tokens share one step group."""
 
@@ -53,6 +57,8 @@ class Round(NamedTuple):
 class Choice(NamedTuple):
     """What a width is chosen from."""
 
+    prior: AcceptanceEstimate
+    """Of requests of its kind."""
     record: DraftRecord
     num_running: int
     context: int
@@ -65,8 +71,10 @@ class WidthController:
     """Decides widths for all speculating sequences of an engine."""
 
     def __init__(self, costs: CostTable, acceptance: AcceptanceEstimate) -> None:
+        """acceptance: what is thought of every kind of requests before one of them was seen."""
         self.costs = PassCosts(costs)
         self.acceptance = acceptance
+        self._priors: dict[int, AcceptanceEstimate] = {0: acceptance}
         self.explores = True
         """Whether widths are tried that do not look best."""
         self._credit: float | None = None
@@ -93,10 +101,18 @@ class WidthController:
     def observe_draft(self, seq: Sequence, drafted: int, accepted: int) -> None:
         """Takes in a verification of `drafted` tokens."""
         record = record_of(seq)
-        self.acceptance.observe_for(record, drafted, accepted)
+        self.prior_of(seq).observe_for(record, drafted, accepted)
         if record.stake and self._credit is not None:
             self._credit += record.stake * min(1.0, (accepted + 1) / record.even)
             record.stake = 0.0
+
+    def prior_of(self, seq: Sequence) -> AcceptanceEstimate:
+        """What is known of requests like it: greedy drafts say nothing of those at a high temperature."""
+        kind = bisect_left(KINDS, seq.request.sampling.temperature)
+        prior = self._priors.get(kind)
+        if prior is None:
+            prior = self._priors[kind] = self.acceptance.fresh()
+        return prior
 
     def draft_width(self, seq: Sequence, num_running: int, limit: int) -> int:
         """Tokens of the sequence's next block, anchor included, up to `limit`; 1 is plain AR."""
@@ -107,7 +123,9 @@ class WidthController:
             record.plain -= 1
             return 1
         rounds = self._rounds_of(num_running, seq.num_cached)
-        choice = Choice(record, num_running, seq.num_cached, [each for each in rounds if each.width <= limit])
+        choice = Choice(
+            self.prior_of(seq), record, num_running, seq.num_cached, [each for each in rounds if each.width <= limit]
+        )
         best, rate = self._best(choice)
         if seq.block is not None:  # beside its verification; whether it was wide enough is not known yet
             return best.width
@@ -133,7 +151,7 @@ class WidthController:
 
     def _tokens(self, choice: Choice, hopeful: float = 0.0) -> list[float]:
         """Expected tokens a pass, by round."""
-        expected = list(accumulate(self.acceptance.survival_of(choice.record, hopeful), initial=1.0))
+        expected = list(accumulate(choice.prior.survival_of(choice.record, hopeful), initial=1.0))
         return [expected[min(each.width, len(expected)) - 1] / each.passes for each in choice.rounds]
 
     def _best(self, choice: Choice) -> tuple[Round, float]:
@@ -148,7 +166,7 @@ class WidthController:
 
     def _tried(self, choice: Choice, best: Round, rate: float) -> int:
         """A wider block for this sequence alone, if its drafts may well be better than is thought; else 0."""
-        record, running, context, rounds = choice
+        _, record, running, context, rounds = choice
         tried, most = None, rate * (1.0 + WORTH)
         for each, tokens in zip(rounds, self._tokens(choice, HOPE), strict=True):
             if each.width > best.width and tokens / each.seconds > most:
@@ -186,7 +204,7 @@ class WidthController:
         recent verifications is the better guide.
         """
         if seq.request.sampling.temperature >= GREEDY_BELOW:
-            return self.acceptance.survival_of(record_of(seq))[: len(block) - 1]
+            return self.prior_of(seq).survival_of(record_of(seq))[: len(block) - 1]
         return list(accumulate((p if p is not None else 1.0 for p in block.confidences[1:]), lambda a, b: a * b))
 
     def verify_length(self, seq: Sequence, block: Block, num_running: int) -> int:

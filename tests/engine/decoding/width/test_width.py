@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.decoding.acceptance import AcceptanceEstimate
 from engine.decoding.costs import CostTable
 from engine.decoding.width import EXPLORE_SHARE, PLAIN_RUN, WidthController
+from engine.request import Request, SamplingParams
 from engine.sequence import Sequence
 from tests.engine.decoding.width.simulation import BATCHES, WIDTHS, Text, roofline, sequence
 
@@ -67,3 +68,18 @@ def test_a_width_is_chosen_once_for_a_few_plain_tokens() -> None:
     for _ in range(20):
         controller.observe_draft(seq, 31, 31)
     assert controller.draft_width(seq, 1, 32) == 32
+
+
+def test_requests_at_a_high_temperature_say_nothing_of_others() -> None:
+    """After one user's requests at a high temperature everybody's predictable ones would be decoded token by token."""
+    controller = WidthController(ROOFLINE, AcceptanceEstimate(32))
+    controller.explores = False
+    for number in range(50):
+        request = Request(
+            request_id=str(number), prompt_token_ids=[1], max_tokens=9, sampling=SamplingParams(temperature=1.5)
+        )
+        seq = Sequence(request, frozenset(), number)
+        for _ in range(4):
+            controller.observe_draft(seq, 31, 0)
+        assert number < 5 or controller.draft_width(seq, 1, 32) == 1
+    assert controller.draft_width(fresh(), 1, 32) == 32
