@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from tests.reference.checkpoints import BOS, EOS, MASK, PAD, Tensors
 from tests.reference.mixtures.names import published
-from tests.reference.mixtures.routers import keep_dtype
+from tests.reference.mixtures.own_dtype import keep_dtype
 
 VOCABULARY = 96
 
@@ -94,9 +94,6 @@ def backbone(family: str, config: dict[str, Any], dtype: torch.dtype) -> Any:
     made._attn_implementation = "sdpa"
     made._experts_implementation = "eager"  # a loop over experts
     model = getattr(transformers, f"{name}ForCausalLM")(made).eval().to(dtype)
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = _Norm(module)
     keep_dtype(model)
     return model
 
@@ -114,18 +111,6 @@ def _glm4_moe_shape(config: dict[str, Any]) -> dict[str, Any]:
         "n_shared_experts": config["num_shared_experts"],
         "rope_parameters": rope | {"partial_rotary_factor": config["partial_rotary_factor"]},
     }
-
-
-class _Norm:
-    """RMSNorm without transformers' detour over float32."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.module.variance_epsilon)
-        normed: torch.Tensor = self.module.weight * (hidden * scale)
-        return normed
 
 
 def random_block_tensors(family: str, config: dict[str, Any], *, seed: int = 0, logit_scale: float = 4.0) -> Tensors:

@@ -18,7 +18,7 @@ from transformers import (
 
 from tests.reference.checkpoints import write_weights
 from tests.reference.mixtures.names import published
-from tests.reference.mixtures.routers import keep_dtype
+from tests.reference.mixtures.own_dtype import keep_dtype
 
 BOS, EOS, MASK, END_OF_TURN = 1, 2, 5, 3
 LLADA_NAMES = {

@@ -1,1 +1,1 @@
-"""Mixture models on transformers' own modules: names of published tensors, routers that keep to their dtype."""
+"""Mixture models on transformers' own modules: names of published tensors, what keeps them in one dtype."""

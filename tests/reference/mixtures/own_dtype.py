@@ -1,4 +1,4 @@
-"""transformers' routers without their detours over float32, so that a float64 module is one throughout."""
+"""transformers' norms and routers without their detours over float32: a float64 module is one throughout."""
 
 from __future__ import annotations
 
@@ -9,13 +9,27 @@ import torch.nn.functional as F
 
 
 def keep_dtype(model: Any) -> None:
-    """Gives every router of a module a forward in the module's own dtype."""
+    """Gives every norm and router of a module a forward in the module's own dtype."""
     for module in model.modules():
         kind = type(module).__name__
-        if kind == "Qwen3MoeTopKRouter":
+        if kind.endswith("RMSNorm"):
+            module.forward = _Norm(module)
+        elif kind == "Qwen3MoeTopKRouter":
             module.forward = _Softmax(module)
         elif kind == "Glm4MoeTopkRouter":
             module.forward = _Sigmoid(module)
+
+
+class _Norm:
+    """RMSNorm."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.module.variance_epsilon)
+        normed: torch.Tensor = self.module.weight * (hidden * scale)
+        return normed
 
 
 class _Softmax:
