@@ -138,7 +138,8 @@ def _metering(engine: Engine, timer: Timer) -> Iterator[None]:
 
     with ExitStack() as stack:
         for layer in device_pass.decoder.layers:
-            for linear in layer.linears:
+            experts = layer.mlp.experts
+            for linear in (*layer.linears, *(() if experts is None else experts.linears)):
                 if isinstance(linear, GatheredLinear):  # the product and what prepares its rows
                     stack.enter_context(wrapped(linear, "product", whole("projections")))
         stack.enter_context(wrapped(device_pass.attention, "prepare", as_part("attention")))

@@ -164,6 +164,8 @@ def module_config(config: DecoderConfig) -> PretrainedConfig:
         "sliding_window": None,
         "pad_token_id": None,
     }
+    if config.experts is not None or rope.rotary_dim is not None:
+        raise ConfigError("There is no plain transformers loop for expert layers or partial rotation.")
     if config.qk_norm and config.qkv_bias:
         raise ConfigError("There is no plain transformers loop for a decoder with both norms and biases of q and k.")
     if config.qk_norm:

@@ -2,9 +2,9 @@
 
 A pass takes no less time than its bytes over the device's bandwidth, nor than its operations over the device's matrix
 rate: the roofline model (Williams, Waterman and Patterson 2009). Counted is what no implementation can avoid: every
-weight in use read once, the KV that earlier passes wrote read once, the KV of the query tokens written once; the matrix
-products, and the scores and weighted sums of attention. Not counted is what can stay in registers and caches:
-activations, logits, and KV read back by the pass that wrote it.
+weight in use read once, of experts those that the tokens are expected to touch, the KV that earlier passes wrote read
+once, the KV of the query tokens written once; the matrix products, and the scores and weighted sums of attention. Not
+counted is what can stay in registers and caches: activations, logits, and KV read back by the pass that wrote it.
 """
 
 from __future__ import annotations
@@ -118,6 +118,14 @@ class WorkCounter:
         narrow = [matrix for layer in decoder.draft_layers for matrix in layer.linears]
         adapters = [matrix for layer in layers for matrix in layer.adapter_linears]
         norms = [decoder.norm, *(norm for layer in layers for norm in layer.norms)]
+        self._experts, self._draft_experts = (
+            Work(sum(e.num_bytes for e in found), sum(e.operations for e in found))
+            for found in (
+                [layer.mlp.experts for layer in some if layer.mlp.experts is not None]
+                for some in (layers, decoder.draft_layers)
+            )
+        )
+        self._expert_config = config.experts
         self._matrices = Work(sum(m.num_bytes for m in matrices), sum(m.operations for m in matrices))
         self._draft_matrices = Work(sum(m.num_bytes for m in narrow), sum(m.operations for m in narrow))
         self._adapters = Work(sum(m.num_bytes for m in adapters), sum(m.operations for m in adapters))
@@ -130,21 +138,29 @@ class WorkCounter:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights that a pass with logits reads."""
-        return self._matrices.bytes + self._norm_bytes + self._head.bytes
+        """Bytes of the weights that a pass with logits reads, if it touches every expert."""
+        return self._matrices.bytes + self._experts.bytes + self._norm_bytes + self._head.bytes
 
     def count(self, shape: PassShape) -> PassWork:
         """The work of a pass of this shape; none at all without query tokens."""
         if not shape.tokens:
             return PassWork(Work(), Work(), Work(), Work())
         adapters, head = self._adapters, self._head
-        matrices = self._draft_matrices if shape.drafting == shape.tokens else self._matrices
+        only_drafts = shape.drafting == shape.tokens
+        matrices = self._draft_matrices if only_drafts else self._matrices
+        experts = self._touched(shape.tokens, self._draft_experts if only_drafts else self._experts)
         return PassWork(
             projections=Work(
-                matrices.bytes + (adapters.bytes if shape.drafting else 0),
-                shape.tokens * matrices.operations + shape.drafting * adapters.operations,
+                matrices.bytes + experts.bytes + (adapters.bytes if shape.drafting else 0),
+                shape.tokens * matrices.operations + experts.operations + shape.drafting * adapters.operations,
             ),
             attention=Work((shape.cached + shape.tokens) * self.kv_bytes, shape.pairs * self._pair_operations),
             norms=Work(self._norm_bytes + shape.tokens * self._embedding_bytes),
             head=Work(head.bytes if shape.logit_rows else 0, shape.logit_rows * head.operations),
         )
+
+    def _touched(self, tokens: int, experts: Work) -> Work:
+        """What so many tokens read and compute of the experts: those that they are expected to touch."""
+        if self._expert_config is None:
+            return Work()
+        return Work(round(experts.bytes * self._expert_config.expected_share(tokens)), tokens * experts.operations)

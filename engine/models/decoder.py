@@ -52,7 +52,9 @@ class Decoder:
         self.embedding = torch.empty((config.vocab_size, config.hidden_size), dtype=dtype, device=device)
         self.head = self._make_head()
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
-        self.layers = [Layer(config, dtype, device, adapter, self.storage.layers) for _ in range(config.num_layers)]
+        self.layers = [
+            Layer(config, dtype, device, adapter, self.storage.layers, index) for index in range(config.num_layers)
+        ]
         self.draft_layers = self.layers
         """What multiplies in passes that only draft: the layers, or their copies in a narrower storage."""
         if self.storage.draft is not None:
@@ -115,9 +117,12 @@ class Decoder:
         linears = [matrix for layer in self.layers for matrix in (*layer.linears, *layer.adapter_linears)]
         if not self.shares_head:
             linears.append(self.head)
+        experts = [layer.mlp.experts for layer in self.layers]
         if self.draft_layers is not self.layers:
             linears += [matrix for layer in self.draft_layers for matrix in layer.linears]
-        return sum(tensor.nbytes for tensor in tensors) + sum(linear.num_bytes for linear in linears)
+            experts += [layer.mlp.experts for layer in self.draft_layers]
+        held = sum(tensor.nbytes for tensor in tensors) + sum(linear.num_bytes for linear in linears)
+        return held + sum(some.num_bytes for some in experts if some is not None)
 
     def forward(
         self, batch: ForwardBatch, attention: AttentionBackend, elementwise: Elementwise | None = None

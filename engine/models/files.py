@@ -110,9 +110,10 @@ class ConfigFile:
             raise self.error(key, "a positive number")
         return float(value)
 
-    def flag(self, key: str, *, default: bool) -> bool:
+    def flag(self, key: str, *, default: bool | None = None) -> bool:
+        """true or false; a missing or null one reads as `default` where there is one."""
         value = self.values.get(key)
-        if value is None:
+        if value is None and default is not None:
             return default
         if not isinstance(value, bool):
             raise self.error(key, "true or false")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import copy
 from functools import partial
 
@@ -11,31 +10,11 @@ import torch
 from engine.models.adapter import DraftAdapter, LowRankUpdate
 from engine.models.decoder_config import DecoderConfig
 from engine.models.elementwise import Elementwise
-from engine.models.linear.base import Linear, Target, TensorTarget
+from engine.models.linear.base import Linear, PermutedTarget, Target, TensorTarget
 from engine.models.linear.storages import LINEARS
+from engine.models.mlp.gated import GatedMLP, projections
+from engine.models.mlp.mixture import MixtureMLP
 from engine.models.rope import Rotation
-
-
-class GatedMLP:
-    """down(silu(gate(x)) * up(x)). gate and up are one matrix and one product."""
-
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, storage: str) -> None:
-        make, hidden, inner = LINEARS[storage], config.hidden_size, config.intermediate_size
-        self.gate_up = make({"gate": inner, "up": inner}, hidden, dtype, device, False)
-        self.down = make({"down": hidden}, inner, dtype, device, False)
-
-    def add_to(self, total: torch.Tensor, x: torch.Tensor, elementwise: Elementwise) -> None:
-        """Adds the MLP of x to total, in place. Both: [T, hidden_size]."""
-        self.down.add_to(total, elementwise.silu_mul(self.gate_up(x)))
-
-    @property
-    def linears(self) -> tuple[Linear, ...]:
-        """The matrices that a pass reads."""
-        return self.gate_up, self.down
-
-    def targets(self) -> dict[str, Target]:
-        """The tensors of a checkpoint that fill it, under the names transformers gives a Llama-like MLP."""
-        return _projections({**self.gate_up.targets(), **self.down.targets()})
 
 
 class Layer:
@@ -48,10 +27,13 @@ class Layer:
         device: torch.device,
         adapter: DraftAdapter | None,
         storage: str = "dense",
+        index: int = 0,
     ) -> None:
-        """storage: of the matrices; a key of LINEARS. Those of a draft adapter are always dense."""
+        """storage: of the matrices; a key of LINEARS. Those of a draft adapter are always dense. index: the layer's."""
         vector = partial(torch.empty, dtype=dtype, device=device)
         hidden = config.hidden_size
+        self._index = index
+        self._order = config.rope.order(config.head_dim)
         self._heads = (config.num_heads, config.num_kv_heads)
         self._head_dim = config.head_dim
         self.input_norm = vector(hidden)
@@ -65,7 +47,11 @@ class Layer:
         make, hidden, q_dim, kv_dim = LINEARS[storage], config.hidden_size, config.q_dim, config.kv_dim
         self.qkv = make({"q": q_dim, "k": kv_dim, "v": kv_dim}, hidden, dtype, device, config.qkv_bias)
         self.output = make({"o": hidden}, q_dim, dtype, device, False)
-        self.mlp = GatedMLP(config, dtype, device, storage)
+        self.mlp: GatedMLP | MixtureMLP
+        if config.experts is not None and self._index >= config.experts.num_dense_layers:
+            self.mlp = MixtureMLP(config.experts, hidden, dtype, device, storage)
+        else:
+            self.mlp = GatedMLP(hidden, config.intermediate_size, dtype, device, storage)
 
     def copy_in(self, storage: str, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Layer:
         """This layer with matrices of another storage, not initialised; all the rest of it is the same memory."""
@@ -90,7 +76,7 @@ class Layer:
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """The matrices that every pass reads: without a draft adapter's."""
+        """The matrices that every pass reads: without those of a draft adapter and of experts."""
         return self.qkv, self.output, *self.mlp.linears
 
     @property
@@ -109,22 +95,27 @@ class Layer:
         norms = {"input_layernorm": self.input_norm, "post_attention_layernorm": self.mlp_norm}
         if self.q_norm is not None and self.k_norm is not None:
             norms |= {"self_attn.q_norm": self.q_norm, "self_attn.k_norm": self.k_norm}
-        return {f"{name}.weight": TensorTarget(norm) for name, norm in norms.items()} | self.matrix_targets()
+        found: dict[str, Target] = {f"{name}.weight": TensorTarget(norm) for name, norm in norms.items()}
+        return self._in_published_order(found) | self.matrix_targets()
 
     def matrix_targets(self) -> dict[str, Target]:
         """Those of `targets` that fill matrices and their biases."""
-        attention = _projections({**self.qkv.targets(), **self.output.targets()})
+        attention = projections({**self.qkv.targets(), **self.output.targets()})
         return {
-            **{f"self_attn.{name}": target for name, target in attention.items()},
+            **self._in_published_order({f"self_attn.{name}": target for name, target in attention.items()}),
             **{f"mlp.{name}": target for name, target in self.mlp.targets().items()},
+        }
+
+    def _in_published_order(self, targets: dict[str, Target]) -> dict[str, Target]:
+        """The same targets, q's and k's such that they take their rows in the order of a checkpoint."""
+        if self._order is None:
+            return targets
+        return {
+            name: PermutedTarget(target, self._order) if name.startswith(("self_attn.q_", "self_attn.k_")) else target
+            for name, target in targets.items()
         }
 
     def adapter_targets(self) -> dict[str, Target]:
         """The tensors of a draft adapter's checkpoint, under PEFT's names; empty without an adapter."""
         found = self.output_update.targets() if self.output_update is not None else {}
         return {f"self_attn.o_proj.{name}": target for name, target in found.items()}
-
-
-def _projections(targets: Mapping[str, Target]) -> dict[str, Target]:
-    """`q.weight` -> `q_proj.weight`."""
-    return {name.replace(".", "_proj.", 1): target for name, target in targets.items()}

@@ -162,20 +162,33 @@ def choose_storage(
 
     kept: how a quantized checkpoint stores them.
     """
+    if config.experts is not None and device.type == "cuda":
+        _check_experts_on_gpu(dtype, device, quantization, draft_quantization)
+        return Storage()
     for name in (quantization, draft_quantization):
         if name not in ("auto", "none"):
             check_quantization(name, device)
     draft = None if draft_quantization == "none" else draft_quantization
     if quantization not in ("auto", "none"):
         return Storage.quantized(quantization, draft)
-    hidden, inner = config.hidden_size, config.intermediate_size
-    shapes = [(config.q_dim + 2 * config.kv_dim, hidden), (hidden, config.q_dim), (2 * inner, hidden), (hidden, inner)]
+    shapes = config.layer_shapes
     layers = head = None
     if quantization == "auto":
         layers = storage_that_keeps(kept.layers, shapes, device)
-        head = storage_that_keeps(kept.head, [(config.vocab_size, hidden)], device)
+        head = storage_that_keeps(kept.head, [(config.vocab_size, config.hidden_size)], device)
     best = "" if layers and head else choose_float_storage(shapes, config.num_layers, dtype, device)
     return Storage(layers or best, head or best, draft)
+
+
+def _check_experts_on_gpu(dtype: torch.dtype, device: torch.device, quantization: str, draft_quantization: str) -> None:
+    """Raises ModelLoadError where expert layers cannot be multiplied on a GPU: the grouped product takes bfloat16."""
+    for option, name in (("quantization", quantization), ("draft_quantization", draft_quantization)):
+        if name not in ("auto", "none", *FLOAT_STORAGES):
+            raise ModelLoadError(f"{option} {name}: expert layers are not quantized on a GPU; choose none.")
+    if dtype != torch.bfloat16:
+        raise ModelLoadError("Expert layers run in bfloat16 on a GPU: choose --dtype bfloat16.")
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        raise ModelLoadError("Expert layers need a GPU of compute capability 9.0 or more.")
 
 
 def _own_dtype(config: ConfigFile, device: torch.device) -> torch.dtype:

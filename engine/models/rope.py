@@ -38,6 +38,8 @@ class RopeConfig:
     """A key of REQUIRED_PARAMETERS."""
     parameters: Mapping[str, float] = field(default_factory=dict)
     query_scaling: QueryScaling | None = None
+    rotary_dim: int | None = None
+    """Only the first so many elements of a head are rotated. None: all."""
 
     def __post_init__(self) -> None:
         if self.kind not in REQUIRED_PARAMETERS:
@@ -46,6 +48,20 @@ class RopeConfig:
         missing = [name for name in REQUIRED_PARAMETERS[self.kind] if name not in self.parameters]
         if missing:
             raise ModelLoadError(f"Rope type {self.kind!r} needs {', '.join(missing)} in rope_parameters.")
+        if self.rotary_dim is not None and self.kind != "default":
+            raise ModelLoadError(f"Rope type {self.kind!r} with partial rotation is not supported.")
+
+    def order(self, head_dim: int) -> torch.Tensor | None:
+        """How the elements of a head of q and k are stored: by place, the published element. None: as published.
+
+        A rotation pairs element i with i + head_dim / 2. Where only the first rotary_dim are rotated, among themselves,
+        each half of these leads one half of the head: then one rotation does for every family, and the elements that
+        are left have the angle 0. Scores are sums over elements of q and k in one order, whichever it is.
+        """
+        if self.rotary_dim is None:
+            return None
+        rotated, rest = torch.arange(self.rotary_dim).chunk(2), torch.arange(self.rotary_dim, head_dim).chunk(2)
+        return torch.cat((rotated[0], rest[0], rotated[1], rest[1]))
 
 
 class Rotation(NamedTuple):
@@ -95,8 +111,11 @@ def rope_frequencies(config: RopeConfig, head_dim: int) -> tuple[torch.Tensor, f
     conventions are theirs and not a second reading of them.
     """
     if config.kind == "default":
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        return 1.0 / config.theta**exponents, 1.0
+        rotated = config.rotary_dim or head_dim
+        frequencies = torch.zeros(head_dim // 2)
+        exponents = torch.arange(0, rotated, 2, dtype=torch.float32) / rotated
+        frequencies[: rotated // 2] = 1.0 / config.theta**exponents
+        return frequencies, 1.0
     # Imported here: it costs a second, and a model with plain RoPE starts without it.
     from transformers import PreTrainedConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -173,11 +173,25 @@ def _stored_names(path: Path) -> Iterable[str]:
 
 
 def _load(file: Any, path: Path, name: str, targets: list[Target]) -> None:
-    """Loads one tensor of an open file: its rows go to the targets, in order."""
+    """Loads one tensor of an open file: its rows go to the targets, in order. It may be a stack of equal matrices."""
     rows = [target.shape[0] for target in targets]
-    _slice(file, path, name, (sum(rows), *targets[0].shape[1:]))
-    for target, tensor in zip(targets, file.get_tensor(name).split_with_sizes(rows), strict=True):
-        target.load(tensor)
+    expected = (sum(rows), *targets[0].shape[1:])
+    stack = tuple(file.get_slice(name).get_shape())
+    if len(stack) == len(expected) + 1 and _is_stack(stack[:2], rows):
+        expected = (*stack[:2], *expected[1:])
+    _slice(file, path, name, expected)
+    tensor = file.get_tensor(name)
+    for target, part in zip(targets, tensor.flatten(0, -len(targets[0].shape)).split_with_sizes(rows), strict=True):
+        target.load(part)
+
+
+def _is_stack(shape: tuple[int, ...], rows: list[int]) -> bool:
+    """Whether so many matrices of so many rows are what targets of these rows fill, each from whole targets."""
+    count, each = shape
+    targets = len(rows) // count if count else 0
+    return targets * count == len(rows) and all(
+        sum(rows[start : start + targets]) == each for start in range(0, len(rows), targets)
+    )
 
 
 def _load_matrix(

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from tests.reference.block_checkpoints import backbone
+from tests.reference.block_checkpoints import MIXTURES, backbone
 from tests.reference.checkpoints import EOS, MASK, PAD
 from tests.reference.loops import Canvas, Run, Task, _record_unmasking, _settle_left_of_masks
+from tests.reference.mixtures.names import module_state
 from tests.reference.sampling import Choice
 from tests.reference.transformer import ReferenceModel
 
@@ -32,7 +33,10 @@ class BlockReferenceModel(ReferenceModel):
         self.family, self.block_length = family, block_length
         self.mask_id, self.end_ids, self.banned_ids = MASK, frozenset({EOS}), frozenset({MASK, PAD})
         self.model: Any = backbone(family, values, dtype)
-        missing, unexpected = self.model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
+        stored = load_file(directory / "model.safetensors")
+        if family in MIXTURES:
+            stored = module_state(stored, llada2=family == "llada2")
+        missing, unexpected = self.model.load_state_dict(stored, strict=False)
         assert missing == (["lm_head.weight"] if values["tie_word_embeddings"] else []), missing
         assert not unexpected, unexpected
 
@@ -79,6 +83,21 @@ def sdar(model: BlockReferenceModel, task: Task) -> Run:
         sure = {j for j in choices if task.threshold is not None and math.exp(choices[j].logprob) > task.threshold}
         _record_unmasking(run, choices, best, wanted, sure)
         return sure if len(sure) >= wanted else set(best[:wanted])
+
+    return _block_after_block(model, task, pick, ragged=False)
+
+
+def llada2(model: BlockReferenceModel, task: Task) -> Run:
+    """LLaDA2.0: step i takes all above the threshold if they are its share of the block, else its share of the best."""
+    length, steps = model.block_length, task.max_denoising_steps or model.block_length
+    shares = [length // steps + (step < length % steps) for step in range(steps)]
+
+    def pick(run: Run, canvas: BlockCanvas, choices: dict[int, Choice]) -> set[int]:
+        best = sorted(choices, key=lambda j: -choices[j].logprob)
+        share = min(shares[canvas.steps], len(best))
+        high = [j for j in best if task.threshold is not None and math.exp(choices[j].logprob) > task.threshold]
+        _record_unmasking(run, choices, best, share, set(high))
+        return set(high) if len(high) >= shares[canvas.steps] else set(best[:share])
 
     return _block_after_block(model, task, pick, ragged=False)
 

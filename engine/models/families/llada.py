@@ -1,4 +1,6 @@
-"""LLaDA 8B (Base, Instruct, 1.5): a Llama decoder under OLMo's names that sees the whole text in every pass.
+"""LLaDA 8B (Base, Instruct, 1.5) and LLaDA-MoE 7B-A1B: decoders that see the whole text in every pass.
+
+The first is a Llama under OLMo's names, the second a Qwen3-MoE whose router does not renormalise.
 
 Source: the published checkpoints' config.json, tensor names and generate.py (arXiv 2502.09992). Their remote code is
 never run.
@@ -6,12 +8,21 @@ never run.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from engine.models.families.description import ConfigKeys, ModelDescription, read_decoder_config, read_end_tokens
-from engine.models.families.names import WeightNames
+from engine.models.families.description import (
+    ConfigKeys,
+    ModelDescription,
+    count_dense_layers,
+    read_decoder_config,
+    read_end_tokens,
+    read_expert_counts,
+)
+from engine.models.families.names import LLAMA_NAMES, WeightNames, stacked_experts
 from engine.models.families.overrides import NO_OVERRIDES, Overrides, read_mask_token
 from engine.models.files import ConfigFile
+from engine.models.mlp.config import ExpertConfig
 from engine.models.spec import ModelSpec
 
 KEYS = ConfigKeys(
@@ -56,6 +67,14 @@ NEUTRAL: dict[str, Any] = {
 }  # fmt: skip
 """What the published configs say, or leave out, which means the same."""
 
+MOE_KEYS = ConfigKeys(intermediate_size="dense_intermediate_size")
+
+MOE_NEUTRAL: dict[str, Any] = {
+    "clip_qkv": None, "shared_expert_intermediate_size": None, "moe_router_enable_expert_bias": False,
+    "moe_router_score_function": "softmax",
+}  # fmt: skip
+"""What LLaDA-MoE's configs say, or leave out, which means the same."""
+
 BLOCK_LENGTH = 32
 """generate.py's own call has blocks of 32."""
 
@@ -63,17 +82,59 @@ BLOCK_LENGTH = 32
 def describe_llada(config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES) -> ModelDescription:
     """config.json and generation_config.json -> description. Raises ModelLoadError naming file and key of a bad
     value."""
-    _refuse_other_architectures(config)
+    if config.values.get("expert_intermediate_size") is not None:
+        return describe_llada_moe(config, generation, overrides)
+    _refuse_others(config, REQUIRED, NEUTRAL, "LLaDA 8B")
     decoder = read_decoder_config(config, KEYS)
     size = decoder.vocab_size
     if config.integer("embedding_size", default=size) != size:
         raise config.error("embedding_size", f"vocab_size ({size})")
-    spec = ModelSpec(
-        family="llada",
-        mask_token_id=read_mask_token(config, size, overrides, ("<|mdm_mask|>",)),
+    spec = _spec("llada", config, generation, overrides, size, "<|mdm_mask|>", ["<|eot_id|>"])
+    return ModelDescription(config=decoder, spec=spec, names=NAMES, keys=KEYS)
+
+
+def describe_llada_moe(
+    config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES
+) -> ModelDescription:
+    """The same of LLaDA-MoE. Its weights are the softmax over all experts as it is, whatever `norm_topk_prob` says."""
+    _refuse_others(config, {}, MOE_NEUTRAL, "LLaDA-MoE")
+    experts, per_token = read_expert_counts(config)
+    layers = config.values.get("moe_layer_freq")
+    if layers is not None and (not isinstance(layers, list) or len(layers) != config.integer("num_hidden_layers")):
+        raise config.error("moe_layer_freq", "a list with an entry a layer")
+    dense = [index for index, mixed in enumerate(layers or ()) if not mixed]
+    mixture = ExpertConfig(
+        num_experts=experts,
+        per_token=per_token,
+        intermediate_size=config.integer("expert_intermediate_size"),
+        scoring="softmax",
+        renormalised=False,
+        num_dense_layers=count_dense_layers(config, "moe_layer_freq", dense),
+    )
+    decoder = read_decoder_config(
+        config, MOE_KEYS, qk_norm=config.flag("qk_layernorm"), experts=mixture, partial_rotation=True
+    )
+    spec = _spec("llada_moe", config, generation, overrides, decoder.vocab_size, "<|mask|>", ["<|role_end|>"])
+    names = replace(LLAMA_NAMES, stacked=stacked_experts(experts))
+    return ModelDescription(config=decoder, spec=spec, names=names, keys=MOE_KEYS)
+
+
+def _spec(
+    family: str,
+    config: ConfigFile,
+    generation: ConfigFile,
+    overrides: Overrides,
+    size: int,
+    mask: str,
+    turn_ends: list[str],
+) -> ModelSpec:
+    """The traits that both share. size: of the vocabulary; mask: the tokenizer's mask; turn_ends: of a chat."""
+    return ModelSpec(
+        family=family,
+        mask_token_id=read_mask_token(config, size, overrides, (mask,)),
         pad_token_id=config.token_id("pad_token_id", size),
         bos_token_id=config.token_id("bos_token_id", size) or generation.token_id("bos_token_id", size),
-        end_token_ids=read_end_tokens(config, generation, size, ["<|eot_id|>"]),
+        end_token_ids=read_end_tokens(config, generation, size, turn_ends),
         block_length=overrides.block_length or BLOCK_LENGTH,
         context_attention="bidirectional",
         block_start="mask",
@@ -81,15 +142,14 @@ def describe_llada(config: ConfigFile, generation: ConfigFile, overrides: Overri
         remaskings=("low_confidence", "random"),
         default_threshold=None,
     )
-    return ModelDescription(config=decoder, spec=spec, names=NAMES, keys=KEYS)
 
 
-def _refuse_other_architectures(config: ConfigFile) -> None:
+def _refuse_others(config: ConfigFile, required: dict[str, Any], neutral: dict[str, Any], model: str) -> None:
     """Raises ModelLoadError where a key says that this is another architecture: its weights would load as noise."""
-    for key, value in (REQUIRED | NEUTRAL).items():
+    for key, value in (required | neutral).items():
         found = config.values.get(key)
-        if found is None and key in NEUTRAL:
+        if found is None and key in neutral:
             continue
         if found != value or isinstance(found, bool) is not isinstance(value, bool):
             expected = "unset" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-            raise config.error(key, f"{expected}, as in LLaDA 8B: nothing else is supported")
+            raise config.error(key, f"{expected}, as in {model}: nothing else is supported")

@@ -25,6 +25,9 @@ class WeightNames:
     """The family's name -> the decoder's, for tensors outside the layers, after the prefix. Others keep their name."""
     layer: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The family's name -> the decoder's, several for a fused tensor, after `layers.N.`. Others keep their name."""
+    stacked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names after `layers.N.` of tensors [experts, rows, columns] that some writers store instead of one an expert ->
+    the decoder's, expert after expert."""
     ignored_suffixes: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Buffers that some writers store and no loader needs."""
 
@@ -40,7 +43,8 @@ class WeightNames:
         if in_layer is None:
             return (self.body.get(name, name),)
         number, own = in_layer.groups()
-        return tuple(f"layers.{number}.{wanted}" for wanted in self.layer.get(own, (own,)))
+        found = self.stacked.get(own) or self.layer.get(own, (own,))
+        return tuple(f"layers.{number}.{wanted}" for wanted in found)
 
     def adapter_names(self, name: str) -> tuple[str, ...]:
         """The tensors that a draft adapter's tensor fills. PEFT's wrapper and adapter name are left out."""
@@ -72,3 +76,12 @@ class WeightNames:
 
 LLAMA_NAMES = WeightNames(body_prefixes=("model.",), heads=("lm_head.weight",))
 """The names that transformers gives a Llama, a Qwen2 and a Qwen3."""
+
+
+def stacked_experts(count: int) -> dict[str, tuple[str, ...]]:
+    """`WeightNames.stacked` for the names that transformers gives the experts of a layer, stacked."""
+    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+    return {
+        f"mlp.experts.{stacked}": tuple(f"mlp.experts.{n}.{part}.weight" for n in range(count) for part in own)
+        for stacked, own in parts.items()
+    }

@@ -9,10 +9,11 @@ from engine.errors import ModelLoadError
 from engine.models.families.description import ModelDescription
 from engine.models.families.dream import describe_dream
 from engine.models.families.fast_dllm_v2 import describe_fast_dllm_v2
-from engine.models.families.llada import describe_llada
+from engine.models.families.llada import describe_llada, describe_llada_moe
+from engine.models.families.llada2 import describe_llada2
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
 from engine.models.families.overrides import NO_OVERRIDES, Overrides
-from engine.models.families.sdar import describe_sdar
+from engine.models.families.sdar import describe_sdar, describe_sdar_moe
 from engine.models.families.stable_diffcoder import describe_stable_diffcoder
 from engine.models.files import ConfigFile
 
@@ -33,8 +34,11 @@ FAMILIES: Mapping[str, Family] = {
         describe=describe_nemotron_labs_diffusion, architectures=("NemotronLabsDiffusionModel",)
     ),
     "llada": Family(describe=describe_llada, architectures=("LLaDAModelLM",)),
+    "llada_moe": Family(describe=describe_llada_moe, architectures=("LLaDAMoEModelLM",)),
+    "llada2": Family(describe=describe_llada2, architectures=("LLaDA2MoeModelLM",)),
     "dream": Family(describe=describe_dream, architectures=("DreamModel",)),
     "sdar": Family(describe=describe_sdar, architectures=("SDARForCausalLM",)),
+    "sdar_moe": Family(describe=describe_sdar_moe, architectures=("SDARMoeForCausalLM",)),
     "stable_diffcoder": Family(
         describe=describe_stable_diffcoder, architectures=("StableDiffcoderForCausalLM", "SeedDiffcoderForCausalLM")
     ),

@@ -1,4 +1,4 @@
-"""SDAR (dense): a Qwen3 decoder whose context is encoded by blocks of 4, 8, 16, 32 or 64 tokens.
+"""SDAR: a Qwen3 or Qwen3-MoE decoder whose context is encoded by blocks of 4, 8, 16, 32 or 64 tokens.
 
 Sources: JetLM's published checkpoints (config.json, tensor names) and SDAR's `generate.py`. The published config.json
 names neither the mask, which is the tokenizer's `<|MASK|>`, nor the block length, which is told by the checkpoint's
@@ -7,11 +7,20 @@ name alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.errors import ModelLoadError
-from engine.models.families.description import ModelDescription, read_decoder_config, read_end_tokens
-from engine.models.families.names import LLAMA_NAMES
+from engine.models.families.description import (
+    ModelDescription,
+    count_dense_layers,
+    read_decoder_config,
+    read_end_tokens,
+    read_expert_counts,
+)
+from engine.models.families.names import LLAMA_NAMES, stacked_experts
 from engine.models.families.overrides import NO_OVERRIDES, Overrides, read_block_length, read_mask_token
 from engine.models.files import ConfigFile
+from engine.models.mlp.config import ExpertConfig
 from engine.models.spec import ModelSpec
 
 TRAINED_LENGTHS = (4, 8, 16, 32, 64)
@@ -21,15 +30,43 @@ WHICH_LENGTH = " (4 for SDAR-...-Chat, 8 for -b8, and so on)"
 def describe_sdar(config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES) -> ModelDescription:
     """config.json and generation_config.json -> description. Raises ModelLoadError naming file and key of a bad
     value."""
-    decoder = read_decoder_config(config, qk_norm=True)
+    return _describe("sdar", config, generation, overrides, None)
+
+
+def describe_sdar_moe(
+    config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES
+) -> ModelDescription:
+    """The same of a checkpoint with experts."""
+    return _describe("sdar_moe", config, generation, overrides, _read_experts(config))
+
+
+def _read_experts(config: ConfigFile) -> ExpertConfig:
+    """Qwen3-MoE's keys: softmax over all experts, renormalised if config.json says so."""
+    experts, per_token = read_expert_counts(config)
+    if config.integer("decoder_sparse_step", default=1) != 1:
+        raise config.error("decoder_sparse_step", "1: experts in every layer")
+    return ExpertConfig(
+        num_experts=experts,
+        per_token=per_token,
+        intermediate_size=config.integer("moe_intermediate_size"),
+        scoring="softmax",
+        renormalised=config.flag("norm_topk_prob"),
+        num_dense_layers=count_dense_layers(config, "mlp_only_layers", config.values.get("mlp_only_layers") or []),
+    )
+
+
+def _describe(
+    family: str, config: ConfigFile, generation: ConfigFile, overrides: Overrides, experts: ExpertConfig | None
+) -> ModelDescription:
+    decoder = read_decoder_config(config, qk_norm=True, experts=experts)
     block_length = read_block_length(config, overrides, ["block_size", "block_length"], hint=WHICH_LENGTH)
     if block_length not in TRAINED_LENGTHS and overrides.family is None:
         raise ModelLoadError(
             f"{config.path}: SDAR's checkpoints have blocks of {', '.join(map(str, TRAINED_LENGTHS))} tokens, not "
-            f"{block_length}. Other families name the same architecture; if this is SDAR, give --model-family sdar."
+            f"{block_length}. Other families name the same architecture; if this is SDAR, give --model-family {family}."
         )
     spec = ModelSpec(
-        family="sdar",
+        family=family,
         mask_token_id=read_mask_token(config, decoder.vocab_size, overrides, ["<|MASK|>"]),
         pad_token_id=config.token_id("pad_token_id", decoder.vocab_size),
         bos_token_id=config.token_id("bos_token_id", decoder.vocab_size),
@@ -44,4 +81,7 @@ def describe_sdar(config: ConfigFile, generation: ConfigFile, overrides: Overrid
         strict_threshold=True,
         even_schedule="block",
     )
-    return ModelDescription(config=decoder, spec=spec, names=LLAMA_NAMES)
+    names = LLAMA_NAMES
+    if experts is not None:
+        names = replace(names, stacked=stacked_experts(experts.num_experts))
+    return ModelDescription(config=decoder, spec=spec, names=names)

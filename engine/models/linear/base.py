@@ -85,6 +85,33 @@ class SharedTarget(Target):
         return self._places[0].values()
 
 
+class PermutedTarget(Target):
+    """Rows that are stored in another order than a checkpoint brings them in, the same in every period of rows."""
+
+    def __init__(self, place: Target, order: torch.Tensor) -> None:
+        """order: by row within a period, the checkpoint's row that is stored there."""
+        self.shape = place.shape
+        self._place = place
+        periods = torch.arange(0, self.shape[0], len(order))
+        self._order = (periods[:, None] + order).flatten()
+
+    def load(self, tensor: torch.Tensor) -> None:
+        """See Target."""
+        self._place.load(tensor[self._order.to(tensor.device)])
+
+    def load_quantized(self, weight: QuantizedWeight) -> None:
+        """See Target."""
+        zeros = None if weight.zeros is None else weight.zeros[self._order]
+        self._place.load_quantized(
+            QuantizedWeight(weight.values[self._order], weight.scales[self._order], zeros, weight.bits)
+        )
+
+    def values(self) -> torch.Tensor:
+        """See Target. A copy, in the checkpoint's order."""
+        stored = self._place.values()
+        return stored[self._order.argsort().to(stored.device)]
+
+
 class Linear(ABC):
     """A weight matrix [outputs, inputs] and its product with rows of activations.
 

@@ -16,6 +16,7 @@ from engine.models.decoder import Decoder
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile
 from engine.models.linear.storages import Storage
+from engine.models.mlp.config import ExpertConfig
 from engine.request import Request
 from engine.sequence import Sequence
 from tests.conftest import MakeEngine
@@ -108,6 +109,25 @@ def test_quantized_weights_are_read_as_they_are_stored_and_narrower_ones_draft()
         assert verify.projections == Work(full, 8 * 2 * MATRICES)
         assert mixed.projections.bytes == full
         assert verify.head == Work(HEAD + head, 8 * 2 * HEAD)
+
+
+def test_of_experts_a_pass_reads_those_that_it_is_expected_to_touch() -> None:
+    """The least time of one token would be that of a whole mixture model: thirty times too much."""
+    config = describe_model(ConfigFile(Path(), tiny_config()), ConfigFile(Path(), {})).config
+    experts = ExpertConfig(
+        num_experts=8, per_token=2, intermediate_size=16, scoring="softmax", renormalised=True, shared_size=24,
+        num_dense_layers=1,
+    )  # fmt: skip
+    mixed = replace(config, experts=experts)
+    decoder = Decoder(mixed, dtype=torch.bfloat16, device=torch.device("meta"), num_positions=1)
+    always = MATRICES - 3 * 32 * 48 + 3 * 32 * 24  # the second layer's MLP is the shared one's
+    one = 3 * 32 * 16
+    counts = WorkCounter(decoder, 2)
+    assert counts.weight_bytes == decoder.num_bytes - 2 * HEAD  # the embedding is looked up
+    for tokens, share in ((1, 0.25), (2, 1 - 0.75**2), (64, 1 - 0.75**64)):
+        work = counts.count(PassShape(tokens=tokens, logit_rows=tokens)).projections
+        assert work.bytes == 2 * always + 4 * 8 * 32 + round(2 * 8 * one * share)  # the router is float32
+        assert work.operations == tokens * 2 * (always + 8 * 32 + 2 * one)
 
 
 def test_a_pass_without_logits_does_not_read_the_head_and_an_empty_one_reads_nothing() -> None:

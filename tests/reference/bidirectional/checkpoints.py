@@ -1,4 +1,4 @@
-"""Random checkpoints in LLaDA's and Dream's published layouts, on transformers' own Llama and Qwen2 modules."""
+"""Random checkpoints in the published layouts of LLaDA, LLaDA-MoE and Dream, on transformers' own modules."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from tests.reference.checkpoints import write_weights
+from tests.reference.mixtures.names import published
+from tests.reference.mixtures.own_dtype import keep_dtype
 
 BOS, EOS, MASK, END_OF_TURN = 1, 2, 5, 3
 LLADA_NAMES = {
@@ -53,8 +62,44 @@ def dream_config(**overrides: Any) -> dict[str, Any]:
     return {key: value for key, value in (config | overrides).items() if value is not None}
 
 
-def module_of(config: dict[str, Any]) -> LlamaForCausalLM | Qwen2ForCausalLM:
+def llada_moe_config(**overrides: Any) -> dict[str, Any]:
+    """A config.json with the published keys of LLaDA-MoE-7B-A1B, tiny; an override of None removes the key."""
+    config: dict[str, Any] = {
+        "architectures": ["LLaDAMoEModelLM"], "model_type": "llada", "hidden_size": 32, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "hidden_act": "silu", "vocab_size": 96,
+        "rms_norm_eps": 1e-5, "rope_theta": 50000.0, "max_position_embeddings": 512, "num_experts": 16,
+        "num_experts_per_tok": 4, "expert_intermediate_size": 24, "dense_intermediate_size": 48,
+        "moe_layer_freq": [0, 1, 1], "qk_layernorm": True, "moe_router_enable_expert_bias": False,
+        "moe_router_score_function": "softmax", "partial_rotary_factor": 1, "norm_topk_prob": True,
+        "tie_word_embeddings": False, "mask_token_id": MASK, "eos_token_id": EOS, "pad_token_id": EOS,
+    }  # fmt: skip
+    return {key: value for key, value in (config | overrides).items() if value is not None}
+
+
+def qwen3_moe_module(config: dict[str, Any]) -> Qwen3MoeForCausalLM:
+    """transformers' module of LLaDA-MoE's shape. It never renormalises, whatever the config says."""
+    same = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
+        "max_position_embeddings", "tie_word_embeddings", "num_experts", "num_experts_per_tok",
+    )  # fmt: skip
+    shape = Qwen3MoeConfig(
+        **{key: config[key] for key in same}, pad_token_id=None, use_sliding_window=False, norm_topk_prob=False,
+        intermediate_size=config["dense_intermediate_size"], moe_intermediate_size=config["expert_intermediate_size"],
+        mlp_only_layers=[index for index, mixed in enumerate(config["moe_layer_freq"]) if not mixed],
+        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        head_dim=config["hidden_size"] // config["num_attention_heads"],
+    )  # fmt: skip
+    shape._attn_implementation = "sdpa"
+    shape._experts_implementation = "eager"  # a loop over experts
+    model = Qwen3MoeForCausalLM(shape).eval()
+    keep_dtype(model)
+    return model
+
+
+def module_of(config: dict[str, Any]) -> LlamaForCausalLM | Qwen2ForCausalLM | Qwen3MoeForCausalLM:
     """transformers' module of a config's shape, with its own random weights."""
+    if config["architectures"] == ["LLaDAMoEModelLM"]:
+        return qwen3_moe_module(config)
     if config["architectures"] == ["LLaDAModelLM"]:
         shape = LlamaConfig(
             vocab_size=config["vocab_size"], hidden_size=config["d_model"], intermediate_size=config["mlp_hidden_size"],
@@ -80,6 +125,8 @@ def module_of(config: dict[str, Any]) -> LlamaForCausalLM | Qwen2ForCausalLM:
 
 def published_names(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The module's tensors under the names of the published layout."""
+    if config["architectures"] == ["LLaDAMoEModelLM"]:
+        return published(tensors)
     if config["architectures"] != ["LLaDAModelLM"]:
         return tensors  # Dream's are Qwen2's own
     named = {}
@@ -112,7 +159,7 @@ def write_whole_checkpoint(
             tensors[name] = 0.5 * drawn
         else:
             scale = logit_scale if name == "lm_head.weight" else 3.0 if "o_proj" in name else 1.5
-            tensors[name] = scale * parameter.shape[1] ** -0.5 * drawn
+            tensors[name] = scale * parameter.shape[-1] ** -0.5 * drawn
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1))
     (directory / "generation_config.json").write_text(json.dumps(generation or {"eos_token_id": EOS}))

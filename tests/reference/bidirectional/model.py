@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import DynamicCache
 
 from tests.reference.bidirectional.checkpoints import module_of, published_names
+from tests.reference.mixtures.names import module_state
 
 
 class WholeModel:
@@ -24,10 +26,15 @@ class WholeModel:
         self.shift = int(config["architectures"] == ["DreamModel"])
         self.module = module_of(config)
         stored = load_file(directory / "model.safetensors")
+        self.module.load_state_dict(self._own_names(config, stored))
+        self.module.to(dtype=dtype)
+
+    def _own_names(self, config: dict[str, Any], stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if config["architectures"] == ["LLaDAMoEModelLM"]:
+            return module_state(stored)
         own = published_names(config, {name: torch.empty(0) for name in self.module.state_dict()})
         back = dict(zip(own, self.module.state_dict(), strict=True))
-        self.module.load_state_dict({back[name]: tensor for name, tensor in stored.items()})
-        self.module.to(dtype=dtype)
+        return {back[name]: tensor for name, tensor in stored.items()}
 
     def reset(self) -> None:
         """Nothing is kept from one sequence to the next."""

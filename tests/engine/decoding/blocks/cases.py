@@ -15,7 +15,7 @@ from tests.conftest import MakeEngine, engine_maker
 from tests.engine.decoding.harness import agrees, random_prompt, request_for
 from tests.engine.driving import drive
 from tests.reference.block_checkpoints import write_block_checkpoint
-from tests.reference.block_loops import BlockReferenceModel, fast_dllm_v2, sdar, stable_diffcoder
+from tests.reference.block_loops import BlockReferenceModel, fast_dllm_v2, llada2, sdar, stable_diffcoder
 from tests.reference.loops import Run, Task
 
 Loop = Callable[[BlockReferenceModel, Task], Run]
@@ -26,11 +26,19 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "stable_diffcoder": {"logit_scale": 3.0},
     "fast_dllm_v2": {"logit_scale": 3.0, "bd_size": 16},
     "fast_dllm_v2_32": {"logit_scale": 2.0, "bd_size": 32, "seed": 1, "tie_word_embeddings": False},
+    "sdar_moe": {"logit_scale": 3.0},
+    "llada2": {"logit_scale": 3.0, "block_length": 8},
 }
 """What `write_block_checkpoint` is told, by name. The family is what the name begins with."""
-BLOCK_LENGTHS = {"sdar": 4, "sdar_8": 8, "stable_diffcoder": 4, "fast_dllm_v2": 16, "fast_dllm_v2_32": 32}
+BLOCK_LENGTHS = {
+    "sdar": 4, "sdar_8": 8, "stable_diffcoder": 4, "fast_dllm_v2": 16, "fast_dllm_v2_32": 32,
+    "sdar_moe": 4, "llada2": 8,
+}  # fmt: skip
 
-LOOPS: dict[str, Loop] = {"sdar": sdar, "stable_diffcoder": stable_diffcoder, "fast_dllm_v2": fast_dllm_v2}
+LOOPS: dict[str, Loop] = {
+    "sdar": sdar, "stable_diffcoder": stable_diffcoder, "fast_dllm_v2": fast_dllm_v2,
+    "sdar_moe": sdar, "llada2": llada2,
+}  # fmt: skip
 
 
 class Order(NamedTuple):
@@ -49,9 +57,11 @@ ORDERS: dict[str, dict[str, Order]] = {
         "sequential": Order((None,), steps=True, remasking="sequential"),
     },
     "stable_diffcoder": {"even": Order((None,), steps=True), "threshold": Order((0.2, 0.6, 1.0))},
+    "llada2": {"dynamic": Order((0.2, 0.5, 0.95, None), steps=True)},
     "fast_dllm_v2": {"threshold": Order((0.2, 0.5, 0.9)), "one_by_one": Order((1.0, None))},
 }
 """By family, the orders that its loop offers."""
+ORDERS["sdar_moe"] = ORDERS["sdar"]
 
 
 def family_of(name: str) -> str:

@@ -17,12 +17,19 @@ from engine.request import Request
 from tests.conftest import MakeEngine, engine_maker
 from tests.engine.decoding.harness import agrees, random_prompt, request_for
 from tests.engine.driving import drive
-from tests.reference.bidirectional.checkpoints import dream_config, llada_config, write_whole_checkpoint
+from tests.reference.bidirectional.checkpoints import (
+    dream_config,
+    llada_config,
+    llada_moe_config,
+    write_whole_checkpoint,
+)
 from tests.reference.bidirectional.loops import DREAM_ORDERS, WholeTask, whole
 from tests.reference.bidirectional.model import WholeModel
 from tests.reference.sampling import GREEDY, Sampling
 
 ORDERS: dict[str, Sequence[str]] = {"llada": ("low_confidence", "random"), "dream": DREAM_ORDERS}
+MIXTURE_ORDERS = ORDERS["llada"]
+"""Of LLaDA-MoE, whose own loop is LLaDA's."""
 SAMPLED = (
     Sampling(temperature=0.8, seed=11),
     Sampling(temperature=1.2, top_k=6, top_p=0.8, seed=2**40),
@@ -66,7 +73,7 @@ class Family:
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Family]:
     """By name and precision."""
     root = tmp_path_factory.mktemp("whole")
-    configs = {"llada": llada_config(), "dream": dream_config()}
+    configs = {"llada": llada_config(), "dream": dream_config(), "llada_moe": llada_moe_config()}
     found = {}
     for name, config in configs.items():
         directory = write_whole_checkpoint(root / name, config, logit_scale=3.0)

@@ -114,12 +114,6 @@ def test_an_unknown_order_in_the_generation_config_is_refused() -> None:
         describe("dream", {"alg": "magic"})
 
 
-def test_llada_moe_is_refused_by_its_name() -> None:
-    """It says `model_type: llada`, as LLaDA 8B does."""
-    with pytest.raises(ModelLoadError, match="architecture LLaDAMoEModelLM is not supported"):
-        describe("llada", architectures=["LLaDAMoEModelLM"])
-
-
 def test_what_the_operator_says_goes_first() -> None:
     overrides = Overrides(family="llada", block_length=8, mask_token_id=11)
     config = ConfigFile(Path("config.json"), llada_config(architectures=["Renamed"], mask_token_id=None))

@@ -155,7 +155,7 @@ def test_a_repacked_checkpoint_is_served_as_what_the_operator_says(tmp_path: Pat
         describe(tmp_path, config, Overrides(family="llama"))
 
 
-@pytest.mark.parametrize("architecture", ["SDARMoeForCausalLM", "Qwen2ForCausalLM", "LLaDA2MoeModelLM"])
+@pytest.mark.parametrize("architecture", ["Qwen3MoeForCausalLM", "Qwen2ForCausalLM", "LLaDA2_2ModelLM"])
 def test_foreign_architectures_are_refused(architecture: str, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=f"architecture {architecture} is not supported"):
         describe(tmp_path, block_config("sdar", architectures=[architecture]))

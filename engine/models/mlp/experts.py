@@ -1,0 +1,146 @@
+"""Experts: the many small MLPs of a layer, and the product of a pass's tokens with those that were chosen for them.
+
+Tokens are brought into the order of their experts, so that each expert in use is multiplied once, with rows that lie
+together. What a row becomes depends on its own experts alone; the order of a sum is that of the router's choice.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from engine.models.elementwise import Elementwise
+from engine.models.linear.base import Linear, Target, TensorTarget
+from engine.models.mlp.config import ExpertConfig
+from engine.models.mlp.gated import GatedMLP
+
+
+class Experts(ABC):
+    """The experts of one layer."""
+
+    def __init__(self, config: ExpertConfig) -> None:
+        self.config = config
+
+    def add_to(
+        self,
+        total: torch.Tensor,
+        x: torch.Tensor,
+        weights: torch.Tensor,
+        chosen: torch.Tensor,
+        elementwise: Elementwise,
+    ) -> None:
+        """Adds the weighed sum of each row's experts to total, in place. total, x: [T, hidden_size].
+
+        weights, chosen: [T, per_token], the experts of each row and what each of them counts.
+        """
+        tokens, count = chosen.shape
+        ordered, order = chosen.flatten().sort(stable=True)  # [T * per_token]
+        products = self.multiply(x.index_select(0, order.div(count, rounding_mode="floor")), ordered, elementwise)
+        own = torch.empty_like(products).index_copy_(0, order, products).view(tokens, count, -1)
+        total.unsqueeze(1).baddbmm_(weights.unsqueeze(1), own)
+
+    @abstractmethod
+    def multiply(self, rows: torch.Tensor, experts: torch.Tensor, elementwise: Elementwise) -> torch.Tensor:
+        """Each row's own MLP. rows: [R, hidden_size]; experts: [R], ascending. Returns [R, hidden_size]."""
+
+    @abstractmethod
+    def targets(self) -> dict[str, Target]:
+        """The tensors of a checkpoint that fill them: those of a GatedMLP, after `NUMBER.`."""
+
+    @property
+    @abstractmethod
+    def linears(self) -> tuple[Linear, ...]:
+        """The matrices, where each is multiplied on its own."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Bytes of all experts."""
+
+    @property
+    @abstractmethod
+    def operations(self) -> int:
+        """Operations for each row of x; a multiply-add is two."""
+
+
+class SeparateExperts(Experts):
+    """Each expert is a GatedMLP of its own, in any storage. For a CPU: how many rows an expert has is asked for.
+
+    torch's grouped product does the same there, matrix by matrix, and knows neither packed storages nor float64.
+    """
+
+    def __init__(
+        self, config: ExpertConfig, hidden: int, dtype: torch.dtype, device: torch.device, storage: str
+    ) -> None:
+        super().__init__(config)
+        self._mlps = [
+            GatedMLP(hidden, config.intermediate_size, dtype, device, storage) for _ in range(config.num_experts)
+        ]
+
+    def multiply(self, rows: torch.Tensor, experts: torch.Tensor, elementwise: Elementwise) -> torch.Tensor:
+        """See Experts."""
+        counts = experts.bincount(minlength=len(self._mlps)).tolist()
+        used = [mlp for mlp, count in zip(self._mlps, counts, strict=True) if count]
+        sizes = [count for count in counts if count]
+        between = [mlp.gate_up(part) for mlp, part in zip(used, rows.split_with_sizes(sizes), strict=True)]
+        parts = elementwise.silu_mul(torch.cat(between)).split_with_sizes(sizes)
+        return torch.cat([mlp.down(part) for mlp, part in zip(used, parts, strict=True)])
+
+    def targets(self) -> dict[str, Target]:
+        """See Experts."""
+        return {f"{i}.{name}": target for i, mlp in enumerate(self._mlps) for name, target in mlp.targets().items()}
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """See Experts."""
+        return tuple(linear for mlp in self._mlps for linear in mlp.linears)
+
+    @property
+    def num_bytes(self) -> int:
+        """See Experts."""
+        return sum(linear.num_bytes for linear in self.linears)
+
+    @property
+    def operations(self) -> int:
+        """See Experts."""
+        return self.config.per_token * sum(linear.operations for linear in self._mlps[0].linears)
+
+
+class GroupedExperts(Experts):
+    """All experts in two tensors, multiplied by torch's grouped product. For a GPU: where an expert's rows end is
+    device data, so that a captured pass can be replayed with other choices."""
+
+    linears = ()
+
+    def __init__(self, config: ExpertConfig, hidden: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(config)
+        inner = config.intermediate_size
+        self._gate_up = torch.empty((config.num_experts, 2 * inner, hidden), dtype=dtype, device=device)
+        self._down = torch.empty((config.num_experts, hidden, inner), dtype=dtype, device=device)
+        self._numbers = torch.arange(config.num_experts, device=device)
+
+    def multiply(self, rows: torch.Tensor, experts: torch.Tensor, elementwise: Elementwise) -> torch.Tensor:
+        """See Experts."""
+        ends = torch.searchsorted(experts, self._numbers, right=True, out_int32=True)
+        between = torch._grouped_mm(rows, self._gate_up.transpose(1, 2), offs=ends)
+        return torch._grouped_mm(elementwise.silu_mul(between), self._down.transpose(1, 2), offs=ends)
+
+    def targets(self) -> dict[str, Target]:
+        """See Experts."""
+        found: dict[str, Target] = {}
+        for number in range(self.config.num_experts):
+            gate, up = self._gate_up[number].chunk(2)
+            parts = {"gate_proj": gate, "up_proj": up, "down_proj": self._down[number]}
+            found |= {f"{number}.{name}.weight": TensorTarget(part) for name, part in parts.items()}
+        return found
+
+    @property
+    def num_bytes(self) -> int:
+        """See Experts."""
+        return self._gate_up.nbytes + self._down.nbytes
+
+    @property
+    def operations(self) -> int:
+        """See Experts."""
+        return 2 * self.config.per_token * (self._gate_up[0].numel() + self._down[0].numel())

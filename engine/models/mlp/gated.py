@@ -1,0 +1,42 @@
+"""GatedMLP: the plain MLP of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from engine.models.elementwise import Elementwise
+from engine.models.linear.base import Linear, Target
+from engine.models.linear.storages import LINEARS
+
+
+class GatedMLP:
+    """down(silu(gate(x)) * up(x)). gate and up are one matrix and one product."""
+
+    experts = None
+    """No part of it is for some tokens alone."""
+
+    def __init__(self, hidden: int, inner: int, dtype: torch.dtype, device: torch.device, storage: str) -> None:
+        """hidden, inner: the sizes of its inputs and outputs, and between. storage: a key of LINEARS."""
+        make = LINEARS[storage]
+        self.gate_up = make({"gate": inner, "up": inner}, hidden, dtype, device, False)
+        self.down = make({"down": hidden}, inner, dtype, device, False)
+
+    def add_to(self, total: torch.Tensor, x: torch.Tensor, elementwise: Elementwise) -> None:
+        """Adds the MLP of x to total, in place. Both: [T, hidden_size]."""
+        self.down.add_to(total, elementwise.silu_mul(self.gate_up(x)))
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The matrices that every pass reads."""
+        return self.gate_up, self.down
+
+    def targets(self) -> dict[str, Target]:
+        """The tensors of a checkpoint that fill it, under the names transformers gives a Llama-like MLP."""
+        return projections({**self.gate_up.targets(), **self.down.targets()})
+
+
+def projections(targets: Mapping[str, Target]) -> dict[str, Target]:
+    """`q.weight` -> `q_proj.weight`."""
+    return {name.replace(".", "_proj.", 1): target for name, target in targets.items()}
