@@ -101,6 +101,8 @@ class Unsupported:
 
 
 _CHAT: tuple[EndpointName, ...] = ("chat",)
+_RESPONSES: tuple[EndpointName, ...] = ("responses",)
+_CHATS: tuple[EndpointName, ...] = ("chat", "responses")
 _COMPLETIONS: tuple[EndpointName, ...] = ("completions",)
 
 UNSUPPORTED: dict[str, Unsupported] = {
@@ -154,8 +156,8 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "mm_processor_kwargs": Unsupported(({},), _CHAT),
     "max_completion_tokens": Unsupported((), _COMPLETIONS, hint="Use 'max_tokens'."),
     "top_logprobs": Unsupported((0,), _COMPLETIONS, hint="Use 'logprobs': k."),
-    "messages": Unsupported((), _COMPLETIONS, hint="Use /v1/chat/completions."),
-    "prompt": Unsupported((), _CHAT, hint="Use 'messages', or /v1/completions."),
+    "messages": Unsupported((), ("completions", "responses"), hint="Use /v1/chat/completions."),
+    "prompt": Unsupported((), _CHATS, hint="Send its text, or use /v1/completions."),
     "echo": Unsupported((False,), _CHAT),
     "suffix": Unsupported((), _CHAT, hint="Use /v1/completions."),
     "add_generation_prompt": Unsupported((True,), _CHAT),
@@ -169,9 +171,14 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "prediction": Unsupported((), _CHAT),
     "verbosity": Unsupported(("medium",), _CHAT),
     "web_search_options": Unsupported((), _CHAT),
-    "prompt_cache_options": Unsupported((), _CHAT),
-    "prompt_cache_retention": Unsupported((), _CHAT),
-    "moderation": Unsupported((), _CHAT),
+    "prompt_cache_options": Unsupported((), _CHATS),
+    "prompt_cache_retention": Unsupported((), _CHATS),
+    "moderation": Unsupported((), _CHATS),
+    "conversation": Unsupported((), _RESPONSES, hint="Use 'previous_response_id'."),
+    "context_management": Unsupported(([],), _RESPONSES),
+    "access_programs": Unsupported((), _RESPONSES),
+    "background_options": Unsupported((), _RESPONSES),
+    "image": Unsupported((), _RESPONSES),
 }
 
 
