@@ -15,6 +15,7 @@ from server.api import info, tokens
 from server.api.chat import route as chat
 from server.api.completions import route as completions
 from server.api.documents import openapi, page
+from server.api.fill import route as fill
 from server.api.responses_api import route as responses
 from server.api.responses_api.store import ResponseStore
 from server.engine_link.client import EngineClient
@@ -49,7 +50,16 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     app.state.responses = ResponseStore(config.server.max_stored_bytes)
     app.state.created = int(time.time())
     openapi.install(app, needs_key=config.server.has_keys, public_metrics=config.server.public_metrics)
-    for module in (completions, chat, responses, info, tokens, page, *([live_page] if config.server.page else [])):
+    for module in (
+        completions,
+        chat,
+        responses,
+        fill,
+        info,
+        tokens,
+        page,
+        *([live_page] if config.server.page else []),
+    ):
         _answer_head(module.router)
         app.include_router(module.router)
     handle_error = ErrorHandler(service.record_refusal)

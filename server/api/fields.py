@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -56,6 +56,17 @@ def _is_integer(field: FieldInfo | None) -> bool:
 def invalid(message: str) -> PydanticCustomError:
     """The error of a validator. The message continues "it ...", or names the fields of a wrong combination."""
     return PydanticCustomError("lightcone", "{message}", {"message": message})
+
+
+def not_here(hint: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    """The metadata of a field that an endpoint does not share with the others: it may be null, and nothing else."""
+
+    def refuse(value: Any) -> Any:
+        if value is not None:
+            raise invalid(f"has no meaning at this endpoint: {hint}")
+        return value
+
+    return BeforeValidator(refuse), WithJsonSchema({"type": "null"})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from server.api.chat.response import ChatCompletion, ChatCompletionChunk
 from server.api.completions.request import CompletionRequest
 from server.api.completions.response import Completion, CompletionChunk
 from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, FieldFacts, Strict
+from server.api.fill.request import FimRequest, InfillRequest
+from server.api.fill.response import FimChunk, FimCompletion, InfillAnswer, InfillChunk
 from server.api.info import Health, Model, ModelList, Ready, Version
 from server.api.requests import GenerationRequest
 from server.api.responses_api.objects import EVENTS, DeletedResponse, Event, ModelResponse
@@ -25,11 +27,12 @@ from server.version import VERSION
 Schema = dict[str, Any]
 
 REQUESTS: tuple[type[Strict], ...] = (
-    CompletionRequest, ChatRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest,
+    CompletionRequest, ChatRequest, ResponsesRequest, FimRequest, InfillRequest, TokenizeRequest, DetokenizeRequest,
 )  # fmt: skip
 RESPONSES: tuple[type[msgspec.Struct], ...] = (
     Error, Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, Model, ModelList, Tokens, Prompt, Health,
     Ready, Version, ModelResponse, DeletedResponse, *EVENTS,
+    FimCompletion, FimChunk, InfillAnswer, InfillChunk,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/"
 
@@ -49,6 +52,11 @@ _DETAILS = {
     "504": "The request took longer than the server's request timeout.",
 }
 _READING = ("400", "401", "404", "413", "500", "503")
+_EVENTS: dict[type[msgspec.Struct], str] = {
+    Event: f"Events with names, whose data is one of: {', '.join(kind.__name__ for kind in EVENTS)}.",
+    InfillChunk: "Events whose data is an InfillChunk; that of the last is an InfillAnswer.",
+}
+"""What is said of streams that do not end with [DONE]."""
 _GENERATING = ("400", "401", "404", "413", "429", "500", "503", "504")
 
 
@@ -108,6 +116,10 @@ def _paths() -> Schema:
             "get": get("A stored response", None, ModelResponse, ("400", "401", "404", "500", "503")),
             "delete": _operation("Forget a stored response", None, DeletedResponse, ("401", "404", "500", "503")),
         },
+        "/v1/fim/completions": {"post": post("Fill the gap before a suffix", FimRequest, FimCompletion, _GENERATING,
+                                             events=FimChunk)},
+        "/infill": {"post": post("Fill the gap between two texts, for editors", InfillRequest, InfillAnswer,
+                                 _GENERATING, events=InfillChunk)},
         "/v1/models": {"get": get("The served model and its aliases", None, ModelList, ("401", "500", "503"))},
         "/v1/models/{name}": {"get": get("One model or alias", None, Model, ("401", "404", "500", "503"))},
         "/tokenize": {"post": post("Tokens of a prompt or a chat", TokenizeRequest, Tokens, _READING)},
@@ -140,9 +152,7 @@ def _operation(
     text = {"text/plain": {"schema": {"type": "string"}}}
     success: Schema = {"description": "Success.", "content": text} if answer is None else _response("Success.", answer)
     if events is not None:
-        told = f"Events whose data is a {events.__name__}; the last is [DONE]."
-        if events is Event:
-            told = f"Events with names, whose data is one of: {', '.join(kind.__name__ for kind in EVENTS)}."
+        told = _EVENTS.get(events, f"Events whose data is a {events.__name__}; the last is [DONE].")
         shape = {"type": "string", "description": told}
         success["content"]["text/event-stream"] = {"schema": shape}
     responses = {"200": success} | {status: _response(_DETAILS[status], Error) for status in errors}

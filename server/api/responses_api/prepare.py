@@ -7,6 +7,7 @@ from typing import Any
 
 from server.api.chat.messages import Message
 from server.api.chat.request import ChatRequest
+from server.api.common import renamed
 from server.api.requests import parse_generation
 from server.api.responses_api.items import AssistantTurn, to_messages
 from server.api.responses_api.objects import FunctionCallItem, ModelResponse, ReasoningItem
@@ -46,14 +47,7 @@ class Exchange:
 
     def renamed(self, error: BadRequest) -> BadRequest:
         """An error of the chat in the names of the request."""
-        if self._fields is None:
-            return error
-        if error.param is None:
-            return error
-        param, message = f"'{error.param}'", error.message
-        for pattern, name in _NAMES:
-            param, message = pattern.sub(name, param), pattern.sub(name, message)
-        return BadRequest(message, param.strip("'"), error.code)
+        return error if self._fields is None else renamed(error, _NAMES)
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -5,33 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
 from server.api.chat.messages import MAX_MESSAGES, Message
 from server.api.chat.request import ChatRequest
 from server.api.chat.tools import check_tools
-from server.api.fields import Strict, invalid
+from server.api.fields import Strict, invalid, not_here
 from server.api.requests import MAX_COUNT, GenerationRequest, StreamOptions
 from server.api.responses_api.items import Input
 from server.api.responses_api.tools import FlatToolChoice, FlatTools, choice_for_chat
 from server.api.structured_outputs import JsonSchemaFormat, ResponseFormat
 from server.generation.job import EndpointName
 from server.http.errors import BadRequest
-
-
-def _not_here(hint: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    """The metadata of a field of other endpoints that may be null here, and nothing else."""
-
-    def refuse(value: Any) -> Any:
-        if value is not None:
-            raise invalid(f"is not a field of responses: {hint}")
-        return value
-
-    return BeforeValidator(refuse), WithJsonSchema({"type": "null"})
-
-
-_IN_MAX_OUTPUT_TOKENS, _NULL = _not_here("use 'max_output_tokens'")
-_IN_TEXT, _ = _not_here("use 'text': {'format': ...}")
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -142,9 +127,9 @@ class ResponsesRequest(GenerationRequest):
     # Fields of the other endpoints, by which this one says what is asked for in another way.
     n: Literal[1] = 1
     """A request has one response."""
-    max_tokens: Annotated[None, _IN_MAX_OUTPUT_TOKENS, _NULL] = None
+    max_tokens: Annotated[None, *not_here("use 'max_output_tokens'")] = None
     """Its name here is max_output_tokens."""
-    response_format: Annotated[None, _IN_TEXT, _NULL] = None
+    response_format: Annotated[None, *not_here("use 'text': {'format': ...}")] = None
     """Its name here is text.format."""
     diffusing: Literal[False] = False
     """The events of responses are append-only."""
