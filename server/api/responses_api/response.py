@@ -88,7 +88,7 @@ class ResponseWriter(AnswerWriter):
             max_output_tokens=fields.max_output_tokens,
             metadata=fields.metadata,
             model=job.model,
-            output=self._output.items,
+            output=list(self._output.items),
             parallel_tool_calls=fields.parallel_tool_calls,
             previous_response_id=fields.previous_response_id,
             reasoning={"effort": effort, "summary": None},

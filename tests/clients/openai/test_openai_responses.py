@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import openai
 import pydantic
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall, ResponseReasoningItem
+from openai.types.responses.response_create_params import ResponseCreateParamsStreaming
 
 from tests.clients.conftest import QUESTION, TALE
 
@@ -25,6 +27,30 @@ TOOL: Any = {"type": "function", "name": "Sum", "description": "Adds.", "paramet
              "strict": True}  # fmt: skip
 
 IMAGE = {"type": "input_image", "image_url": "x"}
+
+
+CANNOT_MATTER: dict[str, list[Any]] = {
+    "user": ["someone"],
+    "service_tier": ["auto"],
+    "prompt_cache_key": ["key"],
+    "safety_identifier": ["id"],
+    "background": [False],
+    "truncation": ["disabled"],
+    "top_logprobs": [0],
+    "include": [[], ["reasoning.encrypted_content"]],
+    "max_tool_calls": [3],
+    "context_management": [[]],
+    "parallel_tool_calls": [True, False],
+    "reasoning": [{"effort": "low", "summary": "auto"}],
+    "stream_options": [{"include_obfuscation": False}],
+}
+"""Values that ask for nothing that could change the text."""
+
+REFUSED = {"access_programs", "background_options", "conversation", "image", "moderation", "prompt", "background",
+           "prompt_cache_options", "prompt_cache_retention", "context_management", "truncation"}  # fmt: skip
+WORK = {"model", "input", "instructions", "max_output_tokens", "metadata", "previous_response_id", "store", "stream",
+        "temperature", "text", "tools", "tool_choice", "top_p"}  # fmt: skip
+"""Those that a test here sends."""
 
 
 def create(sdk: openai.OpenAI, **fields: Any) -> Response:
@@ -198,3 +224,21 @@ def test_decoding_fields_work(sdk: openai.OpenAI) -> None:
         assert (usage.diffusion["decoding"], usage.diffusion["seed"]) == (mode, 3)
         texts.add(answer.output_text)
     assert len(texts) == 1
+
+
+def test_every_field_of_openais_request_type_works_or_is_refused(sdk: openai.OpenAI) -> None:
+    """A new version of the `openai` package with a new field fails here until the field is in one of the tables."""
+    assert set(typing.get_type_hints(ResponseCreateParamsStreaming)) == WORK | REFUSED | set(CANNOT_MATTER)
+    plain = create(sdk).output_text
+    for field, values in CANNOT_MATTER.items():
+        for value in values:
+            if field == "stream_options":
+                with sdk.responses.create(**ASK, stream=True, stream_options=value) as stream:
+                    [last] = [event.response for event in stream if event.type == "response.completed"]
+                assert last.output_text == plain
+            else:
+                assert create(sdk, **{field: value}).output_text == plain, field
+    for field in REFUSED:
+        with pytest.raises(openai.BadRequestError) as refused:
+            create(sdk, **{field: {"strange": "value"}})
+        assert refused.value.param == field

@@ -46,6 +46,7 @@ async def test_reasoning_text_and_calls_are_items_in_their_order(serve: ApiFacto
         assert whole["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
         events = events_of(await api.respond(max_output_tokens=120, tools=TOOLS, stream=True))
         assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert events[0]["response"]["output"] == events[1]["response"]["output"] == []
         done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
         ids = {item.pop("id") for item in done}
         assert ids == {item["id"] for item in events[-1]["response"]["output"]}
