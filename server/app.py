@@ -15,6 +15,9 @@ from server.api import info, tokens
 from server.api.chat import route as chat
 from server.api.completions import route as completions
 from server.api.documents import openapi, page
+from server.api.fill import route as fill
+from server.api.responses_api import route as responses
+from server.api.responses_api.store import ResponseStore
 from server.engine_link.client import EngineClient
 from server.engine_link.link import EngineLink
 from server.http.errors import ApiError, ClientGone, ErrorHandler
@@ -44,9 +47,19 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     service = Service(config, engine or _engine_client(config.server))
     app = FastAPI(docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
     app.state.service = service
+    app.state.responses = ResponseStore(config.server.max_stored_bytes)
     app.state.created = int(time.time())
     openapi.install(app, needs_key=config.server.has_keys, public_metrics=config.server.public_metrics)
-    for module in (completions, chat, info, tokens, page, *([live_page] if config.server.page else [])):
+    for module in (
+        completions,
+        chat,
+        responses,
+        fill,
+        info,
+        tokens,
+        page,
+        *([live_page] if config.server.page else []),
+    ):
         _answer_head(module.router)
         app.include_router(module.router)
     handle_error = ErrorHandler(service.record_refusal)
@@ -76,7 +89,7 @@ def _add_middleware(app: FastAPI, config: ServerConfig, service: Service, handle
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", "x-should-retry"],
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.http.body import BodyLimits, read_json
+from server.http.errors import BadRequest
 from server.http.json_codec import encode_json
 from server.operation.service import Service
 
@@ -34,3 +36,16 @@ async def parse_body(request: Request, parse: Callable[[Any], _T]) -> _T:
 def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON answer."""
     return Response(encode_json(value), status, headers, "application/json")
+
+
+def renamed(error: BadRequest, names: Sequence[tuple[re.Pattern[str], str]]) -> BadRequest:
+    """An error of a request that was made of another one, in the other one's names.
+
+    names: patterns of names within apostrophes, and what they become.
+    """
+    if error.param is None:
+        return error
+    param, message = f"'{error.param}'", error.message
+    for pattern, name in names:
+        param, message = pattern.sub(name, param), pattern.sub(name, message)
+    return BadRequest(message, param.strip("'"), error.code)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -58,6 +58,17 @@ def invalid(message: str) -> PydanticCustomError:
     return PydanticCustomError("lightcone", "{message}", {"message": message})
 
 
+def not_here(hint: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    """The metadata of a field that an endpoint does not share with the others: it may be null, and nothing else."""
+
+    def refuse(value: Any) -> Any:
+        if value is not None:
+            raise invalid(f"has no meaning at this endpoint: {hint}")
+        return value
+
+    return BeforeValidator(refuse), WithJsonSchema({"type": "null"})
+
+
 @dataclass(frozen=True)
 class FieldFacts:
     """Stands among the metadata of a request model's field (`typing.Annotated`)."""
@@ -101,6 +112,8 @@ class Unsupported:
 
 
 _CHAT: tuple[EndpointName, ...] = ("chat",)
+_RESPONSES: tuple[EndpointName, ...] = ("responses",)
+_CHATS: tuple[EndpointName, ...] = ("chat", "responses")
 _COMPLETIONS: tuple[EndpointName, ...] = ("completions",)
 
 UNSUPPORTED: dict[str, Unsupported] = {
@@ -154,8 +167,8 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "mm_processor_kwargs": Unsupported(({},), _CHAT),
     "max_completion_tokens": Unsupported((), _COMPLETIONS, hint="Use 'max_tokens'."),
     "top_logprobs": Unsupported((0,), _COMPLETIONS, hint="Use 'logprobs': k."),
-    "messages": Unsupported((), _COMPLETIONS, hint="Use /v1/chat/completions."),
-    "prompt": Unsupported((), _CHAT, hint="Use 'messages', or /v1/completions."),
+    "messages": Unsupported((), ("completions", "responses"), hint="Use /v1/chat/completions."),
+    "prompt": Unsupported((), _CHATS, hint="Send its text, or use /v1/completions."),
     "echo": Unsupported((False,), _CHAT),
     "suffix": Unsupported((), _CHAT, hint="Use /v1/completions."),
     "add_generation_prompt": Unsupported((True,), _CHAT),
@@ -169,9 +182,14 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "prediction": Unsupported((), _CHAT),
     "verbosity": Unsupported(("medium",), _CHAT),
     "web_search_options": Unsupported((), _CHAT),
-    "prompt_cache_options": Unsupported((), _CHAT),
-    "prompt_cache_retention": Unsupported((), _CHAT),
-    "moderation": Unsupported((), _CHAT),
+    "prompt_cache_options": Unsupported((), _CHATS),
+    "prompt_cache_retention": Unsupported((), _CHATS),
+    "moderation": Unsupported((), _CHATS),
+    "conversation": Unsupported((), _RESPONSES, hint="Use 'previous_response_id'."),
+    "context_management": Unsupported(([],), _RESPONSES),
+    "access_programs": Unsupported((), _RESPONSES),
+    "background_options": Unsupported((), _RESPONSES),
+    "image": Unsupported((), _RESPONSES),
 }
 
 

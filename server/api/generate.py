@@ -18,7 +18,6 @@ from engine.request import Grammar
 from server.api.call import Call, Fields, validate
 from server.api.common import parse_body, service_of
 from server.api.prepare import Limits
-from server.api.requests import parse_generation
 from server.generation.answer import TimeLimits, answer_streamed, answer_whole
 from server.generation.generation import Generation
 from server.generation.job import Job, RequestedGrammar
@@ -32,9 +31,10 @@ from server.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Endpoint(Generic[Fields]):
-    """An endpoint that generates: its request model, its preparation, and the writer of its answers."""
+    """An endpoint that generates: its fields, its preparation, and the writer of its answers."""
 
-    request_model: type[Fields]
+    parse: Callable[[Any], Fields]
+    """The request model's fields out of a JSON value; it may run in a thread. Raises BadRequest."""
     prepare: Callable[[Call[Fields], ServedModel, Limits], Awaitable[Job]]
     """Raises BadRequest."""
     writer: Callable[[Job, Tokenizer], AnswerWriter]
@@ -42,13 +42,10 @@ class Endpoint(Generic[Fields]):
     async def respond(self, request: Request) -> Response:
         """Serves one request. Raises ApiError, or ClientGone."""
         service, model = _open(request)
-        call = await parse_body(request, lambda data: self._parse(data, model))
+        call = await parse_body(request, lambda data: validate(self.parse(data), model))
         job = await self.prepare(call, model, _limits_of(service))
         generation = await _admit(job, model, service, request)
         return await self._answer(generation, model, service, request)
-
-    def _parse(self, data: Any, model: ServedModel) -> Call[Fields]:
-        return validate(parse_generation(self.request_model, data), model)
 
     async def _answer(self, generation: Generation, model: ServedModel, service: Service, request: Request) -> Response:
         options = service.config.server

@@ -107,7 +107,7 @@ def request_template(
         **{name: getattr(fields, name) for name in _SAMPLING},
     )
     return Request(
-        request_id=f"{fields.id_prefix}-{secrets.token_hex(12)}",
+        request_id=f"{fields.id_prefix}{secrets.token_hex(12)}",
         prompt_token_ids=[],
         max_tokens=1,
         sampling=sampling,

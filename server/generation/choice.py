@@ -93,7 +93,7 @@ class ChoiceState:
         self.error: str | None = None
         self._tokenizer = tokenizer
         # A completion continues its prompt, so a space may begin it; a chat's answer is a text of its own.
-        before = choice.request.prompt_token_ids if job.endpoint == "completions" else ()
+        before = choice.request.prompt_token_ids if job.continues_prompt else ()
         self._decoder = IncrementalDecoder(tokenizer.texts, before)
         self._stop = StopFinder(job.stops, include=job.include_stop)
         self._min_tokens = choice.request.sampling.min_tokens

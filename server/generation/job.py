@@ -9,7 +9,7 @@ from typing import Literal
 from engine.request import Decoding, Grammar, Request
 from server.formats.parts import OutputParser
 
-EndpointName = Literal["completions", "chat"]
+EndpointName = Literal["completions", "chat", "responses", "fim", "infill"]
 """The endpoints that generate, by the name that metrics and the request log use."""
 
 
@@ -103,6 +103,11 @@ class Job:
     """None: the answer is sent whole."""
     reading: AnswerReading | None = None
     """None: answers are text and nothing else."""
+
+    @property
+    def continues_prompt(self) -> bool:
+        """Answers go on where their prompts end; else an answer is a text of its own."""
+        return self.endpoint not in ("chat", "responses")
 
     @property
     def requests(self) -> list[Request]:

@@ -13,3 +13,8 @@ KEEPALIVE = b": keep-alive\n\n"
 def sse_event(payload: object) -> bytes:
     """One server-sent event with a JSON payload."""
     return b"data: " + encode_json(payload) + b"\n\n"
+
+
+def named_event(name: str, payload: object) -> bytes:
+    """One server-sent event with a name and a JSON payload."""
+    return b"event: " + name.encode() + b"\n" + sse_event(payload)

@@ -60,6 +60,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: typing.Literal["auto", "none", "think", "mistral"] = "auto"
     """The tags around the model's reasoning, `<think>` or `[THINK]`. `auto`: as in its chat template. `none`: answers
     are not taken apart."""
+    max_stored_bytes: Annotated[int, NOT_NEGATIVE] = 64 * 1024 * 1024
+    """Memory for responses with `store: true` and their conversations; the oldest go first. 0: none are stored."""
     max_body_bytes: Annotated[int, POSITIVE] = 4 * 1024 * 1024
     """A longer request body is answered 413."""
     max_connections: Annotated[int, POSITIVE] = 4096

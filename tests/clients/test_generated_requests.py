@@ -12,6 +12,11 @@ from tests.clients.conftest import KEY
 OPERATIONS: dict[tuple[str, str], int] = {
     ("POST", "/v1/completions"): 60,
     ("POST", "/v1/chat/completions"): 60,
+    ("POST", "/v1/responses"): 60,
+    ("GET", "/v1/responses/{response_id}"): 5,
+    ("DELETE", "/v1/responses/{response_id}"): 5,
+    ("POST", "/v1/fim/completions"): 30,
+    ("POST", "/infill"): 30,
     ("POST", "/tokenize"): 30,
     ("POST", "/detokenize"): 30,
     ("GET", "/v1/models/{name}"): 20,
@@ -59,11 +64,13 @@ def sensible(path: str, raw: Any) -> Any:
     body = integral(raw)
     if not isinstance(body, dict):
         return body
-    for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "min_tokens"):
         if type(body.get(name)) is int and TOKENS < body[name] <= 1024:
             body[name] = TOKENS
     if "chat" in path and body.get("max_tokens") is body.get("max_completion_tokens") is None:
         body["max_tokens"] = TOKENS
+    if "responses" in path and body.get("max_output_tokens") is None:
+        body["max_output_tokens"] = TOKENS
     if type(body.get("n")) is int and CHOICES < body["n"] <= 128:
         body["n"] = CHOICES
     for name in ("prompt", "tokens"):

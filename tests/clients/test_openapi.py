@@ -11,19 +11,29 @@ import pytest
 from server.api.chat.request import ChatRequest
 from server.api.completions.request import CompletionRequest
 from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT
+from server.api.fill.request import FimRequest, InfillRequest
+from server.api.responses_api.request import ResponsesRequest
 from server.api.tokens import DetokenizeRequest, TokenizeRequest
 from tests.clients.conftest import KEY
 
-GENERATION = ("/v1/completions", "/v1/chat/completions")
+GENERATION = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/fim/completions", "/infill")
 BODIES = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
+    "/v1/responses": ResponsesRequest,
+    "/v1/fim/completions": FimRequest,
+    "/infill": InfillRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
 STATUSES = {
     ("post", "/v1/completions"): {"200", "400", "401", "404", "413", "429", "500", "503", "504"},
     ("post", "/v1/chat/completions"): {"200", "400", "401", "404", "413", "429", "500", "503", "504"},
+    ("post", "/v1/responses"): {"200", "400", "401", "404", "413", "429", "500", "503", "504"},
+    ("get", "/v1/responses/{response_id}"): {"200", "400", "401", "404", "500", "503"},
+    ("delete", "/v1/responses/{response_id}"): {"200", "401", "404", "500", "503"},
+    ("post", "/v1/fim/completions"): {"200", "400", "401", "404", "413", "429", "500", "503", "504"},
+    ("post", "/infill"): {"200", "400", "401", "404", "413", "429", "500", "503", "504"},
     ("post", "/tokenize"): {"200", "400", "401", "404", "413", "500", "503"},
     ("post", "/detokenize"): {"200", "400", "401", "404", "413", "500", "503"},
     ("get", "/v1/models"): {"200", "401", "500", "503"},
@@ -107,7 +117,7 @@ def test_every_field_of_a_request_is_there_and_explained(document: dict[str, Any
 @pytest.mark.parametrize("path", GENERATION)
 def test_fields_without_effect_or_with_one_value_only_are_there_too(document: dict[str, Any], path: str) -> None:
     """They are accepted, so a generated client must be able to send them; nothing else is."""
-    endpoint = "chat" if "chat" in path else "completions"
+    endpoint = BODIES[path].endpoint
     neutral = {name for name, entry in UNSUPPORTED.items() if endpoint in entry.endpoints and entry.neutral}
     schema = body_schema(document, path)
     assert set(WITHOUT_EFFECT) | neutral <= set(schema["properties"])

@@ -35,6 +35,9 @@ class Api:
         messages = [{"role": "user", "content": "Hello"}]
         return await self.http.post("/v1/chat/completions", json={"messages": messages, **body})
 
+    async def respond(self, **body: Any) -> httpx.Response:
+        return await self.http.post("/v1/responses", json={"input": "Hello", **body})
+
 
 ApiFactory = Callable[..., AbstractAsyncContextManager[Api]]
 

@@ -46,7 +46,7 @@ class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions"""
 
     endpoint: ClassVar[EndpointName] = "chat"
-    id_prefix: ClassVar[str] = "chatcmpl"
+    id_prefix: ClassVar[str] = "chatcmpl-"
     prompt_param: ClassVar[str] = "messages"
 
     messages: Messages

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,10 +12,11 @@ from server.api.chat.prepare import prepare
 from server.api.chat.request import ChatRequest
 from server.api.chat.response import ChatWriter
 from server.api.generate import Endpoint
+from server.api.requests import parse_generation
 
 router = APIRouter()
 
-CHAT = Endpoint(ChatRequest, prepare, ChatWriter)
+CHAT = Endpoint(partial(parse_generation, ChatRequest), prepare, ChatWriter)
 
 
 @router.post("/v1/chat/completions")

@@ -62,7 +62,7 @@ class ToolDefinition(Strict):
     def for_template(self) -> dict[str, Any]:
         """The tool in the form of transformers: no field is null, and nothing is in it that models do not read."""
         fields = {"name": self.function.name, "description": self.function.description or ""}
-        return {"type": "function", "function": {**fields, "parameters": _plain(self.function.schema_of_arguments)}}
+        return {"type": "function", "function": {**fields, "parameters": plain_json(self.function.schema_of_arguments)}}
 
 
 class ToolReference(Strict):
@@ -139,10 +139,10 @@ def must_call(choice: ToolChoice | None) -> bool:
     return choice == "required"
 
 
-def _plain(value: Any) -> Any:
-    """JSON whose numbers are Python's own, as templates write them."""
+def plain_json(value: Any) -> Any:
+    """JSON whose numbers are Python's own, as templates and answers write them."""
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+        return {key: plain_json(inner) for key, inner in value.items()}
+    return [plain_json(inner) for inner in value] if isinstance(value, list) else value

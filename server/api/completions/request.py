@@ -54,7 +54,7 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions"""
 
     endpoint: ClassVar[EndpointName] = "completions"
-    id_prefix: ClassVar[str] = "cmpl"
+    id_prefix: ClassVar[str] = "cmpl-"
     prompt_param: ClassVar[str] = "prompt"
 
     prompt: Prompt

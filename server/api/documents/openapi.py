@@ -12,8 +12,12 @@ from server.api.chat.response import ChatCompletion, ChatCompletionChunk
 from server.api.completions.request import CompletionRequest
 from server.api.completions.response import Completion, CompletionChunk
 from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, FieldFacts, Strict
+from server.api.fill.request import FimRequest, InfillRequest
+from server.api.fill.response import FimChunk, FimCompletion, InfillAnswer, InfillChunk
 from server.api.info import Health, Model, ModelList, Ready, Version
 from server.api.requests import GenerationRequest
+from server.api.responses_api.objects import EVENTS, DeletedResponse, Event, ModelResponse
+from server.api.responses_api.request import ResponsesRequest
 from server.api.tokens import DetokenizeRequest, Prompt, TokenizeRequest, Tokens
 from server.generation.job import EndpointName
 from server.http.errors import Error
@@ -22,10 +26,13 @@ from server.version import VERSION
 
 Schema = dict[str, Any]
 
-REQUESTS: tuple[type[Strict], ...] = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+REQUESTS: tuple[type[Strict], ...] = (
+    CompletionRequest, ChatRequest, ResponsesRequest, FimRequest, InfillRequest, TokenizeRequest, DetokenizeRequest,
+)  # fmt: skip
 RESPONSES: tuple[type[msgspec.Struct], ...] = (
     Error, Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, Model, ModelList, Tokens, Prompt, Health,
-    Ready, Version,
+    Ready, Version, ModelResponse, DeletedResponse, *EVENTS,
+    FimCompletion, FimChunk, InfillAnswer, InfillChunk,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/"
 
@@ -37,7 +44,7 @@ WITHOUT_USE = "x-without-use"
 _DETAILS = {
     "400": "The request can never succeed as it stands; the message names the field.",
     "401": "No key, or a wrong one.",
-    "404": "No such model.",
+    "404": "No such model, or nothing is stored under this id.",
     "413": "The body is larger than the server reads.",
     "429": "The queue is full.",
     "500": "The server failed this request.",
@@ -45,6 +52,11 @@ _DETAILS = {
     "504": "The request took longer than the server's request timeout.",
 }
 _READING = ("400", "401", "404", "413", "500", "503")
+_EVENTS: dict[type[msgspec.Struct], str] = {
+    Event: f"Events with names, whose data is one of: {', '.join(kind.__name__ for kind in EVENTS)}.",
+    InfillChunk: "Events whose data is an InfillChunk; that of the last is an InfillAnswer.",
+}
+"""What is said of streams that do not end with [DONE]."""
 _GENERATING = ("400", "401", "404", "413", "429", "500", "503", "504")
 
 
@@ -98,6 +110,16 @@ def _paths() -> Schema:
                                          events=CompletionChunk)},
         "/v1/chat/completions": {"post": post("Answer a conversation", ChatRequest, ChatCompletion, _GENERATING,
                                               events=ChatCompletionChunk)},
+        "/v1/responses": {"post": post("Answer a conversation, in items", ResponsesRequest, ModelResponse, _GENERATING,
+                                       events=Event)},
+        "/v1/responses/{response_id}": {
+            "get": get("A stored response", None, ModelResponse, ("400", "401", "404", "500", "503")),
+            "delete": _operation("Forget a stored response", None, DeletedResponse, ("401", "404", "500", "503")),
+        },
+        "/v1/fim/completions": {"post": post("Fill the gap before a suffix", FimRequest, FimCompletion, _GENERATING,
+                                             events=FimChunk)},
+        "/infill": {"post": post("Fill the gap between two texts, for editors", InfillRequest, InfillAnswer,
+                                 _GENERATING, events=InfillChunk)},
         "/v1/models": {"get": get("The served model and its aliases", None, ModelList, ("401", "500", "503"))},
         "/v1/models/{name}": {"get": get("One model or alias", None, Model, ("401", "404", "500", "503"))},
         "/tokenize": {"post": post("Tokens of a prompt or a chat", TokenizeRequest, Tokens, _READING)},
@@ -109,10 +131,15 @@ def _paths() -> Schema:
     }  # fmt: skip
     for path, body in (("/health", Health), ("/ready", Ready)):
         paths[path]["get"]["responses"]["503"] = _response("Not so.", body)
-    name = {"name": "name", "in": "path", "required": True, "description": "A model's id.",
-            "schema": {"type": "string", "minLength": 1}}  # fmt: skip
-    paths["/v1/models/{name}"]["get"]["parameters"] = [name]
+    paths["/v1/models/{name}"]["get"]["parameters"] = [_in_path("name", "A model's id.")]
+    for operation in paths["/v1/responses/{response_id}"].values():
+        operation["parameters"] = [_in_path("response_id", "A response's id.")]
     return paths
+
+
+def _in_path(name: str, description: str) -> Schema:
+    schema = {"type": "string", "minLength": 1}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
 def _operation(
@@ -125,7 +152,8 @@ def _operation(
     text = {"text/plain": {"schema": {"type": "string"}}}
     success: Schema = {"description": "Success.", "content": text} if answer is None else _response("Success.", answer)
     if events is not None:
-        shape = {"type": "string", "description": f"Events whose data is a {events.__name__}; the last is [DONE]."}
+        told = _EVENTS.get(events, f"Events whose data is a {events.__name__}; the last is [DONE].")
+        shape = {"type": "string", "description": told}
         success["content"]["text/event-stream"] = {"schema": shape}
     responses = {"200": success} | {status: _response(_DETAILS[status], Error) for status in errors}
     for status in ("429", "503"):
@@ -157,7 +185,7 @@ def _add_request(components: dict[str, Schema], model: type[Strict]) -> None:
             schema["properties"][field.alias or name][MODES] = list(modes)
     if issubclass(model, GenerationRequest):
         _make_nullable(schema)
-        schema["properties"] |= _accepted_fields(model.endpoint)
+        schema["properties"] = _accepted_fields(model.endpoint) | schema["properties"]
     schema["additionalProperties"] = False
     components[model.__name__] = schema
 

@@ -36,6 +36,34 @@ const checks = {
     assert.ok(next.choices[0].message);
   },
 
+  async responses() {
+    const ask = { model: 'builtin', input: messages[0].content, temperature: 0, max_output_tokens: 80 };
+    const whole = await client.responses.create({ ...ask, store: true });
+    assert.match(whole.output_text, /112/);
+    assert.equal(whole.status, 'completed');
+    const final = await client.responses.stream(ask).finalResponse();
+    assert.equal(final.output_text, whole.output_text);
+    const next = await client.responses.create({ ...ask, previous_response_id: whole.id });
+    assert.ok(next.usage.input_tokens > whole.usage.input_tokens);
+    const turns = [...messages, ...whole.output, ...final.output, ...messages];
+    assert.ok((await client.responses.create({ ...ask, input: turns })).output_text);
+    await client.responses.delete(whole.id);
+    await assert.rejects(client.responses.retrieve(whole.id), OpenAI.NotFoundError);
+  },
+
+  async responsesParse() {
+    const schema = { type: 'object', properties: { sum: { type: 'integer', minimum: 0, maximum: 999 } }, required: ['sum'] };
+    const format = { type: 'json_schema', name: 'sum', schema, strict: true };
+    const ask = { model: 'builtin', input: messages[0].content, temperature: 0, max_output_tokens: 80 };
+    const parsed = await client.responses.parse({ ...ask, text: { format } });
+    assert.equal(typeof JSON.parse(parsed.output_text).sum, 'number');
+    const tools = [{ type: 'function', name: 'add', parameters: schema, strict: true }];
+    const called = await client.responses.parse({ ...ask, tools, tool_choice: 'required', parallel_tool_calls: false });
+    assert.equal(typeof called.output[0].parsed_arguments.sum, 'number');
+    const result = { type: 'function_call_output', call_id: called.output[0].call_id, output: '112' };
+    assert.ok((await client.responses.create({ ...ask, tools, input: [...messages, ...called.output, result] })).output);
+  },
+
   async chatStream() {
     for (const decoding of ['ar', 'speculative', 'auto', 'diffusion']) {
       const ask = { ...greedy, messages, decoding };
