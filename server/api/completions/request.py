@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from server.api.fields import invalid
-from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest, OptionalText
+from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS, OptionalText
+from server.api.requests import GenerationRequest
 from server.generation.job import EndpointName
 
 
