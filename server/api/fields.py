@@ -117,8 +117,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "bad_words": Unsupported(([],), hint="Use 'logit_bias'."),
     "prompt_logprobs": Unsupported(),
     "truncate_prompt_tokens": Unsupported(),
-    "return_tokens_as_token_ids": Unsupported((False,)),
-    "return_token_ids": Unsupported((False,)),
     "logits_processors": Unsupported(([],)),
     "guided_json": Unsupported(hint="Use 'structured_outputs': {'json': ...}."),
     "guided_regex": Unsupported(hint="Use 'structured_outputs': {'regex': ...}."),

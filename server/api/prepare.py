@@ -195,6 +195,8 @@ def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request
         decoding="diffusion" if fields.infills else call.decoding,
         logprobs=fields.wanted_logprobs,
         stream=_stream_form(fields) if fields.stream else None,
+        tells_token_ids=fields.return_token_ids,
+        names_by_id=fields.return_tokens_as_token_ids,
     )
 
 
@@ -208,7 +210,7 @@ def _stream_form(fields: GenerationRequest) -> StreamForm:
     options = fields.options
     return StreamForm(
         include_usage=options.include_usage,
-        continuous_usage=options.continuous_usage_stats,
+        continuous_usage=options.include_usage and options.continuous_usage_stats,
         include_drafts=options.include_drafts,
         diffusing=fields.diffusing,
     )

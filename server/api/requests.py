@@ -28,7 +28,7 @@ class StreamOptions(Strict):
     include_usage: bool = False
     """A last chunk with the usage of the whole request."""
     continuous_usage_stats: bool = False
-    """The usage so far in every chunk."""
+    """The usage so far in every chunk; only with include_usage."""
     include_drafts: bool = False
     """What is not settled yet, beside each delta."""
     include_obfuscation: Literal[False] = False
@@ -80,6 +80,10 @@ class GenerationRequest(SamplingFields):
     """Of unmasking `bound`: the least confidence where the factor is enough."""
     diffusing: bool = False
     """A stream in Mercury's form: each chunk holds the whole text so far, masks included."""
+    return_token_ids: bool = False
+    """Tell the ids of the prompt's tokens and of the answer's, an end token included."""
+    return_tokens_as_token_ids: bool = False
+    """Beside log-probabilities call tokens by their ids (token_id:7), which no two tokens share, not by their text."""
     response_format: ResponseFormat | None = None
     """Text, JSON, or JSON of a schema. Not with a suffix."""
     structured_outputs: StructuredOutputs | None = None
@@ -108,6 +112,8 @@ class GenerationRequest(SamplingFields):
             raise invalid("'diffusing' requires 'stream': true")
         if self.diffusing and self.options.include_drafts:
             raise invalid("'diffusing' and 'stream_options.include_drafts' are two forms of one thing: choose one")
+        if self.diffusing and self.return_token_ids:
+            raise invalid("'return_token_ids' cannot be combined with 'diffusing', whose chunks replace each other")
         return self
 
 

@@ -107,6 +107,11 @@ def usage_of(generation: Generation) -> Usage:
     )
 
 
+def name_by_id(token_id: int) -> str:
+    """What a token is called where tokens are called by their ids."""
+    return f"token_id:{token_id}"
+
+
 def finite(logprob: float) -> float:
     """A log-probability as JSON can say it."""
     return max(logprob, LOWEST_LOGPROB)

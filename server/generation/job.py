@@ -101,6 +101,10 @@ class Job:
     """Likeliest tokens to list beside each token; None: no log-probabilities at all."""
     stream: StreamForm | None
     """None: the answer is sent whole."""
+    tells_token_ids: bool = False
+    """The answer tells the ids of the prompt's tokens and of its own."""
+    names_by_id: bool = False
+    """Beside log-probabilities tokens are called by their ids, not by their text."""
     reading: AnswerReading | None = None
     """None: answers are text and nothing else."""
 
