@@ -39,6 +39,9 @@ def check_request(request: Request, info: EngineInfo) -> None:
     if info.sees_whole_text:
         _check_whole_text(request, info)
     _check_sampling(request, info)
+    fault = request.restriction_fault(info.vocab_size, info.end_token_ids, info.banned_token_ids)
+    if fault is not None:
+        raise RequestError(fault.message, fault.param, "unsupported_parameter" if fault.of_mode else "invalid_value")
     _check_infill(request, info)
     if request.grammar is not None:
         check_grammar_mode(request.decoding.mode)

@@ -113,8 +113,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "skip_special_tokens": Unsupported((True,)),
     "spaces_between_special_tokens": Unsupported((True, False)),
     "detokenize": Unsupported((True,)),
-    "allowed_token_ids": Unsupported(),
-    "bad_words": Unsupported(([],), hint="Use 'logit_bias'."),
     "prompt_logprobs": Unsupported(),
     "truncate_prompt_tokens": Unsupported(),
     "logits_processors": Unsupported(([],)),

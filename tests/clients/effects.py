@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.clients.asker import Asker
 from tests.clients.conftest import QUESTION, STORY
+from tests.clients.parameters.token_effects import TOKENS
 from tests.http_helpers import delta_of, events
 
 
@@ -233,36 +234,13 @@ def _include_stop(asker: Asker) -> None:
     assert asker.text(stop=[" a "], include_stop_str_in_output=True) == plain + " a "
 
 
-def _return_token_ids(asker: Asker) -> None:
-    answer = asker.answer(return_token_ids=True)
-    choice = answer["choices"][0]
-    assert asker.decoded(choice["token_ids"]) == asker.text()
-    assert len(choice["token_ids"]) == answer["usage"]["completion_tokens"]
-    assert choice["prompt_token_ids"] == asker.prompt_ids()
-    chunks = [
-        chunk["choices"][0] for chunk in events(asker.send(return_token_ids=True, stream=True).text) if chunk["choices"]
-    ]
-    assert [token for chunk in chunks for token in chunk["token_ids"]] == choice["token_ids"]
-    assert [chunk["prompt_token_ids"] for chunk in chunks if "prompt_token_ids" in chunk] == [asker.prompt_ids()]
-
-
-def _return_tokens_as_token_ids(asker: Asker) -> None:
-    choice = asker.answer(return_token_ids=True, return_tokens_as_token_ids=True, logprobs=2)["choices"][0]
-    names = [f"token_id:{token}" for token in choice["token_ids"]]
-    assert choice["logprobs"]["tokens"] == names
-    for name, likeliest in zip(names, choice["logprobs"]["top_logprobs"], strict=True):
-        assert name in likeliest
-        assert all(other.startswith("token_id:") for other in likeliest)
-
-
 OF_EVERY_MODE: dict[str, Callable[[Asker], None]] = {
     **{name: EFFECTS[name] for name in ("max_tokens", "temperature", "seed", "top_p", "presence_penalty",
                                         "frequency_penalty", "n", "stop", "logit_bias", "logprobs", "echo", "stream")},
     "top_k": _narrowing("top_k", 1), "min_p": _narrowing("min_p", 1.0),
     "repetition_penalty": _penalty("repetition_penalty", 3.0), "min_tokens": _min_tokens,
     "stop_token_ids": _stop_token_ids, "include_stop_str_in_output": _include_stop,
-    "ignore_eos": _ignore_eos, "cache_salt": _cache_salt, "return_token_ids": _return_token_ids,
-    "return_tokens_as_token_ids": _return_tokens_as_token_ids,
+    "ignore_eos": _ignore_eos, "cache_salt": _cache_salt, **TOKENS,
 }  # fmt: skip
 """Fields that do the same in every mode."""
 

@@ -8,7 +8,17 @@ from pydantic import Field
 
 from engine.request import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
 from server.api.fields import Strict
-from server.api.parameters.values import MAX_COUNT, MAX_STOP_TOKENS, LogitBias, Seed, Stops, TopK
+from server.api.parameters.values import (
+    MAX_BAD_WORDS,
+    MAX_COUNT,
+    MAX_STOP_TOKENS,
+    AllowedTokens,
+    BadWord,
+    LogitBias,
+    Seed,
+    Stops,
+    TopK,
+)
 
 
 class SamplingFields(Strict):
@@ -44,3 +54,8 @@ class SamplingFields(Strict):
     """Divides the logits of tokens that prompt or answer already hold; 1: off."""
     logit_bias: LogitBias = Field(default={})
     """Token ids and what is added to their logits."""
+    allowed_token_ids: AllowedTokens | None = None
+    """Only these tokens are chosen; the answer ends early only if an end token is among them."""
+    bad_words: list[BadWord] = Field(default=[], max_length=MAX_BAD_WORDS, fail_fast=True)
+    """Words that the answer never spells by the tokens that the tokenizer makes of them, with or without a space in
+    front. A word of several tokens needs ar, speculative or auto."""

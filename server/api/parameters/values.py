@@ -13,6 +13,8 @@ MAX_STOP_LENGTH = 256
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKENS = 128
+MAX_ALLOWED_TOKENS = 4096
+MAX_BAD_WORDS = 128
 MAX_COUNT = 2**31
 """Bound of numbers that count tokens or candidates; each has a tighter limit of its own elsewhere."""
 MIN_SENT_SEED, MAX_SENT_SEED = -(2**63), 2**64 - 1
@@ -66,6 +68,24 @@ LogitBias = Annotated[
         }
     ),
 ]
+
+
+def _check_allowed(value: Any) -> Any:
+    if not isinstance(value, list) or not all(type(token) is int for token in value):
+        raise invalid("must be a list of token ids")
+    if not 1 <= len(value) <= MAX_ALLOWED_TOKENS:
+        raise invalid(f"must hold 1 to {MAX_ALLOWED_TOKENS} token ids, not {len(value)}")
+    return tuple(dict.fromkeys(value))
+
+
+AllowedTokens = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_check_allowed),
+    WithJsonSchema(
+        {"type": "array", "minItems": 1, "maxItems": MAX_ALLOWED_TOKENS, "items": {"type": "integer", "minimum": 0}}
+    ),
+]
+BadWord = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
 def _check_top_k(value: Any) -> Any:
