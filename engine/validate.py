@@ -118,8 +118,7 @@ def _check_max_tokens(request: Request, info: EngineInfo) -> None:
         raise RequestError(f"max_tokens must be at least {least}, not {request.max_tokens}.", "max_tokens")
     if request.prompt_logprobs is not None and "ar" not in info.decodings:
         raise RequestError(
-            f"The model family {info.family} cannot score a prompt: it has no causal head, which echo with logprobs "
-            "needs.",
+            f"The model family {info.family} cannot score a prompt: it has no causal head, which that needs.",
             "prompt_logprobs",
             "unsupported_parameter",
         )

@@ -113,7 +113,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "skip_special_tokens": Unsupported((True,)),
     "spaces_between_special_tokens": Unsupported((True, False)),
     "detokenize": Unsupported((True,)),
-    "prompt_logprobs": Unsupported(),
     "truncate_prompt_tokens": Unsupported(),
     "logits_processors": Unsupported(([],)),
     "guided_json": Unsupported(hint="Use 'structured_outputs': {'json': ...}."),

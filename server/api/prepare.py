@@ -181,7 +181,7 @@ def _param_of(error: RequestError, call: Call[Fields]) -> str | None:
     """The client's field for the field of the engine's request that an error names."""
     if error.param == "grammar" and call.grammar is not None:
         return call.grammar.param
-    if error.param == "prompt_logprobs":
+    if error.param == "prompt_logprobs" and call.fields.prompt_logprobs is None:
         return "echo"
     return call.fields.prompt_param if error.param == "prompt" else error.param
 
@@ -213,6 +213,7 @@ def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request
         decoding="diffusion" if fields.infills else call.decoding,
         logprobs=fields.wanted_logprobs,
         stream=_stream_form(fields) if fields.stream else None,
+        prompt_logprobs=fields.prompt_logprobs,
         tells_token_ids=fields.return_token_ids,
         names_by_id=fields.return_tokens_as_token_ids,
     )

@@ -14,11 +14,12 @@ from engine.request import MAX_FACTOR, Remasking, Unmasking
 from server.api.fields import FieldFacts, Strict, invalid, take_known
 from server.api.parameters.parsing import as_object, parse
 from server.api.parameters.sampling import SamplingFields
-from server.api.parameters.values import MAX_COUNT, OptionalText
+from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS, OptionalText
 from server.api.structured_outputs import ResponseFormat, StructuredOutputs
 from server.generation.job import EndpointName
 
 SPECULATES = FieldFacts(modes=("auto", "speculative", "diffusion"))
+SCORES = FieldFacts(modes=("ar", "speculative", "auto"))
 DENOISES = FieldFacts(modes=("diffusion",))
 
 
@@ -80,6 +81,9 @@ class GenerationRequest(SamplingFields):
     """Of unmasking `bound`: the least confidence where the factor is enough."""
     diffusing: bool = False
     """A stream in Mercury's form: each chunk holds the whole text so far, masks included."""
+    prompt_logprobs: Annotated[int | None, SCORES, Field(ge=0, le=MAX_LOGPROBS)] = None
+    """How many of the likeliest tokens to list beside each token of the prompt, with log-probabilities and ranks. Not
+    in a stream."""
     return_token_ids: bool = False
     """Tell the ids of the prompt's tokens and of the answer's, an end token included."""
     return_tokens_as_token_ids: bool = False
@@ -112,6 +116,8 @@ class GenerationRequest(SamplingFields):
             raise invalid("'diffusing' requires 'stream': true")
         if self.diffusing and self.options.include_drafts:
             raise invalid("'diffusing' and 'stream_options.include_drafts' are two forms of one thing: choose one")
+        if self.stream and self.prompt_logprobs is not None:
+            raise invalid("'prompt_logprobs' cannot be combined with 'stream'")
         if self.diffusing and self.return_token_ids:
             raise invalid("'return_token_ids' cannot be combined with 'diffusing', whose chunks replace each other")
         return self

@@ -7,7 +7,17 @@ from typing import Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from server.api.responses import DiffusionMeta, Ending, FinishReason, Response, Usage, usage_of
+from server.api.responses import (
+    DiffusionMeta,
+    Ending,
+    FinishReason,
+    PromptLogprobs,
+    PromptTokenLogprob,
+    Response,
+    Usage,
+    finite,
+    usage_of,
+)
 from server.formats.parts import AnswerText, Part, Thought
 from server.generation.choice import ChoiceState, Delta, Draft, ScoredToken
 from server.generation.generation import Generation
@@ -91,6 +101,21 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
     def prompt_ids(self, index: int) -> list[int] | UnsetType:
         """The tokens of a choice's prompt, where they are told."""
         return self.job.choices[index].request.prompt_token_ids if self.job.tells_token_ids else UNSET
+
+    def prompt_logprobs(self, state: ChoiceState) -> PromptLogprobs | UnsetType:
+        """The log-probabilities of a choice's prompt, where they are told."""
+        if state.prompt_scores is None:
+            return UNSET
+        text, count = self.tokenizer.texts.token_text, self.job.prompt_logprobs
+        told: PromptLogprobs = [None]
+        for scores in state.prompt_scores:
+            ranked = [(scores.token_id, scores.logprob, scores.rank)]
+            ranked += [(token, logprob, place) for place, (token, logprob) in enumerate(scores.top[:count], 1)]
+            entries = dict[str, PromptTokenLogprob]()
+            for token, logprob, rank in ranked:
+                entries.setdefault(str(token), PromptTokenLogprob(finite(logprob), rank, text(token)))
+            told.append(entries)
+        return told
 
     def answer_ids(self, token_ids: list[int]) -> list[int] | UnsetType:
         """Tokens of an answer, where they are told."""

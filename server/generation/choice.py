@@ -115,6 +115,8 @@ class ChoiceState:
         self._prompt: list[ScoredToken] = []  # not handed out yet
         if self._prompt_offsets:  # the first token of a prompt follows nothing, so it has no probability
             self._feed_prompt([TokenLogprob(choice.request.prompt_token_ids[0], math.nan, [])])
+        self.prompt_scores: list[TokenLogprob] | None = None if job.prompt_logprobs is None else []
+        """Of the prompt's tokens but the first, where they are told."""
         self._draft: DraftUpdated | None = None
         self._draft_is_new = False
 
@@ -142,6 +144,8 @@ class ChoiceState:
             return
         if isinstance(event, PromptScored):
             self._feed_prompt(event.logprobs)
+            if self.prompt_scores is not None:
+                self.prompt_scores += event.logprobs
             return
         self.stats = event.stats
         self._draft_is_new = self._draft_is_new or self._draft is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.clients.asker import Asker
 from tests.clients.conftest import QUESTION, STORY
-from tests.clients.parameters.token_effects import TOKENS
+from tests.clients.parameters.token_effects import TOKENS, prompt_logprobs
 from tests.http_helpers import delta_of, events
 
 
@@ -274,5 +274,6 @@ OF_SOME_MODES: dict[str, tuple[tuple[str, ...], Callable[[Asker], None]]] = {
     "factor": (("diffusion",), _factor),
     "bound": (("diffusion",), _bound),
     "remasking": (("diffusion",), _remasking),
+    "prompt_logprobs": (("ar", "speculative", "auto"), prompt_logprobs),
 }
 """Fields that mean something in these modes; `auto` takes `block_length`, too, and chooses below it."""

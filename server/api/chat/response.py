@@ -12,6 +12,7 @@ from server.api.responses import (
     DiffusionMeta,
     Ending,
     FinishReason,
+    PromptLogprobs,
     Response,
     StopReason,
     Usage,
@@ -117,6 +118,8 @@ class ChatCompletion(Response):
     usage: Usage
     prompt_token_ids: list[Count] | UnsetType = UNSET
     """The tokens of the prompt; only with return_token_ids."""
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    """Only with prompt_logprobs."""
 
 
 class ChatMessageDelta(Response):
@@ -177,6 +180,7 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
         return ChatCompletion(
             id=job.id, object="chat.completion", created=job.created, model=job.model, choices=answers,
             usage=usage_of(generation), prompt_token_ids=self.prompt_ids(0),
+            prompt_logprobs=self.prompt_logprobs(choices[0].state),
         )  # fmt: skip
 
     def logprobs(self, index: int, tokens: list[ScoredToken]) -> ChatLogprobs | None:

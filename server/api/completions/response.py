@@ -11,6 +11,7 @@ from server.api.responses import (
     DiffusionMeta,
     Ending,
     FinishReason,
+    PromptLogprobs,
     Response,
     StopReason,
     Usage,
@@ -47,6 +48,8 @@ class CompletionChoice(Response):
     """All tokens of the answer, an end token included; only with return_token_ids."""
     prompt_token_ids: list[Count] | UnsetType = UNSET
     """The tokens of its prompt; only with return_token_ids."""
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    """Only with prompt_logprobs."""
 
 
 class Completion(Response):
@@ -103,6 +106,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
                 stop_reason=state.stop_reason,
                 token_ids=self.answer_ids(token_ids),
                 prompt_token_ids=self.prompt_ids(state.index),
+                prompt_logprobs=self.prompt_logprobs(state),
             )
             for state, _, tokens, token_ids in choices
         ]
@@ -134,7 +138,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         """
         scores = token.scores
         found: dict[str, float] = {}
-        for token_id, logprob in dict([*scores.top, (scores.token_id, scores.logprob)]).items():
+        for token_id, logprob in dict([*scores.top[: self.job.logprobs], (scores.token_id, scores.logprob)]).items():
             text = self._name(token_id)
             found[name_by_id(token_id) if text in found else text] = finite(logprob)
         return found

@@ -60,6 +60,24 @@ def _return_tokens_as_token_ids(asker: Asker) -> None:
         assert all(other.startswith("token_id:") for other in likeliest)
 
 
+def prompt_logprobs(asker: Asker) -> None:
+    """The same scores as `echo` with `logprobs` tells, in vLLM's form."""
+    prompt = asker.prompt_ids()
+    told = asker.answer(prompt_logprobs=2, max_tokens=1)["choices"][0]["prompt_logprobs"]
+    echoed = asker.answer(echo=True, logprobs=0, max_tokens=0)["choices"][0]["logprobs"]
+    assert told[0] is None
+    assert len(told) == len(prompt)
+    for token, entries, logprob, text in zip(
+        prompt[1:], told[1:], echoed["token_logprobs"][1:], echoed["tokens"][1:], strict=True
+    ):
+        assert len(entries) == 2 + (entries[str(token)]["rank"] > 2)
+        assert abs(entries[str(token)]["logprob"] - logprob) < 1e-3
+        assert entries[str(token)]["decoded_token"] == text
+        best = sorted(entries.values(), key=lambda entry: entry["rank"])
+        assert best == sorted(entries.values(), key=lambda entry: -entry["logprob"])
+        assert [entry["rank"] for entry in best[:2]] == [1, 2]
+
+
 TOKENS: dict[str, Callable[[Asker], None]] = {
     "allowed_token_ids": _allowed_token_ids,
     "bad_words": _bad_words,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.fakes import TEXT, encode
-from tests.server.conftest import Api, events_of
+from engine.events import GenerationEvent, PromptScored, TokenLogprob
+from engine.request import Request
+from tests.fakes import TEXT, FakeEngine, encode, saying
+from tests.server.conftest import Api, ApiFactory, events_of
 
 pytestmark = pytest.mark.anyio
 
@@ -69,3 +72,32 @@ async def test_chunks_that_replace_each_other_tell_no_ids(api: Api) -> None:
     refused = await api.complete(stream=True, diffusing=True, return_token_ids=True)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "return_token_ids"
+
+
+def scoring(request: Request) -> Iterator[GenerationEvent]:
+    """An engine that scores a prompt as the engine does, in two events."""
+    assert request.prompt_logprobs == 2
+    ids = request.prompt_token_ids
+    top = [(33, -0.25), (34, -1.0)]
+    scores = [TokenLogprob(token, -0.25 if token == 33 else -7.0, top, 1 if token == 33 else 9) for token in ids[1:]]
+    for part in (scores[:1], scores[1:]):
+        yield PromptScored(request_id=request.request_id, logprobs=part)
+    yield from saying("Yes.")(request)
+
+
+async def test_both_endpoints_score_a_prompt_in_vllms_form(serve: ApiFactory) -> None:
+    """Completions tell it in each choice, chats once."""
+    async with serve(FakeEngine(scoring)) as api:
+        whole = (await api.complete(prompt=[9, 33, 40], prompt_logprobs=2)).json()
+        likely = {
+            "logprob": -0.25,
+            "rank": 1,
+            "decoded_token": api.service.require_model().tokenizer.texts.token_text(33),
+        }
+        first, second, third = whole["choices"][0]["prompt_logprobs"]
+        assert (first, second) == (None, {"33": likely, "34": second["34"]})
+        assert list(third) == ["40", "33", "34"]
+        assert (third["40"]["rank"], third["34"]["rank"]) == (9, 2)
+        chat = (await api.chat(prompt_logprobs=2)).json()
+        assert len(chat["prompt_logprobs"]) == len(api.engine.requests[-1].prompt_token_ids)
+        assert "prompt_logprobs" not in chat["choices"][0]
