@@ -63,6 +63,7 @@ class Engine:
         ends, model_ends = frozenset(request.stop_token_ids), self._end_token_ids
         barred = model_ends - ends if request.ignore_eos else frozenset()
         ends |= model_ends - barred
+        barred |= {banned[0] for banned in request.sampling.banned_sequences if len(banned) == 1}
         seq = Sequence(request, ends, self._arrivals, barred_token_ids=barred, received_at=time.monotonic())
         self._arrivals += 1
         seq.stats.prompt_tokens = seq.num_prompt

@@ -17,6 +17,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     top: list[tuple[int, float]]
     """(token id, log-probability), most likely first."""
+    rank: int = 0
+    """Of a prompt's token: how many tokens are at least as likely, itself included. 0: not known."""
 
 
 class GenerationStats(msgspec.Struct, kw_only=True):

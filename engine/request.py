@@ -4,7 +4,8 @@ Requests cross the process boundary as msgspec messages, so every field is plain
 answers to one prompt are handled by the API process: it sends one Request for each answer.
 """
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -73,6 +74,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[int, float] = {}
     min_tokens: int = 0
     """End and stop tokens are banned while fewer tokens than this have been generated."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Only these are chosen, so that an end token has to be among them to end the answer. None: any."""
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
+    """Tokens in a row that the answer never holds. Those of several tokens need a mode that
+    chooses one after another."""
     logprobs: int | None = None
     """None: no log-probabilities. k: those of the chosen token and of the k most likely ones."""
 
@@ -84,7 +90,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def edits(self) -> bool:
         """Logits are changed before temperature, filters and noise."""
-        return bool(self.penalises or self.logit_bias or self.min_tokens)
+        restricted = self.allowed_token_ids is not None or self.banned_sequences
+        return bool(self.penalises or self.logit_bias or self.min_tokens or restricted)
 
     @property
     def plain(self) -> bool:
@@ -109,6 +116,16 @@ class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Diffusion: which masked positions a step unmasks first, and on which schedule."""
     max_denoising_steps: int | None = None
     """Most denoising steps a block may take, at most its length (for infill `max_tokens`). None: its length."""
+
+
+class RestrictionFault(NamedTuple):
+    """Why no answer can keep to a request's restrictions."""
+
+    message: str
+    param: str
+    """The field at fault, by the name that clients know."""
+    of_mode: bool = False
+    """Another decoding mode, or another form of the answer, could."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,3 +166,41 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """Positions of the whole text: prompt, whole blocks that hold `max_tokens`, and suffix."""
         answer = -(-self.max_tokens // self.block_length) * self.block_length
         return len(self.prompt_token_ids) + answer + len(self.suffix_token_ids or ())
+
+    def restriction_fault(
+        self, vocab_size: int, model_ends: Iterable[int], never: Iterable[int]
+    ) -> RestrictionFault | None:
+        """What is wrong with `allowed_token_ids` and `banned_sequences`; None: nothing.
+
+        model_ends, never: the model's end tokens, and the tokens that it never generates. At every place of the answer
+        some token has to be left, whatever was chosen before it.
+        """
+        allowed, banned = self.sampling.allowed_token_ids, self.sampling.banned_sequences
+        if allowed is None and not banned:
+            return None
+        named = {"allowed_token_ids": allowed or (), "bad_words": [token for tokens in banned for token in tokens]}
+        for param, tokens in named.items():
+            for token in tokens:
+                if not 0 <= token < vocab_size:
+                    return RestrictionFault(f"{param} names token id {token}, outside the vocabulary.", param)
+        param = "allowed_token_ids" if allowed is not None else "bad_words"
+        if self.grammar is not None:
+            message = f"'{param}' cannot be combined with a form of the answer, which says what it may hold."
+            return RestrictionFault(message, param, of_mode=True)
+        mode = self.decoding.mode
+        if mode in ("diffusion", "infill") and any(len(tokens) > 1 for tokens in banned):
+            message = (
+                f"'bad_words' has a word of several tokens, which decoding '{mode}' cannot keep out: it chooses tokens "
+                "side by side. Use 'ar', 'speculative' or 'auto'."
+            )
+            return RestrictionFault(message, "bad_words", of_mode=True)
+        unusable = {*never, *(tokens[-1] for tokens in banned), *self._barred_ends(frozenset(model_ends))}
+        if not set(range(vocab_size) if allowed is None else allowed) - unusable:
+            return RestrictionFault(f"'{param}' leaves no token to choose.", param)
+        return None
+
+    def _barred_ends(self, model_ends: frozenset[int]) -> frozenset[int]:
+        """End tokens that some place of the answer may not hold."""
+        if self.sampling.min_tokens or self.suffix_token_ids is not None:
+            return model_ends | frozenset(self.stop_token_ids)
+        return model_ends - frozenset(self.stop_token_ids) if self.ignore_eos else frozenset()

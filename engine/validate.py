@@ -39,6 +39,9 @@ def check_request(request: Request, info: EngineInfo) -> None:
     if info.sees_whole_text:
         _check_whole_text(request, info)
     _check_sampling(request, info)
+    fault = request.restriction_fault(info.vocab_size, info.end_token_ids, info.banned_token_ids)
+    if fault is not None:
+        raise RequestError(fault.message, fault.param, "unsupported_parameter" if fault.of_mode else "invalid_value")
     _check_infill(request, info)
     if request.grammar is not None:
         check_grammar_mode(request.decoding.mode)
@@ -115,8 +118,7 @@ def _check_max_tokens(request: Request, info: EngineInfo) -> None:
         raise RequestError(f"max_tokens must be at least {least}, not {request.max_tokens}.", "max_tokens")
     if request.prompt_logprobs is not None and "ar" not in info.decodings:
         raise RequestError(
-            f"The model family {info.family} cannot score a prompt: it has no causal head, which echo with logprobs "
-            "needs.",
+            f"The model family {info.family} cannot score a prompt: it has no causal head, which that needs.",
             "prompt_logprobs",
             "unsupported_parameter",
         )

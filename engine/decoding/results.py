@@ -45,6 +45,8 @@ class Choices:
     """[b, r, k]"""
     prompt_logprobs: torch.Tensor | None = None
     """[n, p]: natural-log probability of the prompt's own next token at each of p rows."""
+    prompt_ranks: torch.Tensor | None = None
+    """[n, p] int64: how many tokens are at least as likely as that one."""
     prompt_top_ids: torch.Tensor | None = None
     """[n, p, k] int64: the likeliest tokens at those rows."""
     prompt_top_logprobs: torch.Tensor | None = None
@@ -68,6 +70,7 @@ class HostChoices:
     candidate_ids: list[list[list[int]]] = field(default_factory=list)
     candidate_logprobs: list[list[list[float]]] = field(default_factory=list)
     prompt_logprobs: list[list[float]] = field(default_factory=list)
+    prompt_ranks: list[list[int]] = field(default_factory=list)
     prompt_top_ids: list[list[list[int]]] = field(default_factory=list)
     prompt_top_logprobs: list[list[list[float]]] = field(default_factory=list)
 

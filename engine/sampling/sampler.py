@@ -1,8 +1,9 @@
 """Sampler: from a step group's logits to tokens. Bans, grammars, bias, penalties, temperature, filters and noise.
 
-The order is the same in every decoding mode: logit_bias, barred ends (min_tokens, ignore_eos), penalties, grammar,
-banned ids, temperature, top_k, top_p, min_p, noise. Grammar and bans come after the other edits, so that none of
-these can undo them. Shapes: n spans of a group, r logit rows each, V vocabulary.
+The order is the same in every decoding mode: logit_bias, barred tokens (min_tokens, ignore_eos, bad_words), penalties,
+restrictions (allowed_token_ids, bad_words of several tokens), grammar, banned ids, temperature, top_k, top_p, min_p,
+noise. Grammar and bans come after the other edits, so that none of these can undo them. Shapes: n spans of a group,
+r logit rows each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from engine.sampling.filters import NEGATIVE_INFINITY, best_tokens, noisy_scores
 from engine.sampling.history import TokenHistory
 from engine.sampling.logprobs import all_finite, log_probabilities, widened
 from engine.sampling.picker import TokenPicker
+from engine.sampling.restrictions import apply_restrictions
 from engine.sequence import Sequence
 
 
@@ -79,8 +81,7 @@ class Sampler:
         sees unsettled[: i + 1] only (verification), else every row sees all of them (denoising).
         draft_tokens: for each span the r - 1 tokens between its rows; row i is bound by the grammar's state after the
         first i of them. None: grammars bind the rows that `grammar_rows` names; the rest of the result is a draft.
-        grammar_rows: for each span the one row that follows its settled tokens, bound by its grammar's state after
-        these; None where there is no such row, or no grammar.
+        grammar_rows: for each span the one row that follows its settled tokens; None: no such row, or no grammar.
         """
         plain = all(seq.plain for seq in seqs)
         if positions is None and not plain:
@@ -99,6 +100,7 @@ class Sampler:
         if edited and positions is not None:
             self._bar_ends(logits, seqs, positions)
             self._apply_penalties(logits, seqs, unsettled, cumulative)
+            apply_restrictions(logits, seqs, draft_tokens)
         bound_seqs = [seqs[i] for i in bound]
         if bound and draft_tokens is not None:
             self._apply_grammars(logits, bound, bound_seqs, [draft_tokens[i] for i in bound])

@@ -20,6 +20,7 @@ from server.api.requests import GenerationRequest
 from server.generation.job import Choice, Echo, Job, StreamForm
 from server.http.errors import BadRequest
 from server.text.served_model import ServedModel
+from server.text.tokenizer import EncodingError, Tokenizer
 
 _SAMPLING = tuple(
     name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.model_fields and name != "seed"
@@ -104,6 +105,7 @@ def request_template(
     sampling = SamplingParams(
         seed=effective_seed(fields.seed),
         logprobs=fields.wanted_logprobs,
+        banned_sequences=banned_sequences(fields.bad_words, model.tokenizer),
         **{name: getattr(fields, name) for name in _SAMPLING},
     )
     return Request(
@@ -121,6 +123,22 @@ def request_template(
         include_drafts=fields.diffusing or fields.options.include_drafts,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def banned_sequences(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each word, without and with a space in front. Raises BadRequest.
+
+    A spelling that ends with another one is left out: where that may not stand, neither may this.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        text = word.lstrip(" ")
+        try:
+            plain, spaced = (tuple(tokenizer.encode_text(spelling)) for spelling in (text, f" {text}"))
+        except EncodingError as exc:
+            raise BadRequest(str(exc), "bad_words", "invalid_value") from None
+        found |= dict.fromkeys(ids for ids in (plain, spaced) if ids)
+    return tuple(ids for ids in found if not any(ids[at:] in found for at in range(1, len(ids))))
 
 
 def decoding_params(call: Call[Fields], model: ServedModel) -> DecodingParams:
@@ -163,7 +181,7 @@ def _param_of(error: RequestError, call: Call[Fields]) -> str | None:
     """The client's field for the field of the engine's request that an error names."""
     if error.param == "grammar" and call.grammar is not None:
         return call.grammar.param
-    if error.param == "prompt_logprobs":
+    if error.param == "prompt_logprobs" and call.fields.prompt_logprobs is None:
         return "echo"
     return call.fields.prompt_param if error.param == "prompt" else error.param
 
@@ -195,6 +213,9 @@ def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request
         decoding="diffusion" if fields.infills else call.decoding,
         logprobs=fields.wanted_logprobs,
         stream=_stream_form(fields) if fields.stream else None,
+        prompt_logprobs=fields.prompt_logprobs,
+        tells_token_ids=fields.return_token_ids,
+        names_by_id=fields.return_tokens_as_token_ids,
     )
 
 
@@ -208,7 +229,7 @@ def _stream_form(fields: GenerationRequest) -> StreamForm:
     options = fields.options
     return StreamForm(
         include_usage=options.include_usage,
-        continuous_usage=options.continuous_usage_stats,
+        continuous_usage=options.include_usage and options.continuous_usage_stats,
         include_drafts=options.include_drafts,
         diffusing=fields.diffusing,
     )

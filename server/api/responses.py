@@ -107,6 +107,24 @@ def usage_of(generation: Generation) -> Usage:
     )
 
 
+class PromptTokenLogprob(Response):
+    """A token at one place of the prompt."""
+
+    logprob: float
+    rank: Count
+    """1 for the likeliest token."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptTokenLogprob] | None]
+"""By place in the prompt and by token id: the prompt's own token and the likeliest ones. The first place has none."""
+
+
+def name_by_id(token_id: int) -> str:
+    """What a token is called where tokens are called by their ids."""
+    return f"token_id:{token_id}"
+
+
 def finite(logprob: float) -> float:
     """A log-probability as JSON can say it."""
     return max(logprob, LOWEST_LOGPROB)

@@ -13,7 +13,8 @@ from starlette.responses import Response as HttpResponse
 from server.api.chat.messages import Messages
 from server.api.common import json_response, parse_body, service_of
 from server.api.fields import Strict, invalid
-from server.api.requests import OptionalText, parse
+from server.api.parameters.parsing import parse
+from server.api.parameters.values import OptionalText
 from server.api.responses import Count, Response
 from server.http.errors import BadRequest
 from server.text.served_model import run_encoding

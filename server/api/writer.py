@@ -7,7 +7,17 @@ from typing import Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from server.api.responses import DiffusionMeta, Ending, FinishReason, Response, Usage, usage_of
+from server.api.responses import (
+    DiffusionMeta,
+    Ending,
+    FinishReason,
+    PromptLogprobs,
+    PromptTokenLogprob,
+    Response,
+    Usage,
+    finite,
+    usage_of,
+)
 from server.formats.parts import AnswerText, Part, Thought
 from server.generation.choice import ChoiceState, Delta, Draft, ScoredToken
 from server.generation.generation import Generation
@@ -28,6 +38,7 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         self.tokenizer = tokenizer
         self.form = job.stream or StreamForm()
         self._begun: set[int] = set()  # choices of which text, or their end, has been written
+        self._prompts_told: set[int] = set()  # choices of which the prompt's ids have been written
 
     # -- the endpoint's part ------------------------------------------------------------------------------------
 
@@ -43,6 +54,7 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         logprobs: Logprobs | None,
         ending: Ending | None,
         draft: Draft | UnsetType | None,
+        token_ids: list[int] | UnsetType = UNSET,
     ) -> ChunkChoice:
         """The choice object of a chunk. ending: None while the choice goes on."""
 
@@ -52,6 +64,7 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         choices: list[ChunkChoice],
         usage: Usage | UnsetType | None = UNSET,
         diffusion_meta: DiffusionMeta | UnsetType = UNSET,
+        prompt_token_ids: list[int] | UnsetType = UNSET,
     ) -> Response:
         """A chunk of a stream."""
 
@@ -63,8 +76,11 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         if self.form.diffusing:
             choice, meta = self._replacing(state, delta)
             return sse_event(self.chunk_object([choice], self._usage(generation), meta))
-        choices = self._appending(state, delta)
-        return b"".join([sse_event(self.chunk_object([choice], self._usage(generation))) for choice in choices])
+        first, *others = self._appending(state, delta)
+        usage, prompt = self._usage(generation), self._prompt_to_tell(delta.index)
+        chunks = [self.chunk_object([first], usage, prompt_token_ids=prompt)]
+        chunks += [self.chunk_object([choice], usage) for choice in others]
+        return b"".join(map(sse_event, chunks))
 
     def ending(self, generation: Generation) -> bytes:
         """See AnswerWriter. Mercury's empty chunk, the chunk with the usage, and the end of the stream."""
@@ -81,6 +97,29 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
     def echo(self, index: int) -> str:
         """The prompt that stands in front of a choice's answer; empty where none was asked for."""
         return self.job.choices[index].echo.text
+
+    def prompt_ids(self, index: int) -> list[int] | UnsetType:
+        """The tokens of a choice's prompt, where they are told."""
+        return self.job.choices[index].request.prompt_token_ids if self.job.tells_token_ids else UNSET
+
+    def prompt_logprobs(self, state: ChoiceState) -> PromptLogprobs | UnsetType:
+        """The log-probabilities of a choice's prompt, where they are told."""
+        if state.prompt_scores is None:
+            return UNSET
+        text, count = self.tokenizer.texts.token_text, self.job.prompt_logprobs
+        told: PromptLogprobs = [None]
+        for scores in state.prompt_scores:
+            ranked = [(scores.token_id, scores.logprob, scores.rank)]
+            ranked += [(token, logprob, place) for place, (token, logprob) in enumerate(scores.top[:count], 1)]
+            entries = dict[str, PromptTokenLogprob]()
+            for token, logprob, rank in ranked:
+                entries.setdefault(str(token), PromptTokenLogprob(finite(logprob), rank, text(token)))
+            told.append(entries)
+        return told
+
+    def answer_ids(self, token_ids: list[int]) -> list[int] | UnsetType:
+        """Tokens of an answer, where they are told."""
+        return token_ids if self.job.tells_token_ids else UNSET
 
     def begin(self, index: int) -> bool:
         """Whether nothing of the choice had been written before this call."""
@@ -105,7 +144,15 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
             parts = [AnswerText(self.echo(index)), *parts]
         *first, last = self.grouped(parts)
         choices = [self.chunk_choice(index, group, None, None, UNSET) for group in first]
-        return [*choices, self.chunk_choice(index, last, logprobs, ending_of(delta), draft)]
+        token_ids = self.answer_ids(delta.token_ids)
+        return [*choices, self.chunk_choice(index, last, logprobs, ending_of(delta), draft, token_ids)]
+
+    def _prompt_to_tell(self, index: int) -> list[int] | UnsetType:
+        """The tokens of a choice's prompt, once."""
+        if not self.job.tells_token_ids or index in self._prompts_told:
+            return UNSET
+        self._prompts_told.add(index)
+        return self.prompt_ids(index)
 
     def _replacing(self, state: ChoiceState, delta: Delta) -> tuple[ChunkChoice, DiffusionMeta]:
         ending = ending_of(delta)

@@ -62,6 +62,8 @@ class Delta:
     index: int
     parts: list[Part] = field(default_factory=list)
     tokens: list[ScoredToken] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    """All tokens, where their ids are told."""
     drafted: bool = False
     """There is a newer draft."""
     finish_reason: str | None = None
@@ -108,10 +110,13 @@ class ChoiceState:
         self._end_token_ids = job.end_token_ids
         self._parts: list[Part] = []  # not handed out yet
         self._scored: list[ScoredToken] = []  # not handed out yet
+        self._token_ids: list[int] | None = [] if job.tells_token_ids else None  # not handed out yet
         self._prompt_offsets = list(choice.echo.offsets)  # of the tokens whose scores have not come yet
         self._prompt: list[ScoredToken] = []  # not handed out yet
         if self._prompt_offsets:  # the first token of a prompt follows nothing, so it has no probability
             self._feed_prompt([TokenLogprob(choice.request.prompt_token_ids[0], math.nan, [])])
+        self.prompt_scores: list[TokenLogprob] | None = None if job.prompt_logprobs is None else []
+        """Of the prompt's tokens but the first, where they are told."""
         self._draft: DraftUpdated | None = None
         self._draft_is_new = False
 
@@ -139,12 +144,17 @@ class ChoiceState:
             return
         if isinstance(event, PromptScored):
             self._feed_prompt(event.logprobs)
+            if self.prompt_scores is not None:
+                self.prompt_scores += event.logprobs
             return
         self.stats = event.stats
         self._draft_is_new = self._draft_is_new or self._draft is not None
         self._draft = None  # it showed tokens that have settled now
         if isinstance(event, TokensSettled):
+            before = self._num_tokens
             self._feed_tokens(event)
+            if self._token_ids is not None:  # a stop string may have ended the answer before the last of them
+                self._token_ids += event.token_ids[: self._num_tokens - before]
         elif isinstance(event, Finished):
             self._finish(event)
 
@@ -160,7 +170,10 @@ class ChoiceState:
         drafted, self._draft_is_new = self._draft_is_new, False
         if not (parts or tokens or drafted or self.done):
             return None
-        return Delta(self.index, parts, tokens, drafted, self.finish_reason, self.stop_reason)
+        delta = Delta(self.index, parts, tokens, [], drafted, self.finish_reason, self.stop_reason)
+        if self._token_ids:
+            delta.token_ids, self._token_ids = self._token_ids, []
+        return delta
 
     def draft(self) -> Draft | None:
         """The newest draft. Text held back because of a stop string or half a character stands in front of it."""
@@ -236,6 +249,8 @@ class ChoiceState:
             self._show(self._stop.flush())
             told = event.stop_token_id if event.stop_token_id in self._told_token_ids else None
             self._end(event.reason, told)
+            if self._token_ids is not None and event.reason == "stop" and event.stop_token_id is not None:
+                self._token_ids.append(event.stop_token_id)
 
     def _draft_text(self, event: DraftUpdated) -> str:
         runs: list[list[int]] = [[]]  # of tokens between masks

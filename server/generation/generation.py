@@ -36,6 +36,8 @@ class WholeChoice(NamedTuple):
     """All that it is made of."""
     tokens: list[ScoredToken]
     """Its tokens with their log-probabilities, where these were asked for."""
+    token_ids: list[int]
+    """The ids of all its tokens, an end token included, where these were asked for."""
 
 
 class Generation:
@@ -115,9 +117,10 @@ class Generation:
 
     async def finish(self) -> list[WholeChoice]:
         """Waits for the end of every choice. Raises ApiError."""
-        whole = [WholeChoice(state, [], []) for state in self.choices]
+        whole = [WholeChoice(state, [], [], []) for state in self.choices]
         while deltas := await self.next():
             for delta in deltas:
                 whole[delta.index].parts.extend(delta.parts)
                 whole[delta.index].tokens.extend(delta.tokens)
+                whole[delta.index].token_ids.extend(delta.token_ids)
         return whole

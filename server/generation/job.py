@@ -101,6 +101,12 @@ class Job:
     """Likeliest tokens to list beside each token; None: no log-probabilities at all."""
     stream: StreamForm | None
     """None: the answer is sent whole."""
+    prompt_logprobs: int | None = None
+    """Likeliest tokens to list beside each token of the prompt; None: the prompt's scores are not told."""
+    tells_token_ids: bool = False
+    """The answer tells the ids of the prompt's tokens and of its own."""
+    names_by_id: bool = False
+    """Beside log-probabilities tokens are called by their ids, not by their text."""
     reading: AnswerReading | None = None
     """None: answers are text and nothing else."""
 

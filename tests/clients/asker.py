@@ -45,3 +45,14 @@ class Asker:
         body = {"prompt": text, "add_special_tokens": False}
         ids: list[int] = self.http.post("/tokenize", json=body).json()["tokens"]
         return ids
+
+    def decoded(self, ids: list[int]) -> str:
+        text: str = self.http.post("/detokenize", json={"tokens": ids}).json()["prompt"]
+        return text
+
+    def prompt_ids(self) -> list[int]:
+        """The tokens of the prompt that `send` asks with."""
+        messages = [{"role": "user", "content": TALE}]
+        body = {"messages": messages} if self.endpoint == "chat" else {"prompt": STORY}
+        ids: list[int] = self.http.post("/tokenize", json=body).json()["tokens"]
+        return ids

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.clients.asker import Asker
 from tests.clients.conftest import QUESTION, STORY
+from tests.clients.parameters.token_effects import TOKENS, prompt_logprobs
 from tests.http_helpers import delta_of, events
 
 
@@ -239,7 +240,7 @@ OF_EVERY_MODE: dict[str, Callable[[Asker], None]] = {
     "top_k": _narrowing("top_k", 1), "min_p": _narrowing("min_p", 1.0),
     "repetition_penalty": _penalty("repetition_penalty", 3.0), "min_tokens": _min_tokens,
     "stop_token_ids": _stop_token_ids, "include_stop_str_in_output": _include_stop,
-    "ignore_eos": _ignore_eos, "cache_salt": _cache_salt,
+    "ignore_eos": _ignore_eos, "cache_salt": _cache_salt, **TOKENS,
 }  # fmt: skip
 """Fields that do the same in every mode."""
 
@@ -273,5 +274,6 @@ OF_SOME_MODES: dict[str, tuple[tuple[str, ...], Callable[[Asker], None]]] = {
     "factor": (("diffusion",), _factor),
     "bound": (("diffusion",), _bound),
     "remasking": (("diffusion",), _remasking),
+    "prompt_logprobs": (("ar", "speculative", "auto"), prompt_logprobs),
 }
 """Fields that mean something in these modes; `auto` takes `block_length`, too, and chooses below it."""

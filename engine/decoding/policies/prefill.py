@@ -64,7 +64,7 @@ class Prefill(GroupStep):
         last = StepGroup(group.mode, group.phase, 1, [_last_row(span) for span in group.spans])
         choices = next_token_choices(self.sampler, last, logits[:, -1:].clone())
         choices.finite = finite
-        choices.prompt_logprobs, choices.prompt_top_ids, choices.prompt_top_logprobs = scores
+        choices.prompt_logprobs, choices.prompt_ranks, choices.prompt_top_ids, choices.prompt_top_logprobs = scores
         return choices
 
     def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:
@@ -90,18 +90,19 @@ def _last_row(span: Span) -> Span:
 
 def score_prompts(
     group: StepGroup, logits: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Log-probabilities, by the model's own distribution, of what follows each token of a group of prompt chunks.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Log-probabilities and ranks, by the model's own distribution, of what follows each token of prompt chunks.
 
-    logits: [n, p, V]. Returns [n, p], and, where any request wants k of the likeliest tokens, [n, p, k] ids and
+    logits: [n, p, V]. Returns [n, p] twice, and, where any request wants k of the likeliest tokens, [n, p, k] ids and
     log-probabilities. Rows after which the prompt says nothing hold figures of no meaning.
     """
     rows = logits.shape[1]
     following = [span.seq.token_ids[span.start + 1 : span.start + 1 + rows] for span in group.spans]
     targets = to_device([ids + [0] * (rows - len(ids)) for ids in following], logits.device)
     logprobs = log_probabilities(logits, targets)
+    ranks = (logits >= logits.gather(-1, targets[..., None])).sum(dim=-1)
     most = max(span.seq.request.prompt_logprobs or 0 for span in group.spans)
-    return (logprobs, *top_log_probabilities(logits, most)) if most else (logprobs, None, None)
+    return (logprobs, ranks, *(top_log_probabilities(logits, most) if most else (None, None)))
 
 
 def read_scores(span: Span, choices: HostChoices, i: int) -> list[TokenLogprob]:
@@ -115,6 +116,7 @@ def read_scores(span: Span, choices: HostChoices, i: int) -> list[TokenLogprob]:
         if count:
             ids, values = choices.prompt_top_ids[i][row], choices.prompt_top_logprobs[i][row]
             top = list(zip(ids[:count], values[:count], strict=True))
-        found.append(TokenLogprob(seq.token_ids[place], choices.prompt_logprobs[i][row], top))
+        logprob, rank = choices.prompt_logprobs[i][row], choices.prompt_ranks[i][row]
+        found.append(TokenLogprob(seq.token_ids[place], logprob, top, rank))
     seq.num_scored = max(seq.num_scored, min(span.end + 1, seq.num_prompt))
     return found

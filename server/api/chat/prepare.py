@@ -28,7 +28,7 @@ async def prepare(call: Call[ChatRequest], model: ServedModel, limits: Limits) -
     form = answer_form(call, model, prompt)
     call = dataclasses.replace(call, grammar=form.grammar)
     context, clip = model.info.max_model_len, limits.clip_max_tokens
-    template = request_template(call, model)
+    template = request_template(call, model, prompt_logprobs=fields.prompt_logprobs)
     max_tokens = fit_max_tokens(
         fields.wanted_max_tokens,
         context,

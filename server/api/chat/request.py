@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from server.api.chat.messages import Messages
 from server.api.chat.tools import ToolChoice, Tools, check_tools
 from server.api.fields import invalid
-from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest
+from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS
+from server.api.requests import GenerationRequest
 from server.generation.job import EndpointName
 
 MAX_VARIABLES = 32

@@ -12,10 +12,12 @@ from server.api.responses import (
     DiffusionMeta,
     Ending,
     FinishReason,
+    PromptLogprobs,
     Response,
     StopReason,
     Usage,
     finite,
+    name_by_id,
     usage_of,
 )
 from server.api.writer import OpenAIWriter, ended_by
@@ -101,6 +103,8 @@ class ChatChoice(Response):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
     stop_reason: StopReason
+    token_ids: list[Count] | UnsetType = UNSET
+    """All tokens of the answer, an end token included; only with return_token_ids."""
 
 
 class ChatCompletion(Response):
@@ -112,6 +116,10 @@ class ChatCompletion(Response):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[Count] | UnsetType = UNSET
+    """The tokens of the prompt; only with return_token_ids."""
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    """Only with prompt_logprobs."""
 
 
 class ChatMessageDelta(Response):
@@ -134,6 +142,8 @@ class ChatDelta(Response):
     """Only beside a finish_reason."""
     draft: Draft | UnsetType | None = UNSET
     """Tokens that are not settled yet; only with stream_options.include_drafts, where they changed."""
+    token_ids: list[Count] | UnsetType = UNSET
+    """Further tokens of the answer; only with return_token_ids."""
 
 
 class ChatCompletionChunk(Response):
@@ -146,6 +156,8 @@ class ChatCompletionChunk(Response):
     choices: list[ChatDelta]
     diffusion_meta: DiffusionMeta | UnsetType = UNSET
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[Count] | UnsetType = UNSET
+    """The tokens of the prompt, once for each answer; only with return_token_ids."""
 
 
 class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
@@ -160,13 +172,15 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
                 logprobs=self.logprobs(state.index, tokens),
                 finish_reason=ended_by(state),
                 stop_reason=state.stop_reason,
+                token_ids=self.answer_ids(token_ids),
             )
-            for state, parts, tokens in choices
+            for state, parts, tokens, token_ids in choices
         ]
         job = self.job
         return ChatCompletion(
             id=job.id, object="chat.completion", created=job.created, model=job.model, choices=answers,
-            usage=usage_of(generation),
+            usage=usage_of(generation), prompt_token_ids=self.prompt_ids(0),
+            prompt_logprobs=self.prompt_logprobs(choices[0].state),
         )  # fmt: skip
 
     def logprobs(self, index: int, tokens: list[ScoredToken]) -> ChatLogprobs | None:
@@ -186,7 +200,8 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
 
     def _spelling(self, token_id: int) -> tuple[str, list[int] | None]:
         texts = self.tokenizer.texts
-        return texts.display(token_id), texts.token_bytes(token_id)
+        name = name_by_id(token_id) if self.job.names_by_id else texts.display(token_id)
+        return name, texts.token_bytes(token_id)
 
     def grouped(self, parts: list[Part]) -> list[list[Part]]:
         """See OpenAIWriter. Each step of a call has a chunk of its own, as clients know it from OpenAI."""
@@ -201,6 +216,7 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
         logprobs: ChatLogprobs | None,
         ending: Ending | None,
         draft: Draft | UnsetType | None,
+        token_ids: list[int] | UnsetType = UNSET,
     ) -> ChatDelta:
         """See OpenAIWriter. The role comes with the first text, so that the time to first token is honest."""
         text, thought, calls = text_of(parts), thought_of(parts), _call_deltas(parts)
@@ -219,6 +235,7 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
             finish_reason=None if ending is None else ending.finish_reason,
             stop_reason=UNSET if ending is None else ending.stop_reason,
             draft=draft,
+            token_ids=token_ids,
         )
 
     def chunk_object(
@@ -226,12 +243,13 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
         choices: list[ChatDelta],
         usage: Usage | UnsetType | None = UNSET,
         diffusion_meta: DiffusionMeta | UnsetType = UNSET,
+        prompt_token_ids: list[int] | UnsetType = UNSET,
     ) -> ChatCompletionChunk:
         """See OpenAIWriter."""
         job = self.job
         return ChatCompletionChunk(
             id=job.id, object="chat.completion.chunk", created=job.created, model=job.model, choices=choices,
-            diffusion_meta=diffusion_meta, usage=usage,
+            diffusion_meta=diffusion_meta, usage=usage, prompt_token_ids=prompt_token_ids,
         )  # fmt: skip
 
 

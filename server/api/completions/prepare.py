@@ -68,7 +68,7 @@ def _prompt_logprobs(call: Call[CompletionRequest], decodings: tuple[str, ...]) 
     """
     fields = call.fields
     if not fields.echo or (fields.logprobs is None and fields.max_tokens != 0):
-        return None
+        return fields.prompt_logprobs
     if fields.logprobs is not None and call.decoding == "diffusion":
         other = "use 'ar', or " if "ar" in decodings else ""
         message = (
@@ -76,7 +76,7 @@ def _prompt_logprobs(call: Call[CompletionRequest], decodings: tuple[str, ...]) 
             f"decoding 'diffusion' chooses tokens: {other}leave out 'echo' or 'logprobs'."
         )
         raise BadRequest(message, "echo", "unsupported_parameter")
-    return fields.logprobs or 0
+    return max(fields.logprobs or 0, fields.prompt_logprobs or 0)
 
 
 async def _echo(fields: CompletionRequest, index: int, ids: list[int], model: ServedModel) -> Echo:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from server.api.fields import invalid
-from server.api.requests import MAX_COUNT, MAX_LOGPROBS, GenerationRequest, OptionalText
+from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS, OptionalText
+from server.api.requests import GenerationRequest
 from server.generation.job import EndpointName
 
 
@@ -66,7 +67,7 @@ class CompletionRequest(GenerationRequest):
     suffix: OptionalText = None
     """Fill the gap of max_tokens tokens between prompt and suffix, by diffusion."""
     max_tokens: Annotated[int | None, Field(ge=0, le=MAX_COUNT)] = None
-    """Most tokens to generate (16). 0 only with echo: the prompt alone, with log-probabilities if asked for."""
+    """Most tokens to generate (16). 0 only with echo or prompt_logprobs: the prompt alone."""
 
     @property
     def infills(self) -> bool:
@@ -88,8 +89,8 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_completion(self) -> Self:
-        if self.max_tokens == 0 and not self.echo:
-            raise invalid("'max_tokens' must be at least 1, or 0 with 'echo'")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise invalid("'max_tokens' must be at least 1, or 0 with 'echo' or 'prompt_logprobs'")
         if self.echo and self.suffix is not None:
             raise invalid("'echo' and 'suffix' cannot be combined: the answer to a suffix is the middle only")
         if self.diffusing and self.logprobs is not None:

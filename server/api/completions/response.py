@@ -11,11 +11,13 @@ from server.api.responses import (
     DiffusionMeta,
     Ending,
     FinishReason,
+    PromptLogprobs,
     Response,
     StopReason,
     Usage,
     finite,
     has_logprob,
+    name_by_id,
     usage_of,
 )
 from server.api.writer import OpenAIWriter, ended_by
@@ -42,6 +44,12 @@ class CompletionChoice(Response):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
     stop_reason: StopReason
+    token_ids: list[Count] | UnsetType = UNSET
+    """All tokens of the answer, an end token included; only with return_token_ids."""
+    prompt_token_ids: list[Count] | UnsetType = UNSET
+    """The tokens of its prompt; only with return_token_ids."""
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    """Only with prompt_logprobs."""
 
 
 class Completion(Response):
@@ -66,6 +74,10 @@ class CompletionDelta(Response):
     """Only beside a finish_reason."""
     draft: Draft | UnsetType | None = UNSET
     """Tokens that are not settled yet; only with stream_options.include_drafts, where they changed."""
+    token_ids: list[Count] | UnsetType = UNSET
+    """Further tokens of the answer; only with return_token_ids."""
+    prompt_token_ids: list[Count] | UnsetType = UNSET
+    """The tokens of the prompt, once; only with return_token_ids."""
 
 
 class CompletionChunk(Response):
@@ -92,8 +104,11 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
                 logprobs=self.logprobs(state.index, tokens),
                 finish_reason=ended_by(state),
                 stop_reason=state.stop_reason,
+                token_ids=self.answer_ids(token_ids),
+                prompt_token_ids=self.prompt_ids(state.index),
+                prompt_logprobs=self.prompt_logprobs(state),
             )
-            for state, _, tokens in choices
+            for state, _, tokens, token_ids in choices
         ]
         job = self.job
         return Completion(
@@ -105,13 +120,16 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         """See OpenAIWriter."""
         if self.job.logprobs is None:
             return None
-        name, echoed = self.tokenizer.texts.token_text, len(self.echo(index))
+        name, echoed = self._name, len(self.echo(index))
         return CompletionLogprobs(
             tokens=[name(token.scores.token_id) for token in tokens],
             token_logprobs=[finite(token.scores.logprob) if has_logprob(token) else None for token in tokens],
             top_logprobs=[self._likeliest(token) if has_logprob(token) else None for token in tokens],
             text_offset=[token.offset + (0 if token.of_prompt else echoed) for token in tokens],
         )
+
+    def _name(self, token_id: int) -> str:
+        return name_by_id(token_id) if self.job.names_by_id else self.tokenizer.texts.token_text(token_id)
 
     def _likeliest(self, token: ScoredToken) -> dict[str, float]:
         """The likeliest tokens by their text, and the chosen one, which may not be among them.
@@ -120,9 +138,9 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         """
         scores = token.scores
         found: dict[str, float] = {}
-        for token_id, logprob in dict([*scores.top, (scores.token_id, scores.logprob)]).items():
-            text = self.tokenizer.texts.token_text(token_id)
-            found[f"token_id:{token_id}" if text in found else text] = finite(logprob)
+        for token_id, logprob in dict([*scores.top[: self.job.logprobs], (scores.token_id, scores.logprob)]).items():
+            text = self._name(token_id)
+            found[name_by_id(token_id) if text in found else text] = finite(logprob)
         return found
 
     def chunk_choice(
@@ -132,6 +150,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         logprobs: CompletionLogprobs | None,
         ending: Ending | None,
         draft: Draft | UnsetType | None,
+        token_ids: list[int] | UnsetType = UNSET,
     ) -> CompletionDelta:
         """See OpenAIWriter."""
         self.begin(index)
@@ -142,6 +161,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
             finish_reason=None if ending is None else ending.finish_reason,
             stop_reason=UNSET if ending is None else ending.stop_reason,
             draft=draft,
+            token_ids=token_ids,
         )
 
     def chunk_object(
@@ -149,8 +169,11 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         choices: list[CompletionDelta],
         usage: Usage | UnsetType | None = UNSET,
         diffusion_meta: DiffusionMeta | UnsetType = UNSET,
+        prompt_token_ids: list[int] | UnsetType = UNSET,
     ) -> CompletionChunk:
         """See OpenAIWriter."""
+        if choices:
+            choices[0].prompt_token_ids = prompt_token_ids
         job = self.job
         return CompletionChunk(
             id=job.id, object="text_completion", created=job.created, model=job.model, choices=choices,

@@ -27,6 +27,8 @@ def check(found: list[TokenLogprob], expected: torch.Tensor, prompt: list[int], 
     assert [entry.token_id for entry in found] == prompt[1:]
     for row, entry in zip(expected, found, strict=False):
         assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-4)
+        least, most = ((row >= row[entry.token_id] + margin).sum().item() for margin in (1e-4, -1e-4))
+        assert least <= entry.rank <= most
         top = row.topk(count) if count else None
         assert [token for token, _ in entry.top] == ([] if top is None else top.indices.tolist())
         if top is not None:

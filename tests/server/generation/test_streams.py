@@ -53,6 +53,12 @@ async def test_continuous_usage_grows_chunk_by_chunk(api: Api) -> None:
     assert counts[0] < counts[-1] == 20
 
 
+async def test_continuous_usage_is_part_of_the_usage(api: Api) -> None:
+    """Without `include_usage` no chunk has any: that is how vLLM reads the two, and what its clients rely on."""
+    response = await api.complete(stream=True, stream_options={"continuous_usage_stats": True})
+    assert all("usage" not in chunk for chunk in events_of(response) if chunk != "[DONE]")
+
+
 async def test_choices_of_a_stream_are_told_apart(api: Api) -> None:
     payloads = events_of(await api.complete(prompt=["a", "b"], n=2, stream=True, max_tokens=20, echo=True))
     for index, prompt in enumerate("aabb"):

@@ -1,0 +1,86 @@
+"""What the fields about single tokens do, shown on answers of completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.clients.asker import Asker
+from tests.http_helpers import events
+
+
+def _allowed_token_ids(asker: Asker) -> None:
+    allowed = asker.ids(" the a,")
+    answer = asker.answer(allowed_token_ids=allowed, return_token_ids=True)["choices"][0]
+    assert set(answer["token_ids"]) <= set(allowed)
+    assert len(answer["token_ids"]) == 20, "there is no end token among them"
+
+
+def _bad_words(asker: Asker) -> None:
+    """A word that is one token, in every mode; several tokens where one is chosen after another."""
+    plain = asker.answer(return_token_ids=True)["choices"][0]["token_ids"]
+    words = [asker.decoded([token]) for token in plain]
+    word = next(w for w in words if w.startswith(" ") and len(asker.ids(w)) == len(asker.ids(w[1:])) == 1)
+    found = asker.answer(bad_words=[word.strip()], return_token_ids=True)["choices"][0]["token_ids"]
+    assert not {*asker.ids(word), *asker.ids(word[1:])} & set(found)
+    pair = next(
+        "".join(words[at : at + 2])
+        for at in range(3, 18)
+        if asker.ids("".join(words[at : at + 2])) == plain[at : at + 2]
+    )
+    if asker.mode == "diffusion":
+        assert asker.send(bad_words=[pair]).json()["error"]["param"] == "bad_words"
+        return
+    ids = asker.ids(pair)
+    found = asker.answer(bad_words=[pair], return_token_ids=True)["choices"][0]["token_ids"]
+    assert found != plain
+    assert all(found[at : at + 2] != ids for at in range(len(found)))
+    first = next(at for at in range(20) if plain[at : at + 2] == ids)
+    assert found[: first + 1] == plain[: first + 1], "each of the two may stand alone"
+
+
+def _return_token_ids(asker: Asker) -> None:
+    answer = asker.answer(return_token_ids=True)
+    choice = answer["choices"][0]
+    assert asker.decoded(choice["token_ids"]) == asker.text()
+    assert len(choice["token_ids"]) == answer["usage"]["completion_tokens"]
+    assert choice["prompt_token_ids"] == asker.prompt_ids()
+    chunks = [
+        chunk["choices"][0] for chunk in events(asker.send(return_token_ids=True, stream=True).text) if chunk["choices"]
+    ]
+    assert [token for chunk in chunks for token in chunk["token_ids"]] == choice["token_ids"]
+    assert [chunk["prompt_token_ids"] for chunk in chunks if "prompt_token_ids" in chunk] == [asker.prompt_ids()]
+
+
+def _return_tokens_as_token_ids(asker: Asker) -> None:
+    choice = asker.answer(return_token_ids=True, return_tokens_as_token_ids=True, logprobs=2)["choices"][0]
+    names = [f"token_id:{token}" for token in choice["token_ids"]]
+    assert choice["logprobs"]["tokens"] == names
+    for name, likeliest in zip(names, choice["logprobs"]["top_logprobs"], strict=True):
+        assert name in likeliest
+        assert all(other.startswith("token_id:") for other in likeliest)
+
+
+def prompt_logprobs(asker: Asker) -> None:
+    """The same scores as `echo` with `logprobs` tells, in vLLM's form."""
+    prompt = asker.prompt_ids()
+    told = asker.answer(prompt_logprobs=2, max_tokens=1)["choices"][0]["prompt_logprobs"]
+    echoed = asker.answer(echo=True, logprobs=0, max_tokens=0)["choices"][0]["logprobs"]
+    assert told[0] is None
+    assert len(told) == len(prompt)
+    for token, entries, logprob, text in zip(
+        prompt[1:], told[1:], echoed["token_logprobs"][1:], echoed["tokens"][1:], strict=True
+    ):
+        assert len(entries) == 2 + (entries[str(token)]["rank"] > 2)
+        assert abs(entries[str(token)]["logprob"] - logprob) < 1e-3
+        assert entries[str(token)]["decoded_token"] == text
+        best = sorted(entries.values(), key=lambda entry: entry["rank"])
+        assert best == sorted(entries.values(), key=lambda entry: -entry["logprob"])
+        assert [entry["rank"] for entry in best[:2]] == [1, 2]
+
+
+TOKENS: dict[str, Callable[[Asker], None]] = {
+    "allowed_token_ids": _allowed_token_ids,
+    "bad_words": _bad_words,
+    "return_token_ids": _return_token_ids,
+    "return_tokens_as_token_ids": _return_tokens_as_token_ids,
+}
