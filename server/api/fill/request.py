@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from server.api.completions.request import CompletionRequest
 from server.api.fields import Strict, invalid, not_here
-from server.api.requests import MAX_COUNT, GenerationRequest, OptionalText, Seed, parse_generation
+from server.api.parameters.values import MAX_COUNT, OptionalText, Seed
+from server.api.requests import GenerationRequest, parse_generation
 from server.generation.job import EndpointName
 
 MAX_EXTRAS = 1024

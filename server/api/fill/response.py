@@ -81,7 +81,7 @@ class FimWriter(OpenAIWriter[Response, FimDelta]):
         """See AnswerWriter."""
         answers = [
             FimChoice(state.index, FimMessage("assistant", state.text), state.text, ended_by(state))
-            for state, _, _ in choices
+            for state in (choice.state for choice in choices)
         ]
         job = self.job
         return FimCompletion(job.id, "chat.completion", job.created, job.model, answers, usage_of(generation))
@@ -96,8 +96,9 @@ class FimWriter(OpenAIWriter[Response, FimDelta]):
         logprobs: Response | None,
         ending: Ending | None,
         draft: Draft | UnsetType | None,
+        token_ids: list[int] | UnsetType = UNSET,
     ) -> FimDelta:
-        """See OpenAIWriter."""
+        """See OpenAIWriter. Ids of tokens are not told."""
         text = text_of(parts)
         opens = bool(parts or ending is not None) and self.begin(index)
         message = FimMessageDelta(text, "assistant" if opens else UNSET)
@@ -108,6 +109,7 @@ class FimWriter(OpenAIWriter[Response, FimDelta]):
         choices: list[FimDelta],
         usage: Usage | UnsetType | None = UNSET,
         diffusion_meta: DiffusionMeta | UnsetType = UNSET,
+        prompt_token_ids: list[int] | UnsetType = UNSET,
     ) -> FimChunk:
         """See OpenAIWriter."""
         job = self.job
@@ -150,8 +152,8 @@ class InfillWriter(AnswerWriter):
 
     def whole(self, generation: Generation, choices: list[WholeChoice]) -> InfillAnswer:
         """See AnswerWriter."""
-        [(state, _, _)] = choices
-        return self._answer(generation, state, state.text)
+        [choice] = choices
+        return self._answer(generation, choice.state, choice.state.text)
 
     def chunk(self, generation: Generation, delta: Delta) -> bytes:
         """See AnswerWriter."""

@@ -11,7 +11,8 @@ from server.api.chat.messages import MAX_MESSAGES, Message
 from server.api.chat.request import ChatRequest
 from server.api.chat.tools import check_tools
 from server.api.fields import Strict, invalid, not_here
-from server.api.requests import MAX_COUNT, GenerationRequest, StreamOptions
+from server.api.parameters.values import MAX_COUNT
+from server.api.requests import GenerationRequest, StreamOptions
 from server.api.responses_api.items import Input
 from server.api.responses_api.tools import FlatToolChoice, FlatTools, choice_for_chat
 from server.api.structured_outputs import JsonSchemaFormat, ResponseFormat

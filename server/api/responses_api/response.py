@@ -39,8 +39,9 @@ class ResponseWriter(AnswerWriter):
 
     def whole(self, generation: Generation, choices: list[WholeChoice]) -> ModelResponse:
         """See AnswerWriter."""
-        [(state, parts, _)] = choices
-        self._output.add(parts)
+        [choice] = choices
+        state = choice.state
+        self._output.add(choice.parts)
         self._output.end(whole=state.finish_reason != "length")
         return self._ended(generation)
 
