@@ -17,7 +17,7 @@ from engine.models.families.description import ModelDescription
 from engine.models.families.overrides import NO_OVERRIDES, Overrides
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile
-from engine.models.loader import LoadedModel, load_model
+from engine.models.loader import LoadedModel, choose_storage, load_model
 from engine.models.mlp.mixture import MixtureMLP
 from tests.reference.bidirectional.checkpoints import llada_config, llada_moe_config, write_whole_checkpoint
 from tests.reference.bidirectional.model import WholeModel
@@ -212,6 +212,17 @@ def test_experts_may_be_quantized_on_a_cpu(quantization: str, tmp_path: Path) ->
     agreed = (exact.argmax(dim=-1) == rounded.argmax(dim=-1)).float().mean()
     assert float(agreed) > 0.7
     assert torch.nn.functional.cosine_similarity(exact, rounded).mean() > 0.98
+
+
+def test_what_a_gpu_cannot_do_with_experts_is_refused_by_its_option() -> None:
+    """The grouped product takes bfloat16: the first pass would fail after minutes of loading."""
+    config, gpu = describe(block_config("llada2", mask_token_id=MASK)).config, torch.device("cuda")
+    with pytest.raises(ModelLoadError, match=r"^quantization fp8: expert layers are not quantized on a GPU"):
+        choose_storage(config, torch.bfloat16, gpu, "fp8")
+    with pytest.raises(ModelLoadError, match=r"^draft_quantization fp8: expert layers"):
+        choose_storage(config, torch.bfloat16, gpu, "none", "fp8")
+    with pytest.raises(ModelLoadError, match="bfloat16"):
+        choose_storage(config, torch.float32, gpu, "auto")
 
 
 def test_ids_of_a_config_that_names_no_ends_are_not_guessed() -> None:
