@@ -103,6 +103,8 @@ class Job:
     """None: the answer is sent whole."""
     prompt_logprobs: int | None = None
     """Likeliest tokens to list beside each token of the prompt; None: the prompt's scores are not told."""
+    skips_control_tokens: bool = True
+    """Control tokens have no text."""
     tells_token_ids: bool = False
     """The answer tells the ids of the prompt's tokens and of its own."""
     names_by_id: bool = False

@@ -25,6 +25,8 @@ async def prepare(call: Call[ChatRequest], model: ServedModel, limits: Limits) -
     tools = [tool.for_template() for tool in fields.tools] if fields.offers_tools else []
     messages = [message.for_template() for message in fields.messages]
     prompt = await model.chat_prompt(Chat(messages, tools, template_variables(fields, model)))
+    if fields.add_special_tokens:
+        prompt = prompt._replace(token_ids=model.tokenizer.with_bos(prompt.token_ids))
     form = answer_form(call, model, prompt)
     call = dataclasses.replace(call, grammar=form.grammar)
     context, clip = model.info.max_model_len, limits.clip_max_tokens
@@ -53,6 +55,8 @@ def template_variables(fields: ChatRequest, model: ServedModel) -> dict[str, Any
         variables["reasoning_effort"] = effort
     elif effort is not None:
         variables = {name: effort != "none" for name in _SWITCHES if name in read}
+    if fields.verbosity is not None and "verbosity" in read:
+        variables["verbosity"] = fields.verbosity
     for name, value in fields.chat_template_kwargs.items():
         if name in read:
             variables[name] = value

@@ -68,6 +68,10 @@ class ChatRequest(GenerationRequest):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """How long to think: told to a chat template that reads it; one that can only be told whether to think is told
     that. Advice elsewhere."""
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """How much to say: told to a chat template that reads it. Advice elsewhere."""
+    add_special_tokens: bool = False
+    """true: BOS stands in front of the prompt even where the chat template does not write it."""
     chat_template_kwargs: Variables = Field(default={})
     """Values that the model's chat template reads by name, such as enable_thinking: texts, numbers, truth values."""
     include_reasoning: bool = True

@@ -12,7 +12,7 @@ from server.api.chat.response import ChatCompletion, ChatCompletionChunk
 from server.api.completions.request import CompletionRequest
 from server.api.completions.response import Completion, CompletionChunk
 from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, FieldFacts, Strict
-from server.api.info import Health, Model, ModelList, Ready, Version
+from server.api.info import Health, Load, Model, ModelList, Ready, TokenizerInfo, Version
 from server.api.requests import GenerationRequest
 from server.api.tokens import DetokenizeRequest, Prompt, TokenizeRequest, Tokens
 from server.generation.job import EndpointName
@@ -25,7 +25,7 @@ Schema = dict[str, Any]
 REQUESTS: tuple[type[Strict], ...] = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
 RESPONSES: tuple[type[msgspec.Struct], ...] = (
     Error, Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, Model, ModelList, Tokens, Prompt, Health,
-    Ready, Version,
+    Ready, Version, Load, TokenizerInfo,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/"
 
@@ -104,10 +104,13 @@ def _paths() -> Schema:
         "/detokenize": {"post": post("Text of tokens", DetokenizeRequest, Prompt, _READING)},
         "/health": {"get": get("Liveness, answered from memory", None, Health, ())},
         "/ready": {"get": get("Readiness: whether new work is welcome", None, Ready, ())},
+        "/ping": {"get": get("Liveness, as /health tells it", None, Health, ())},
+        "/load": {"get": get("Answers that are being waited for", None, Load, ("401",))},
+        "/tokenizer_info": {"get": get("Special tokens and chat template", None, TokenizerInfo, ("401", "500", "503"))},
         "/version": {"get": get("The server's version", None, Version, ("401",))},
         "/metrics": {"get": get("Prometheus metrics", None, None, ("401",))},
     }  # fmt: skip
-    for path, body in (("/health", Health), ("/ready", Ready)):
+    for path, body in (("/health", Health), ("/ping", Health), ("/ready", Ready)):
         paths[path]["get"]["responses"]["503"] = _response("Not so.", body)
     name = {"name": "name", "in": "path", "required": True, "description": "A model's id.",
             "schema": {"type": "string", "minLength": 1}}  # fmt: skip

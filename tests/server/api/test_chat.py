@@ -114,3 +114,13 @@ async def test_a_chat_too_long_for_the_context_says_the_numbers(api: Api) -> Non
     assert response.status_code == 400
     assert error["code"] == "context_length_exceeded"
     assert "256" in error["message"]
+
+
+async def test_a_chats_prompt_begins_with_bos_once(api: Api) -> None:
+    """The template may have written it; where it has not, `add_special_tokens` puts it there."""
+    plain, added = [
+        (await api.chat(add_special_tokens=added, return_token_ids=True)).json()["prompt_token_ids"]
+        for added in (False, True)
+    ]
+    assert added == [1, *(plain[1:] if plain[0] == 1 else plain)]
+    assert added.count(1) == 1
