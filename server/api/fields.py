@@ -151,8 +151,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "prompt": Unsupported((), _CHAT, hint="Use 'messages', or /v1/completions."),
     "echo": Unsupported((False,), _CHAT),
     "suffix": Unsupported((), _CHAT, hint="Use /v1/completions."),
-    "add_generation_prompt": Unsupported((True,), _CHAT),
-    "continue_final_message": Unsupported((False,), _CHAT),
     "chat_template": Unsupported((), _CHAT),
     "documents": Unsupported(([],), _CHAT),
     "functions": Unsupported(([],), _CHAT, hint="Use 'tools'."),

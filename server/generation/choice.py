@@ -94,8 +94,9 @@ class ChoiceState:
         self.stop_reason: str | int | None = None
         self.error: str | None = None
         self._tokenizer = tokenizer
-        # A completion continues its prompt, so a space may begin it; a chat's answer is a text of its own.
-        before = choice.request.prompt_token_ids if job.endpoint == "completions" else ()
+        # A completion continues its prompt, so a space may begin it; a chat's answer is a text of its own, or goes on.
+        continues = job.endpoint == "completions" or job.continues_prompt
+        before = choice.request.prompt_token_ids if continues else ()
         self._decoder = IncrementalDecoder(tokenizer.texts, before, skip_special_tokens=job.skips_control_tokens)
         self._stop = StopFinder(job.stops, include=job.include_stop)
         self._min_tokens = choice.request.sampling.min_tokens

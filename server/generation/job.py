@@ -103,6 +103,8 @@ class Job:
     """None: the answer is sent whole."""
     prompt_logprobs: int | None = None
     """Likeliest tokens to list beside each token of the prompt; None: the prompt's scores are not told."""
+    continues_prompt: bool = False
+    """A chat's answer goes on with the text of its last message, so that a space may begin it."""
     skips_control_tokens: bool = True
     """Control tokens have no text."""
     tells_token_ids: bool = False
