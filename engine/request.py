@@ -30,7 +30,7 @@ MAX_FACTOR = 1024
 MAX_SEED = 2**53 - 1
 """The largest seed. A JSON number holds every integer up to it exactly."""
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "structure"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "structure"]
 
 MAX_SCHEMA_BYTES = 64 * 1024
 """Longest JSON schema, and longest list of choices, in bytes of UTF-8."""
@@ -51,7 +51,8 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     kind: GrammarKind
     source: str = ""
     """`json_schema`: the schema, as JSON. `regex`: the expression the whole answer must match. `choice`: the possible
-    answers, as a JSON list of strings. `json_object`: empty. `structure`: what engine.grammar.structure writes."""
+    answers, as a JSON list of strings. `json_object`: empty. `lark`: rules in the library's form of Lark, or in GBNF.
+    `structure`: what engine.grammar.structure writes."""
     compact: bool = False
     """JSON without any white space. Otherwise a model may write one space between two JSON tokens."""
 

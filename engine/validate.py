@@ -86,7 +86,9 @@ def check_grammar_size(grammar: Grammar) -> None:
         if len(grammar.source.encode(errors="replace")) > MAX_STRUCTURE_BYTES:
             raise RequestError(f"The schemas together must not exceed {MAX_STRUCTURE_BYTES} bytes.", "grammar")
     elif len(grammar.source) > MAX_SCHEMA_BYTES or len(grammar.source.encode(errors="replace")) > MAX_SCHEMA_BYTES:
-        raise RequestError(f"A JSON schema or list of choices must not exceed {MAX_SCHEMA_BYTES} bytes.", "grammar")
+        raise RequestError(
+            f"A grammar, JSON schema or list of choices must not exceed {MAX_SCHEMA_BYTES} bytes.", "grammar"
+        )
 
 
 def _check_prompt(prompt: list[int], info: EngineInfo) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 from tokenizers import Tokenizer
 
 from engine.errors import RequestError
@@ -160,7 +161,7 @@ def describe_failure(grammar: Grammar, error: str) -> str:
     """One line about a grammar that cannot be used, from the library's many."""
     names = {
         "json_schema": "JSON schema", "json_object": "JSON object", "regex": "regular expression",
-        "structure": "form of the answer",
+        "structure": "form of the answer", "lark": "grammar",
     }  # fmt: skip
     name = names.get(grammar.kind, "list of choices")
     explained = re.search(r"^\s*error: (.+)$", error, re.MULTILINE)
@@ -205,10 +206,20 @@ def _choice_body(grammar: Grammar) -> str:
     return " | ".join(json.dumps(choice) for choice in choices)
 
 
+def _lark_body(grammar: Grammar) -> str:
+    """Rules as a grammar within the grammar, so that their names cannot meet others."""
+    try:
+        rules = any_to_lark(grammar.source)
+    except Exception as error:  # the library's converter raises what its parser trips over, too
+        raise RequestError(f"The grammar cannot be used: {_first_line(str(error))[:200]}", "grammar") from None
+    return "%lark {\n" + re.sub(r"^%llguidance .*$", "", rules, flags=re.MULTILINE) + "\n}"
+
+
 _BODIES: dict[str, Callable[[Grammar], str]] = {
     "json_object": lambda grammar: f"%json {any_object(compact=grammar.compact)}",
     "regex": _regex_body,
     "choice": _choice_body,
+    "lark": _lark_body,
 }
 """By kind of grammar, its form in the library's language."""
 

@@ -58,6 +58,27 @@ class Ready(Response):
     status: str
 
 
+class Load(Response):
+    """The answer of /load."""
+
+    server_load: Count
+    """Answers that have been asked for and not finished."""
+
+
+class TokenizerInfo(Response):
+    """The answer of /tokenizer_info."""
+
+    tokenizer_class: str
+    model_max_length: Count
+    vocab_size: Count
+    add_bos_token: bool
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+
+
 class Version(Response):
     """The answer of /version."""
 
@@ -115,6 +136,38 @@ async def ready(request: Request) -> HttpResponse:
     if service.ready:
         return json_response(Ready(status="ready"))
     return json_response(Ready(status=service.state), 503, {"Retry-After": "1"})
+
+
+@router.get("/ping")
+async def ping(request: Request) -> HttpResponse:
+    """As /health, for platforms that probe this path."""
+    return await health(request)
+
+
+@router.get("/load")
+async def load(request: Request) -> HttpResponse:
+    """How many answers are being waited for, for balancers that ask."""
+    return json_response(Load(server_load=len(service_of(request).engine.in_flight)))
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> HttpResponse:
+    """The model's special tokens and its chat template, for evaluations that build their prompts themselves."""
+    model = service_of(request).require_model()
+    named = model.tokenizer.special_texts
+    return json_response(
+        TokenizerInfo(
+            tokenizer_class="PreTrainedTokenizerFast",
+            model_max_length=model.info.max_model_len,
+            vocab_size=model.info.vocab_size,
+            add_bos_token=model.tokenizer.adds_bos,
+            bos_token=named.get("bos_token"),
+            eos_token=named.get("eos_token"),
+            pad_token=named.get("pad_token"),
+            unk_token=named.get("unk_token"),
+            chat_template=model.tokenizer.chat_template,
+        )
+    )
 
 
 @router.get("/version")

@@ -120,7 +120,7 @@ def request_template(
         cache_salt=fields.cache_salt,
         suffix_token_ids=suffix,
         grammar=None if call.grammar is None else call.grammar.grammar,
-        include_drafts=fields.diffusing or fields.options.include_drafts,
+        include_drafts=fields.diffusing or fields.wants_drafts,
         prompt_logprobs=prompt_logprobs,
     )
 
@@ -214,6 +214,7 @@ def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request
         logprobs=fields.wanted_logprobs,
         stream=_stream_form(fields) if fields.stream else None,
         prompt_logprobs=fields.prompt_logprobs,
+        skips_control_tokens=fields.skip_special_tokens,
         tells_token_ids=fields.return_token_ids,
         names_by_id=fields.return_tokens_as_token_ids,
     )
@@ -230,6 +231,6 @@ def _stream_form(fields: GenerationRequest) -> StreamForm:
     return StreamForm(
         include_usage=options.include_usage,
         continuous_usage=options.include_usage and options.continuous_usage_stats,
-        include_drafts=options.include_drafts,
+        include_drafts=fields.wants_drafts,
         diffusing=fields.diffusing,
     )

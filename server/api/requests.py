@@ -81,6 +81,10 @@ class GenerationRequest(SamplingFields):
     """Of unmasking `bound`: the least confidence where the factor is enough."""
     diffusing: bool = False
     """A stream in Mercury's form: each chunk holds the whole text so far, masks included."""
+    include_drafts: bool = False
+    """As stream_options.include_drafts, for clients that cannot send what they do not know there."""
+    skip_special_tokens: bool = True
+    """false: control tokens are spelled out in the text, but for the one that ends the answer."""
     prompt_logprobs: Annotated[int | None, SCORES, Field(ge=0, le=MAX_LOGPROBS)] = None
     """How many of the likeliest tokens to list beside each token of the prompt, with log-probabilities and ranks. Not
     in a stream."""
@@ -104,6 +108,11 @@ class GenerationRequest(SamplingFields):
         raise NotImplementedError
 
     @property
+    def wants_drafts(self) -> bool:
+        """Chunks tell what is not settled yet."""
+        return self.include_drafts or self.options.include_drafts
+
+    @property
     def options(self) -> StreamOptions:
         """`stream_options`, or its defaults."""
         return self.stream_options or StreamOptions()
@@ -114,7 +123,9 @@ class GenerationRequest(SamplingFields):
             raise invalid("'stream_options' is only allowed when 'stream' is enabled")
         if self.diffusing and not self.stream:
             raise invalid("'diffusing' requires 'stream': true")
-        if self.diffusing and self.options.include_drafts:
+        if self.include_drafts and not self.stream:
+            raise invalid("'include_drafts' requires 'stream': true")
+        if self.diffusing and self.wants_drafts:
             raise invalid("'diffusing' and 'stream_options.include_drafts' are two forms of one thing: choose one")
         if self.stream and self.prompt_logprobs is not None:
             raise invalid("'prompt_logprobs' cannot be combined with 'stream'")

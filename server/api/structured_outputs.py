@@ -56,12 +56,12 @@ class ResponseFormat(Strict):
         return Grammar(kind="json_object") if self.type == "json_object" else None
 
 
-UNSUPPORTED_MEMBERS = ("grammar", "structural_tag", "whitespace_pattern", "_backend")
+UNSUPPORTED_MEMBERS = ("structural_tag", "whitespace_pattern", "_backend")
 """vLLM's members of `structured_outputs` that nothing here can fulfil. Its client sends them as null."""
 
 
 class StructuredOutputs(Strict):
-    """vLLM's way to ask for a grammar: exactly one of json, regex, choice and json_object, or none of them."""
+    """vLLM's way to ask for a grammar: exactly one of json, regex, choice, grammar and json_object, or none of them."""
 
     json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
     """A JSON schema, as an object or as text. An object with `properties` has no others unless `additionalProperties`
@@ -70,6 +70,8 @@ class StructuredOutputs(Strict):
     """A regular expression that the whole answer matches."""
     choice: Annotated[list[str] | None, Field(max_length=MAX_CHOICES, fail_fast=True)] = None
     """The answers to choose from."""
+    grammar_: Annotated[str | None, Field(alias="grammar")] = None
+    """Rules in Lark's form, the first of them named start, or in GBNF, the first named root."""
     json_object: bool | None = None
     """Any JSON object."""
     disable_any_whitespace: bool = False
@@ -90,8 +92,9 @@ class StructuredOutputs(Strict):
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
-        if sum(value is not None for value in (self.json_, self.regex, self.choice, self.json_object or None)) > 1:
-            raise invalid("must have only one of 'json', 'regex', 'choice' and 'json_object'")
+        asked = (self.json_, self.regex, self.choice, self.grammar_, self.json_object or None)
+        if sum(value is not None for value in asked) > 1:
+            raise invalid("must have only one of 'json', 'regex', 'choice', 'grammar' and 'json_object'")
         return self
 
     @property
@@ -105,6 +108,8 @@ class StructuredOutputs(Strict):
             return Grammar(kind="regex", source=self.regex)
         if self.choice is not None:
             return Grammar(kind="choice", source=encode_exactly(self.choice))
+        if self.grammar_ is not None:
+            return Grammar(kind="lark", source=self.grammar_)
         return Grammar(kind="json_object", compact=compact) if self.json_object else None
 
 

@@ -6,17 +6,20 @@ from functools import partial
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
 from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
 from server.api.chat.messages import Messages
+from server.api.chat.request import check_ending, ending_of
 from server.api.common import json_response, parse_body, service_of
 from server.api.fields import Strict, invalid
 from server.api.parameters.parsing import parse
 from server.api.parameters.values import OptionalText
 from server.api.responses import Count, Response
 from server.http.errors import BadRequest
+from server.text.chat_template import Chat
 from server.text.served_model import run_encoding
 
 router = APIRouter()
@@ -33,6 +36,12 @@ class TokenizeRequest(Strict):
     """A conversation, through the model's chat template."""
     add_special_tokens: bool = True
     """Put BOS in front, as generation does."""
+    add_generation_prompt: bool = True
+    """As in a chat; only with messages."""
+    continue_final_message: bool = False
+    """As in a chat; only with messages."""
+    return_token_strs: bool = False
+    """Tell the text of each token, too."""
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -40,6 +49,9 @@ class TokenizeRequest(Strict):
             raise invalid("exactly one of 'prompt' and 'messages' must be given")
         if self.messages is not None and not self.add_special_tokens:
             raise invalid("'add_special_tokens': false has no meaning with 'messages'")
+        if self.messages is None and (self.continue_final_message or not self.add_generation_prompt):
+            raise invalid("'add_generation_prompt' and 'continue_final_message' have no meaning with 'prompt'")
+        check_ending(self.model_fields_set, self.continue_final_message, self.add_generation_prompt)
         return self
 
 
@@ -58,6 +70,8 @@ class Tokens(Response):
     tokens: list[Count]
     count: Count
     max_model_len: Count
+    token_strs: list[str] | UnsetType = UNSET
+    """The text of each token; only with return_token_strs."""
 
 
 class Prompt(Response):
@@ -73,10 +87,14 @@ async def tokenize(request: Request) -> HttpResponse:
     fields = await parse_body(request, partial(parse, TokenizeRequest))
     model.check_name(fields.model)
     if fields.messages is not None:
-        tokens = await model.encode_chat([message.for_template() for message in fields.messages])
+        ending = ending_of(fields.continue_final_message, fields.add_generation_prompt)
+        messages = [message.for_template() for message in fields.messages]
+        tokens = (await model.chat_prompt(Chat(messages, ending=ending))).token_ids
     else:
         [tokens] = await model.encode_prompts([fields.prompt or ""], add_bos=fields.add_special_tokens)
-    return json_response(Tokens(tokens=tokens, count=len(tokens), max_model_len=model.info.max_model_len))
+    texts = list(map(model.tokenizer.texts.token_text, tokens)) if fields.return_token_strs else UNSET
+    length = model.info.max_model_len
+    return json_response(Tokens(tokens=tokens, count=len(tokens), max_model_len=length, token_strs=texts))
 
 
 @router.post("/detokenize")

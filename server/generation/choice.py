@@ -94,16 +94,17 @@ class ChoiceState:
         self.stop_reason: str | int | None = None
         self.error: str | None = None
         self._tokenizer = tokenizer
-        # A completion continues its prompt, so a space may begin it; a chat's answer is a text of its own.
         before = choice.request.prompt_token_ids if job.continues_prompt else ()
-        self._decoder = IncrementalDecoder(tokenizer.texts, before)
+        self._decoder = IncrementalDecoder(tokenizer.texts, before, skip_special_tokens=job.skips_control_tokens)
         self._stop = StopFinder(job.stops, include=job.include_stop)
         self._min_tokens = choice.request.sampling.min_tokens
         self._told_token_ids = job.told_token_ids
         self._num_tokens = 0  # of the answer, fed so far
         reading = job.reading
         self._parser: OutputParser = PlainText() if reading is None else reading.new_parser()
-        self._markers: Mapping[int, str] = {} if reading is None else reading.markers
+        self._markers: Mapping[int, str] = {}
+        if reading is not None and job.skips_control_tokens:  # else the decoder spells them
+            self._markers = reading.markers
         self._visible: str | None = None if reading is None else ""  # None: the text itself
         self._marked = 0  # characters of markers, which the decoder does not count
         self._has_called = False

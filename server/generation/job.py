@@ -103,6 +103,10 @@ class Job:
     """None: the answer is sent whole."""
     prompt_logprobs: int | None = None
     """Likeliest tokens to list beside each token of the prompt; None: the prompt's scores are not told."""
+    continues_message: bool = False
+    """A chat's answer goes on with the text of its last message."""
+    skips_control_tokens: bool = True
+    """Control tokens have no text."""
     tells_token_ids: bool = False
     """The answer tells the ids of the prompt's tokens and of its own."""
     names_by_id: bool = False
@@ -112,8 +116,8 @@ class Job:
 
     @property
     def continues_prompt(self) -> bool:
-        """Answers go on where their prompts end; else an answer is a text of its own."""
-        return self.endpoint not in ("chat", "responses")
+        """Answers go on where their prompts end, so that a space may begin them; else an answer is a text of its own."""
+        return self.continues_message or self.endpoint not in ("chat", "responses")
 
     @property
     def requests(self) -> list[Request]:

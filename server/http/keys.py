@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from engine.errors import ConfigError
 from server.http.errors import Unauthorized
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
 """Paths that never need a key: orchestrators and load balancers have none. Every other path does, known or not,
 but for those that `Keys.load` is given."""
 

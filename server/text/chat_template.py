@@ -13,7 +13,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import meta
 
@@ -34,6 +34,10 @@ SHORT_ID_LENGTH = 9
 """Characters of a call's id for templates that take no longer one."""
 
 
+Ending = Literal["open", "closed", "continued"]
+"""How a prompt ends: where the assistant speaks next, behind the last message, or within it, at the end of its text."""
+
+
 @dataclass(frozen=True)
 class Chat:
     """What a prompt is made of."""
@@ -43,6 +47,7 @@ class Chat:
     """In the form of OpenAI."""
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Further values that the template reads by name."""
+    ending: Ending = "open"
 
 
 class ChatPrompt(NamedTuple):
@@ -88,7 +93,7 @@ class ChatTemplate:
         return self.prompt(Chat(messages)).token_ids
 
     def prompt(self, chat: Chat, check_length: Callable[[int], None] | None = None) -> ChatPrompt:
-        """The prompt up to where the assistant speaks.
+        """The prompt of a chat, up to the ending that it asks for.
 
         check_length: is told the number of characters of the rendered text, and raises where they are too many.
         Raises BadRequest when the template refuses the messages, or knows no tools that they have.
@@ -97,16 +102,22 @@ class ChatTemplate:
             raise BadRequest("The model's chat template does not know tool calls.", "messages", "unsupported_parameter")
         marker = str(secrets.randbelow(10**39) + 10**39)  # digits survive any filter of a template
         guarded = [self._spellings.mark_message(self._fitted(message), marker) for message in chat.messages]
+        tail = ""
+        if chat.ending == "continued":
+            tail = str(secrets.randbelow(10**39) + 10**39)
+            guarded[-1] = _with_tail(guarded[-1], tail)
         tools = [self._spellings.mark_value(tool, marker) for tool in chat.tools]
         variables = {name: self._spellings.mark_value(value, marker) for name, value in chat.variables.items()}
         try:
-            text = self._render_any(guarded, tools, variables)
+            text = self._render_any(guarded, tools, variables, opens=chat.ending == "open")
         except TemplateRefusal as exc:
             line = " ".join(str(exc).replace(marker, "").split())[:300]
             raise BadRequest(f"The model's chat template refuses these messages: {line}", "messages") from None
         except Exception:
             # Anything a template trips over is about these messages: it rendered others, and it runs sandboxed.
             raise _unrendered(chat.messages) from None
+        if tail:
+            text = _cut_at(text, tail)
         if check_length is not None:
             check_length(len(text) - len(marker) * text.count(marker))
         return ChatPrompt(self._tokenizer.encode_rendered(text, marker), text[-64:])
@@ -118,24 +129,27 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
+        *,
+        opens: bool = True,
     ) -> str:
         names = {**(variables or {}), **self._tokenizer.special_texts}
         return self._template.render(
-            {**names, "messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": True}
+            {**names, "messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": opens}
         )
 
     def _render_any(
-        self, messages: list[Message], tools: Sequence[dict[str, Any]], variables: Mapping[str, Any]
+        self, messages: list[Message], tools: Sequence[dict[str, Any]], variables: Mapping[str, Any], *, opens: bool
     ) -> str:
         """The rendered messages. Content that is missing beside tool calls is empty where a template cannot bear it."""
         try:
-            return self._render(messages, tools, variables)
+            return self._render(messages, tools, variables, opens=opens)
         except TemplateRefusal:
             raise
         except Exception:
             if all("content" in message for message in messages):
                 raise
-            return self._render([{"content": "", **message} for message in messages], tools, variables)
+            filled = [{"content": "", **message} for message in messages]
+            return self._render(filled, tools, variables, opens=opens)
 
     def _fitted(self, message: Message) -> Message:
         """The message as this template reads it: the role, the form of the content, the names of the reasoning."""
@@ -163,6 +177,25 @@ class ChatTemplate:
             return self._render(messages, tools)
         except Exception:  # whatever it is, the template does not take these messages
             return ""
+
+
+def _with_tail(message: Message, tail: str) -> Message:
+    """The message with something behind its text. Raises BadRequest for one without text."""
+    content = message.get("content")
+    if isinstance(content, list) and content:
+        *parts, last = content
+        return {**message, "content": [*parts, {**last, "text": last["text"] + tail}]}
+    if not isinstance(content, str):
+        raise BadRequest("The last of the messages has no text that could be continued.", "messages")
+    return {**message, "content": content + tail}
+
+
+def _cut_at(text: str, tail: str) -> str:
+    """The rendered text up to the end of the last message's text. Raises BadRequest if the template leaves it out."""
+    before, found, _ = text.rpartition(tail)
+    if not found:
+        raise BadRequest("The model's chat template leaves out the last of the messages.", "messages")
+    return before
 
 
 def _unrendered(messages: Sequence[Message]) -> BadRequest:

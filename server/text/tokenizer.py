@@ -118,7 +118,8 @@ class Tokenizer:
         banned = set(info.banned_token_ids)
         self._prompt_pattern = _spellings(text for text, token in self.control_tokens.items() if token not in banned)
         self._template_pattern = _spellings(self.control_tokens)
-        self._adds_bos = _adds_bos(files, self._plain, info.bos_token_id)
+        self.adds_bos = _adds_bos(files, self._plain, info.bos_token_id)
+        """A prompt that is text begins with BOS."""
         self.longest_token = max((len(text.encode()) for text in self._plain.get_vocab()), default=1)
         self.special_texts = _special_texts(files.config, self._plain, info)
         self.texts = TokenTexts(self._plain, files.spec, self.control_tokens)
@@ -142,7 +143,7 @@ class Tokenizer:
     def encode_prompt(self, text: str, *, add_bos: bool = True) -> list[int]:
         """A completion prompt: spelled control tokens count, but for mask and padding; BOS stands once, in front."""
         ids = self._encode(self._named(text, self._prompt_pattern))
-        return self._with_bos(ids) if add_bos else ids
+        return self.with_bos(ids) if add_bos else ids
 
     def encode_rendered(self, text: str, marker: str) -> list[int]:
         """A rendered chat: a control token counts unless `marker` breaks its spelling; the markers vanish.
@@ -155,14 +156,15 @@ class Tokenizer:
         """Token ids as text; ids without text (padding rows of the embedding) are empty."""
         return self.texts.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def text_offsets(self, text: str) -> tuple[int, ...]:
+    def text_offsets(self, text: str, *, add_bos: bool = True) -> tuple[int, ...]:
         """Where in a completion prompt each of the tokens that `encode_prompt` makes of it begins.
 
         They never decrease. A BOS in front that the text does not spell is at 0, and so is what follows it.
         """
         encoding = self._encoding(self._named(text, self._prompt_pattern))
         places = self._places(text, [start for start, _ in encoding.offsets])
-        places = [0, *places[self._leading_bos(encoding.ids) :]] if self._starts_with_bos(encoding.ids) else places
+        if add_bos and self._starts_with_bos(encoding.ids):
+            places = [0, *places[self._leading_bos(encoding.ids) :]]
         return tuple(accumulate(places, max))
 
     def id_offsets(self, token_ids: Sequence[int]) -> tuple[int, ...]:
@@ -209,9 +211,10 @@ class Tokenizer:
         return next((number for number, token in enumerate(ids) if token != self.bos_token_id), len(ids))
 
     def _starts_with_bos(self, ids: list[int]) -> bool:
-        return self.bos_token_id is not None and (self._adds_bos or ids[:1] == [self.bos_token_id])
+        return self.bos_token_id is not None and (self.adds_bos or ids[:1] == [self.bos_token_id])
 
-    def _with_bos(self, ids: list[int]) -> list[int]:
+    def with_bos(self, ids: list[int]) -> list[int]:
+        """The tokens with BOS in front, exactly once, where texts of this model begin with one."""
         bos = self.bos_token_id
         if bos is None or not self._starts_with_bos(ids):
             return ids

@@ -23,6 +23,9 @@ OPERATIONS: dict[tuple[str, str], int] = {
     ("GET", "/v1/models"): 2,
     ("GET", "/health"): 2,
     ("GET", "/ready"): 2,
+    ("GET", "/ping"): 2,
+    ("GET", "/load"): 2,
+    ("GET", "/tokenizer_info"): 2,
     ("GET", "/version"): 2,
     ("GET", "/metrics"): 2,
 }

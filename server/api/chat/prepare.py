@@ -7,7 +7,7 @@ from typing import Any
 
 from server.api.call import Call
 from server.api.chat.answer_form import answer_form
-from server.api.chat.request import ChatRequest
+from server.api.chat.request import ChatRequest, ending_of
 from server.api.prepare import Limits, check_num_choices, fit_max_tokens, make_job, request_template, with_prompt
 from server.generation.job import Echo, Job
 from server.http.errors import BadRequest
@@ -24,7 +24,10 @@ async def prepare(call: Call[ChatRequest], model: ServedModel, limits: Limits) -
     check_num_choices(1, fields.n, limits.max_choices)
     tools = [tool.for_template() for tool in fields.tools] if fields.offers_tools else []
     messages = [message.for_template() for message in fields.messages]
-    prompt = await model.chat_prompt(Chat(messages, tools, template_variables(fields, model)))
+    ending = ending_of(fields.continue_final_message, fields.add_generation_prompt)
+    prompt = await model.chat_prompt(Chat(messages, tools, template_variables(fields, model), ending))
+    if fields.add_special_tokens:
+        prompt = prompt._replace(token_ids=model.tokenizer.with_bos(prompt.token_ids))
     form = answer_form(call, model, prompt)
     call = dataclasses.replace(call, grammar=form.grammar)
     context, clip = model.info.max_model_len, limits.clip_max_tokens
@@ -38,7 +41,8 @@ async def prepare(call: Call[ChatRequest], model: ServedModel, limits: Limits) -
         block_length=template.decoding.block_length,
     )
     request = with_prompt(template, prompt.token_ids, max_tokens, call, model)
-    return dataclasses.replace(make_job(call, model, [(request, Echo())]), reading=form.reading)
+    job = make_job(call, model, [(request, Echo())])
+    return dataclasses.replace(job, reading=form.reading, continues_message=fields.continue_final_message)
 
 
 def template_variables(fields: ChatRequest, model: ServedModel) -> dict[str, Any]:
@@ -53,6 +57,8 @@ def template_variables(fields: ChatRequest, model: ServedModel) -> dict[str, Any
         variables["reasoning_effort"] = effort
     elif effort is not None:
         variables = {name: effort != "none" for name in _SWITCHES if name in read}
+    if fields.verbosity is not None and "verbosity" in read:
+        variables["verbosity"] = fields.verbosity
     for name, value in fields.chat_template_kwargs.items():
         if name in read:
             variables[name] = value

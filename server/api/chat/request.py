@@ -12,6 +12,7 @@ from server.api.fields import invalid
 from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS
 from server.api.requests import GenerationRequest
 from server.generation.job import EndpointName
+from server.text.chat_template import Ending
 
 MAX_VARIABLES = 32
 MAX_VARIABLE_TEXT = 1024
@@ -43,6 +44,17 @@ Variables = Annotated[
 ]
 
 
+def check_ending(sent: set[str], continues: bool, opens: bool) -> None:
+    """Raises a validator's error for a prompt that should end in two ways."""
+    if continues and opens and "add_generation_prompt" in sent:
+        raise invalid("'continue_final_message' and 'add_generation_prompt' cannot both be true")
+
+
+def ending_of(continues: bool, opens: bool) -> Ending:
+    """How the prompt ends. Who continues a message does not open another one."""
+    return "continued" if continues else "open" if opens else "closed"
+
+
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions"""
 
@@ -68,6 +80,14 @@ class ChatRequest(GenerationRequest):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """How long to think: told to a chat template that reads it; one that can only be told whether to think is told
     that. Advice elsewhere."""
+    add_generation_prompt: bool = True
+    """false: the prompt ends behind the last message, not where the assistant speaks next."""
+    continue_final_message: bool = False
+    """true: the answer goes on where the text of the last message ends."""
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """How much to say: told to a chat template that reads it. Advice elsewhere."""
+    add_special_tokens: bool = False
+    """true: BOS stands in front of the prompt even where the chat template does not write it."""
     chat_template_kwargs: Variables = Field(default={})
     """Values that the model's chat template reads by name, such as enable_thinking: texts, numbers, truth values."""
     include_reasoning: bool = True
@@ -91,6 +111,7 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
+        check_ending(self.model_fields_set, self.continue_final_message, self.add_generation_prompt)
         if self.top_logprobs and not self.logprobs:
             raise invalid("'top_logprobs' requires 'logprobs': true")
         if self.diffusing and self.logprobs:

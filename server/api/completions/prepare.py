@@ -24,7 +24,7 @@ async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Lim
     """A completion as a job. Raises BadRequest."""
     fields, prompts = call.fields, call.fields.prompts
     check_num_choices(len(prompts), fields.n, limits.max_choices)
-    encoded = await _encode(prompts, model)
+    encoded = await _encode(prompts, model, add_bos=fields.add_special_tokens)
     suffix = await _encode_suffix(fields, model)
     template = request_template(
         call, model, suffix=suffix, prompt_logprobs=_prompt_logprobs(call, model.info.decodings)
@@ -45,9 +45,9 @@ async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Lim
     return make_job(call, model, list(zip(requests, echoes, strict=True)))
 
 
-async def _encode(prompts: list[str] | list[list[int]], model: ServedModel) -> list[list[int]]:
+async def _encode(prompts: list[str] | list[list[int]], model: ServedModel, *, add_bos: bool) -> list[list[int]]:
     if isinstance(prompts[0], str):
-        return await model.encode_prompts(prompts)
+        return await model.encode_prompts(prompts, add_bos=add_bos)
     return prompts
 
 
@@ -89,5 +89,7 @@ async def _echo(fields: CompletionRequest, index: int, ids: list[int], model: Se
     if fields.logprobs is None:
         return Echo(text)
     if isinstance(prompt, str):
-        return Echo(text, await run_encoding(lambda: tokenizer.text_offsets(text), len(text)))
+        return Echo(
+            text, await run_encoding(lambda: tokenizer.text_offsets(text, add_bos=fields.add_special_tokens), len(text))
+        )
     return Echo(text, await run_encoding(lambda: tokenizer.id_offsets(ids), len(text)))

@@ -64,6 +64,8 @@ class CompletionRequest(GenerationRequest):
     """How many of the likeliest tokens to list beside each token of the answer, the token itself not counted."""
     echo: bool = False
     """Put the prompt in front of the answer; with logprobs, its log-probabilities before the answer's."""
+    add_special_tokens: bool = True
+    """false: no BOS is put in front of a prompt that is text."""
     suffix: OptionalText = None
     """Fill the gap of max_tokens tokens between prompt and suffix, by diffusion."""
     max_tokens: Annotated[int | None, Field(ge=0, le=MAX_COUNT)] = None

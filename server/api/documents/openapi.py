@@ -14,7 +14,7 @@ from server.api.completions.response import Completion, CompletionChunk
 from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, FieldFacts, Strict
 from server.api.fill.request import FimRequest, InfillRequest
 from server.api.fill.response import FimChunk, FimCompletion, InfillAnswer, InfillChunk
-from server.api.info import Health, Model, ModelList, Ready, Version
+from server.api.info import Health, Load, Model, ModelList, Ready, TokenizerInfo, Version
 from server.api.requests import GenerationRequest
 from server.api.responses_api.objects import EVENTS, DeletedResponse, Event, ModelResponse
 from server.api.responses_api.request import ResponsesRequest
@@ -31,7 +31,7 @@ REQUESTS: tuple[type[Strict], ...] = (
 )  # fmt: skip
 RESPONSES: tuple[type[msgspec.Struct], ...] = (
     Error, Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, Model, ModelList, Tokens, Prompt, Health,
-    Ready, Version, ModelResponse, DeletedResponse, *EVENTS,
+    Ready, Version, Load, TokenizerInfo, ModelResponse, DeletedResponse, *EVENTS,
     FimCompletion, FimChunk, InfillAnswer, InfillChunk,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/"
@@ -126,10 +126,13 @@ def _paths() -> Schema:
         "/detokenize": {"post": post("Text of tokens", DetokenizeRequest, Prompt, _READING)},
         "/health": {"get": get("Liveness, answered from memory", None, Health, ())},
         "/ready": {"get": get("Readiness: whether new work is welcome", None, Ready, ())},
+        "/ping": {"get": get("Liveness, as /health tells it", None, Health, ())},
+        "/load": {"get": get("Answers that are being waited for", None, Load, ("401",))},
+        "/tokenizer_info": {"get": get("Special tokens and chat template", None, TokenizerInfo, ("401", "500", "503"))},
         "/version": {"get": get("The server's version", None, Version, ("401",))},
         "/metrics": {"get": get("Prometheus metrics", None, None, ("401",))},
     }  # fmt: skip
-    for path, body in (("/health", Health), ("/ready", Ready)):
+    for path, body in (("/health", Health), ("/ping", Health), ("/ready", Ready)):
         paths[path]["get"]["responses"]["503"] = _response("Not so.", body)
     paths["/v1/models/{name}"]["get"]["parameters"] = [_in_path("name", "A model's id.")]
     for operation in paths["/v1/responses/{response_id}"].values():

@@ -78,7 +78,33 @@ def prompt_logprobs(asker: Asker) -> None:
         assert [entry["rank"] for entry in best[:2]] == [1, 2]
 
 
+def _skip_special_tokens(asker: Asker) -> None:
+    control = {"logit_bias": {"1": 100}, "max_tokens": 3}
+    assert asker.text(**control) == ""
+    assert asker.text(**control, skip_special_tokens=False) == asker.decoded([1, 1, 1]) != ""
+
+
+def _add_special_tokens(asker: Asker) -> None:
+    assert asker.usage(add_special_tokens=False)["prompt_tokens"] == asker.usage()["prompt_tokens"] - 1
+    if asker.mode == "diffusion":  # which scores no prompt
+        return
+    scored = {"echo": True, "max_tokens": 0, "logprobs": 1}
+    plain = asker.answer(**scored)["choices"][0]["logprobs"]
+    bare = asker.answer(**scored, add_special_tokens=False)["choices"][0]["logprobs"]
+    assert bare["tokens"] == plain["tokens"][1:]
+    assert bare["text_offset"] == plain["text_offset"][1:]
+
+
+def _include_drafts(asker: Asker) -> None:
+    chunks = events(asker.send(stream=True, include_drafts=True).text)
+    assert any(chunk["choices"][0].get("draft") for chunk in chunks if chunk["choices"])
+    assert asker.send(include_drafts=True).status_code == 400
+
+
 TOKENS: dict[str, Callable[[Asker], None]] = {
+    "skip_special_tokens": _skip_special_tokens,
+    "add_special_tokens": _add_special_tokens,
+    "include_drafts": _include_drafts,
     "allowed_token_ids": _allowed_token_ids,
     "bad_words": _bad_words,
     "return_token_ids": _return_token_ids,

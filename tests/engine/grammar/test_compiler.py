@@ -37,6 +37,9 @@ def one(make: MakeEngine, grammar: Grammar, mode: str = "ar", **fields: Any) -> 
     [
         (regex("a(?=b)"), "look-around"),
         (regex("(a"), "unclosed group"),
+        (Grammar(kind="lark", source="start: b"), "unknown name"),
+        (Grammar(kind="lark", source='start: "a"\n}\nx: "b"'), "expecting rule"),
+        (Grammar(kind="lark", source=""), "No 'root' rule"),
         (regex("a\\"), "backslash"),
         (schema({"type": "strin"}), "strin"),
         (schema({"not": {}}), "not"),
@@ -96,3 +99,15 @@ def test_a_model_without_a_tokenizer_refuses_grammars_alone(tiny_engine: MakeEng
     answers = drive(tiny_engine(), [ask("bad", PROMPT, grammar=choice("a")), ask("good", PROMPT)])
     assert answers["bad"].finished.error == "This model's tokenizer cannot be used with grammars."
     assert answers["good"].finished.reason == "length"
+
+
+@pytest.mark.parametrize("mode", ["ar", "speculative", "diffusion"])
+@pytest.mark.parametrize(
+    "rules", ['start: sign DIGITS\nsign: "-" | ""\nDIGITS: /[0-9]{3}/', 'root ::= "-"? [0-9] [0-9] [0-9]']
+)
+def test_rules_in_lark_or_gbnf_bind_like_the_expression_that_says_the_same(
+    text_engine: MakeEngine, rules: str, mode: str
+) -> None:
+    written = one(text_engine, Grammar(kind="lark", source=rules), mode)
+    assert written.outcome == one(text_engine, regex("-?[0-9]{3}"), mode).outcome
+    assert written.finished.reason == "stop"

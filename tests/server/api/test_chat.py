@@ -114,3 +114,36 @@ async def test_a_chat_too_long_for_the_context_says_the_numbers(api: Api) -> Non
     assert response.status_code == 400
     assert error["code"] == "context_length_exceeded"
     assert "256" in error["message"]
+
+
+async def test_a_chats_prompt_begins_with_bos_once(api: Api) -> None:
+    """The template may have written it; where it has not, `add_special_tokens` puts it there."""
+    plain, added = [
+        (await api.chat(add_special_tokens=added, return_token_ids=True)).json()["prompt_token_ids"]
+        for added in (False, True)
+    ]
+    assert added == [1, *(plain[1:] if plain[0] == 1 else plain)]
+    assert added.count(1) == 1
+
+
+async def test_a_prompt_ends_as_it_was_asked_to(api: Api) -> None:
+    """A message is continued, or the turn is left closed; /tokenize shows the same tokens."""
+    asked: list[dict[str, bool]] = [
+        {}, {"add_generation_prompt": False}, {"continue_final_message": True},
+        {"continue_final_message": True, "add_generation_prompt": False},
+    ]  # fmt: skip
+    prompts = []
+    for fields in asked:
+        answer = (await api.chat(**fields, return_token_ids=True)).json()
+        body = {"messages": [{"role": "user", "content": "Hello"}], "return_token_strs": True, **fields}
+        told = (await api.http.post("/tokenize", json=body)).json()
+        assert answer["prompt_token_ids"] == told["tokens"]
+        assert len(told["token_strs"]) == told["count"]
+        prompts.append(told["tokens"])
+    opened, closed, continued, same = prompts
+    assert opened[:-1] == closed == continued == same
+    for send in (api.chat, lambda **fields: api.http.post("/tokenize", json={**body, **fields})):
+        refused = await send(continue_final_message=True, add_generation_prompt=True)
+        assert refused.json()["error"]["param"] == "continue_final_message"
+    refused = await api.http.post("/tokenize", json={"prompt": "x", "continue_final_message": True})
+    assert refused.status_code == 400

@@ -44,7 +44,7 @@ def test_the_table_of_metrics_is_complete() -> None:
 def test_the_document_asks_for_a_key_where_the_server_does(needs_key: bool, public_metrics: bool) -> None:
     """Generated clients would refuse to start without a key that nobody has."""
     found = build(needs_key=needs_key, public_metrics=public_metrics)
-    free = {"/health", "/ready", *(["/metrics"] if public_metrics else [])}
+    free = {"/health", "/ping", "/ready", *(["/metrics"] if public_metrics else [])}
     assert ("security" in found) is needs_key
     assert ("securitySchemes" in found["components"]) is needs_key
     for path, methods in found["paths"].items():

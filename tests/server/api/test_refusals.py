@@ -41,7 +41,8 @@ def refused(response: httpx.Response, param: str | None) -> dict[str, Any]:
         ("min_tokens", -1), ("min_tokens", 17), ("stream", "yes"), ("stream", 1), ("echo", "true"),
         ("priority", 1.5), ("cache_salt", ""), ("cache_salt", "x" * 300), ("decoding", "magic"), ("block_length", 1),
         ("block_length", 65), ("ignore_eos", 1), ("return_token_ids", "x"),
-        ("prompt_logprobs", -1), ("prompt_logprobs", 21), ("prompt_logprobs", True),
+        ("prompt_logprobs", -1), ("skip_special_tokens", 1), ("add_special_tokens", "x"), ("include_drafts", 1),
+        ("prompt_logprobs", 21), ("prompt_logprobs", True),
         ("allowed_token_ids", []), ("allowed_token_ids", [10**6]), ("allowed_token_ids", [-1]),
         ("allowed_token_ids", ["7"]), ("allowed_token_ids", [True]), ("allowed_token_ids", [7] * 5000),
         ("allowed_token_ids", [5]), ("bad_words", "x"), ("bad_words", [""]), ("bad_words", [7]),
@@ -145,6 +146,7 @@ async def test_a_field_without_meaning_in_the_mode_is_refused(api: Api, decoding
         ({"bad_words": ["x"], "response_format": {"type": "json_object"}}, "bad_words"),
         ({"bad_words": ["once upon a time"], "decoding": "diffusion"}, "bad_words"),
         ({"bad_words": ["once upon a time"], "suffix": "x"}, "bad_words"),
+        ({"include_drafts": True}, "include_drafts"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"prompt_logprobs": 1, "decoding": "diffusion"}, "prompt_logprobs"),
         ({"prompt_logprobs": 1, "suffix": "x"}, "prompt_logprobs"),
@@ -262,3 +264,9 @@ async def test_a_mode_the_model_lacks_names_model_and_mode(serve: Any) -> None:
         error = refused(await api.complete(decoding="ar"), "decoding")
         assert "llada" in error["message"]
         assert (await api.complete(model="builtin:ar")).status_code == 404
+
+
+@pytest.mark.parametrize("name", sorted(name for name in UNSUPPORTED if name.startswith("guided_")))
+async def test_older_names_of_structured_outputs_are_refused_with_the_new_one(api: Api, name: str) -> None:
+    """A client that was written for an older server learns what to send from the message alone."""
+    assert "'structured_outputs'" in refused(await api.complete(**{name: "x"}), name)["message"]

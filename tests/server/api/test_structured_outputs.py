@@ -97,7 +97,8 @@ def test_neutral_values_ask_for_nothing(fields: dict[str, Any]) -> None:
         {"structured_outputs": {"json": {}, "regex": "a"}},
         {"structured_outputs": {"choice": "yes"}},
         {"structured_outputs": {"choice": [1]}},
-        {"structured_outputs": {"grammar": "root ::= a"}},
+        {"structured_outputs": {"grammar": "root ::= a", "regex": "a"}},
+        {"structured_outputs": {"grammar": 7}},
         {"structured_outputs": {"json": {}, "whitespace_pattern": " *"}},
         {"structured_outputs": {"json": {}, "structural_tag": "x"}},
         {"structured_outputs": {"json": {}, "_backend": "xgrammar"}},
@@ -113,7 +114,7 @@ def test_what_would_not_be_honoured_is_refused(fields: dict[str, Any]) -> None:
         grammar_of(**fields)
 
 
-@pytest.mark.parametrize("name", ["grammar", "structural_tag", "whitespace_pattern", "_backend"])
+@pytest.mark.parametrize("name", ["structural_tag", "whitespace_pattern", "_backend"])
 def test_what_vllm_knows_and_this_server_does_not_is_refused_by_name(name: str) -> None:
     """A client would look for a mistake in its spelling."""
     with pytest.raises(ValidationError, match=f"'{name}', which is not supported"):
@@ -179,3 +180,9 @@ def test_a_form_for_what_a_suffix_follows_is_refused() -> None:
         with pytest.raises(BadRequest, match="suffix") as refused:
             refuse_infilled_grammar(field)
         assert refused.value.param == field
+
+
+def test_a_grammar_is_passed_on_as_it_is_written() -> None:
+    """It is compiled by the library, in either of the two languages that vLLM's clients write."""
+    for rules in ('start: "yes" | "no"', 'root ::= "yes" | "no"'):
+        assert grammar_of(structured_outputs={"grammar": rules}) == Grammar(kind="lark", source=rules)

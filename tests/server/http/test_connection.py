@@ -18,7 +18,19 @@ from server.http.connection import _Connection
 from tests.fakes import TEXT
 from tests.server.processes import ServerProcess, fake, wait_for
 
-GETS = ("/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/models/builtin", "/openapi.json", "/docs")
+GETS = (
+    "/health",
+    "/ping",
+    "/ready",
+    "/load",
+    "/tokenizer_info",
+    "/version",
+    "/metrics",
+    "/v1/models",
+    "/v1/models/builtin",
+    "/openapi.json",
+    "/docs",
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.errors import ModelLoadError
 from server.http.errors import BadRequest
-from server.text.chat_template import ChatTemplate
+from server.text.chat_template import Chat, ChatTemplate
 from server.text.served_model import ServedModel
 from server.text.tokenizer import Tokenizer, TokenizerFiles
 from tests.fakes import BUILTIN, INFO, builtin_tokenizer
@@ -123,3 +123,27 @@ async def test_a_template_that_does_not_compile_costs_chats_alone(source: str) -
 def test_json_in_templates_is_json_not_html() -> None:
     shown = template("{{ messages[0]['content'] | tojson }}")
     assert shown._tokenizer.decode(shown.encode(user("<é>"))) == '"<é>"'
+
+
+@given(st.sampled_from(["It is", "It is ", "  <|e", "<|eos|>", "x|>"]))
+def test_a_continued_message_ends_where_its_text_does(content: str) -> None:
+    """The model would begin a new turn, or lose a space at the end; and nothing may become a control token."""
+    for parts in (content, [{"type": "text", "text": content}]):
+        chat = Chat([*user("Q"), {"role": "assistant", "content": parts}], ending="continued")
+        ids = CHAT.prompt(chat).token_ids
+        assert TOKENIZER.decode(ids, skip_special_tokens=False) == f"<|bos|><|user|>Q<|assistant|>{content}"
+        assert [token for token in ids if token in CONTROL_IDS] == [1, 4, 6]
+
+
+def test_a_closed_chat_opens_no_turn() -> None:
+    ids = CHAT.prompt(Chat(user("Q"), ending="closed")).token_ids
+    assert TOKENIZER.decode(ids, skip_special_tokens=False) == "<|bos|><|user|>Q"
+
+
+def test_what_cannot_be_continued_is_the_clients_error() -> None:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    with pytest.raises(BadRequest, match="no text that could be continued"):
+        CHAT.prompt(Chat([*user("Q"), {"role": "assistant", "tool_calls": calls}], ending="continued"))
+    silent = template("{% for m in messages[:-1] %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(BadRequest, match="leaves out the last"):
+        silent.prompt(Chat([*user("Q"), *user("R")], ending="continued"))
