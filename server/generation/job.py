@@ -116,7 +116,7 @@ class Job:
 
     @property
     def continues_prompt(self) -> bool:
-        """Answers go on where their prompts end, so that a space may begin them; else an answer is a text of its own."""
+        """Answers go on where their prompts end, so that a space may begin them; else each is a text of its own."""
         return self.continues_message or self.endpoint not in ("chat", "responses")
 
     @property

@@ -32,6 +32,12 @@ class FimRequest(CompletionRequest):
     """Log-probabilities are told by /v1/completions."""
     echo: Literal[False] = False
     """The answer is the middle only."""
+    prompt_logprobs: Annotated[None, *not_here("use /v1/completions")] = None
+    """Log-probabilities of the prompt are told by /v1/completions."""
+    return_token_ids: Literal[False] = False
+    """Ids of tokens are told by /v1/completions."""
+    return_tokens_as_token_ids: Literal[False] = False
+    """There are no log-probabilities that it could name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +98,14 @@ class InfillRequest(GenerationRequest):
     """The last event of a stream always has the counts."""
     diffusing: Literal[False] = False
     """Events hold text to append."""
+    include_drafts: Literal[False] = False
+    """Events hold what has settled."""
+    prompt_logprobs: Annotated[None, *not_here("use /v1/completions")] = None
+    """Log-probabilities of the prompt are told by /v1/completions."""
+    return_token_ids: Literal[False] = False
+    """Ids of tokens are told by /v1/completions."""
+    return_tokens_as_token_ids: Literal[False] = False
+    """There are no log-probabilities that it could name."""
 
     @property
     def wanted_logprobs(self) -> int | None:

@@ -134,6 +134,14 @@ class ResponsesRequest(GenerationRequest):
     """Its name here is text.format."""
     diffusing: Literal[False] = False
     """The events of responses are append-only."""
+    include_drafts: Literal[False] = False
+    """The events of responses tell what has settled."""
+    prompt_logprobs: Annotated[None, *not_here("use /v1/chat/completions")] = None
+    """Log-probabilities of the prompt are told by /v1/chat/completions."""
+    return_token_ids: Literal[False] = False
+    """Ids of tokens are told by /v1/chat/completions."""
+    return_tokens_as_token_ids: Literal[False] = False
+    """There are no log-probabilities that it could name."""
 
     @property
     def wanted_logprobs(self) -> int | None:
