@@ -16,8 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, gbnf_to_lark, regex_to_lark
 from tokenizers import Tokenizer
 
 from engine.errors import RequestError
@@ -209,7 +208,7 @@ def _choice_body(grammar: Grammar) -> str:
 def _lark_body(grammar: Grammar) -> str:
     """Rules as a grammar within the grammar, so that their names cannot meet others."""
     try:
-        rules = any_to_lark(grammar.source)
+        rules = gbnf_to_lark.any_to_lark(grammar.source)
     except Exception as error:  # the library's converter raises what its parser trips over, too
         raise RequestError(f"The grammar cannot be used: {_first_line(str(error))[:200]}", "grammar") from None
     return "%lark {\n" + re.sub(r"^%llguidance .*$", "", rules, flags=re.MULTILINE) + "\n}"

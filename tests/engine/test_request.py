@@ -14,10 +14,10 @@ def test_requests_survive_the_wire() -> None:
     """What a client asked for would differ from what is run."""
     request = ask(
         "r", PROMPT, "infill", temperature=0.3, top_k=4, top_p=0.9, min_p=0.1, seed=MAX_SEED,
-        logit_bias={9: -2.5},
+        logit_bias={9: -2.5}, allowed_token_ids=(9, 10), banned_sequences=((9, 10),),
         presence_penalty=0.1, frequency_penalty=-0.2, repetition_penalty=1.1, min_tokens=2, logprobs=3, block_length=4,
         threshold=None, max_denoising_steps=2, remasking="sequential", unmasking="bound",
-            factor=1.5, bound=0.3,
+        factor=1.5, bound=0.3,
         stop_token_ids=(7,), ignore_eos=True, priority=-3, cache_salt="ä",
         suffix_token_ids=[11], include_drafts=True, prompt_logprobs=2,
     )  # fmt: skip
