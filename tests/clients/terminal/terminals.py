@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import pty
 import re
@@ -71,6 +72,18 @@ class Terminal:
         """What Ctrl-C does."""
         self.output = ""
         os.killpg(self.process.pid, signal.SIGINT)
+
+    def interrupt_reading(self, until: str) -> None:
+        """Ctrl-C while it reads a line, until some text has appeared.
+
+        Python's reader notices a signal that comes just before it begins to wait only with the next key or signal.
+        """
+        for _ in range(30):
+            self.interrupt()
+            with contextlib.suppress(AssertionError):
+                self.read(until, seconds=2)
+                return
+        raise AssertionError(f"Ctrl-C had no effect: {self.output!r}")
 
     def close(self) -> int:
         """The exit status, once everything has been read."""
