@@ -18,6 +18,7 @@ from engine.device.devices import default_threads, resolve_device
 from engine.errors import EngineError
 from engine.kv_cache.pool import KVCachePool
 from engine.messages import Gpu, Inspection, ModelNeeds
+from engine.models.families.overrides import Overrides
 from engine.models.files import model_directory
 from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.runner.kernels import KERNELS
@@ -64,14 +65,16 @@ def _obstacle(kernels: str, device: torch.device | None) -> str:
 
 
 def _needs(config: EngineConfig, device: torch.device) -> ModelNeeds:
-    # As the loader chooses where nothing is configured: the checkpoint's own type, but float32 on a CPU.
-    dtype = DTYPES.get(config.dtype) or (torch.float32 if device.type == "cpu" else None)
     model = load_model(
         model_directory(config.model),
         load_format=config.load_format,
-        dtype=dtype,
+        dtype=DTYPES.get(config.dtype),
         device=META,
+        runs_on=device,
         max_positions=config.max_model_len,
+        overrides=Overrides(
+            family=config.model_family, block_length=config.block_length, mask_token_id=config.mask_token_id
+        ),
     )
     decoder, shape = model.decoder, model.config
     page = KVCachePool.bytes_per_page(

@@ -58,6 +58,7 @@ def load_model(
     load_format: Literal["auto", "dummy"] = "auto",
     dtype: torch.dtype | None = None,
     device: torch.device,
+    runs_on: torch.device | None = None,
     max_positions: int | None = None,
     overrides: Overrides = NO_OVERRIDES,
     quantization: str = "auto",
@@ -67,11 +68,10 @@ def load_model(
 
     load_format: `dummy` fills the shape of config.json with seeded random weights; nothing else need exist.
     dtype: None means the checkpoint's own on a GPU; on a CPU bfloat16 if that is the checkpoint's and the processor
-    multiplies it natively, else float32: other half types are many times slower there.
+    multiplies it natively, else float32: other half types are slow there. runs_on: that device, if it is another.
     quantization: how matrices are stored, a key of LINEARS; `none`: in dtype; `auto`: as a quantized checkpoint stores
     them, where a storage can hold that, else in dtype.
-    draft_quantization: the same of a further copy of the layers' matrices, for passes that only draft; `none`: there is
-    no such copy.
+    draft_quantization: the same of a further copy of the layers' matrices, for passes that only draft; `none`: no copy.
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
     overrides: what the operator says of the model; it goes before what its files say.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
@@ -86,7 +86,7 @@ def load_model(
     published = describe_quantization(config_file)
     config = description.config
     positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
-    dtype = dtype or _own_dtype(config_file, device)
+    dtype = dtype or _own_dtype(config_file, runs_on or device)
     files = {} if load_format == "dummy" else find_weight_files(directory)
     matrices = find_matrices(published, files) if published is not None and files else StoredMatrices({}, files)
     kept = kept_schemes(matrices, description.names.decoder_names, published)
