@@ -19,7 +19,7 @@ from bench.prompts import BUILTIN_PROMPTS, Prompt, Text, read_prompts
 from engine.engine import Engine
 from engine.events import Finished, GenerationStats, TokensSettled
 from engine.models.files import model_directory
-from engine.request import DecodingParams, Request, SamplingParams
+from engine.request import CONFIDENT, DecodingParams, Remasking, Request, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,13 @@ def closed_loop(
     tokens: list[list[int]] = [[] for _ in prompts]
     stats = [GenerationStats() for _ in prompts]
     in_flight = 0
+    # A threshold needs an order by confidence, which not every family's own default is.
+    remasking = next((name for name in engine.info.remaskings if name in CONFIDENT), CONFIDENT[0])
     started = time.perf_counter()
     while queue or in_flight:
         while queue and in_flight < cell.concurrency:
             index, ids = queue.popleft()
-            engine.add(_request(index, ids, cell, salt, temperature, max_tokens))
+            engine.add(_request(index, ids, cell, salt, temperature, max_tokens, remasking))
             in_flight += 1
         events, _ = engine.step()
         for event in events:
@@ -117,7 +119,9 @@ def closed_loop(
     return time.perf_counter() - started, tokens, stats
 
 
-def _request(index: int, ids: list[int], cell: Cell, salt: str, temperature: float, max_tokens: int) -> Request:
+def _request(
+    index: int, ids: list[int], cell: Cell, salt: str, temperature: float, max_tokens: int, remasking: Remasking
+) -> Request:
     return Request(
         request_id=str(index),
         prompt_token_ids=ids,
@@ -127,6 +131,7 @@ def _request(index: int, ids: list[int], cell: Cell, salt: str, temperature: flo
             mode=cell.decoding,  # type: ignore[arg-type]  # the engine checks it
             block_length=cell.block_length,
             threshold=cell.threshold,
+            remasking=remasking,
         ),
         cache_salt=salt,
     )

@@ -17,6 +17,7 @@ from bench.compare.over_http import ServerUnderTest, write_prompts
 from bench.modes import Cell, closed_loop
 from bench.prompts import Text
 from engine.engine import Engine
+from engine.errors import ConfigError
 from engine.models.files import model_directory
 
 
@@ -95,14 +96,18 @@ def plain_loops(engine: Engine, args: argparse.Namespace, encoded: list[list[int
     from bench.loops.one_request import LOOPS
     from bench.loops.padded_batch import BATCH_LOOPS
     from bench.loops.transformers_model import Limits, TransformersModel
+    from bench.loops.whole import WHOLE_LOOPS
 
     limits = Limits(args.max_tokens, args.block_length or engine.info.block_length, args.threshold)
     model = TransformersModel(engine)
     found = []
     family = engine.info.family
-    loops = {"diffusion": BLOCK_LOOPS[family]} if family in BLOCK_LOOPS else LOOPS
+    own_loops = {**BLOCK_LOOPS, **WHOLE_LOOPS}
+    if family not in own_loops and not engine.info.decodings[1:]:
+        raise ConfigError(f"There is no plain transformers loop for the model family {family}; use --no-plain.")
+    loops = {"diffusion": own_loops[family]} if family in own_loops else LOOPS
     for mode in args.decoding:
-        one, many = loops[mode], None if family in BLOCK_LOOPS else BATCH_LOOPS[mode]
+        one, many = loops[mode], None if family in own_loops else BATCH_LOOPS[mode]
 
         def in_turn(repeat: int, loop: Callable[..., list[int]] = one) -> Run:
             return timed(engine, lambda: [loop(model, ids, limits) for ids in encoded])

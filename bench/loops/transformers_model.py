@@ -101,6 +101,12 @@ class TransformersModel:
         output = self.model(input_ids=ids, attention_mask=visible[None, None], past_key_values=cache, logits_to_keep=1)
         return self._ban(output.logits[:, -1])
 
+    def whole(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Logits [1, k, V] at rows [k] of a text [1, q] whose tokens all see each other; no cache."""
+        visible = torch.zeros((1, 1, ids.shape[1], ids.shape[1]), dtype=self.dtype, device=self.device)
+        output = self.model(input_ids=ids, attention_mask=visible, use_cache=False, logits_to_keep=rows)
+        return self._ban(output.logits)
+
     def tensor(self, ids: list[int]) -> torch.Tensor:
         """The ids as a tensor [1, len(ids)]."""
         return torch.tensor([ids], device=self.device)

@@ -11,15 +11,17 @@ from bench.loops.blocks import BLOCK_LOOPS
 from bench.loops.one_request import LOOPS
 from bench.loops.padded_batch import BATCH_LOOPS
 from bench.loops.transformers_model import Limits, TransformersModel
+from bench.loops.whole import WHOLE_LOOPS
 from bench.modes import Cell, closed_loop
 from bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
 from engine.config import EngineInfo
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.models.files import model_directory
-from tests.conftest import MakeEngine
+from tests.conftest import MakeEngine, engine_maker
 from tests.engine.decoding.blocks.cases import make_block_pair
 from tests.engine.decoding.harness import random_prompt
+from tests.reference.bidirectional.checkpoints import dream_config, llada_config, write_whole_checkpoint
 
 MODES = ("ar", "diffusion", "speculative")
 LIMITS = Limits(max_tokens=21, block_length=8, threshold=0.9)
@@ -115,4 +117,16 @@ def test_loops_over_blocks_answer_as_the_engine(name: str, tmp_path: Path) -> No
     for limits in (Limits(21, length, 0.9), Limits(1, length, 0.4), Limits(40, length, 0.4)):
         loop = BLOCK_LOOPS[engine.info.family]
         answers = [visible_tokens(loop(plain, prompt, limits), engine.info) for prompt in prompts]
+        assert answers == engine_answers(engine, prompts, "diffusion", limits)
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+def test_loops_over_whole_texts_answer_as_the_engine(name: str, tmp_path: Path) -> None:
+    """Answers that end within a block, at its end, in the second one, and that are one block."""
+    config = {"llada": llada_config, "dream": dream_config}[name]()
+    engine = engine_maker(write_whole_checkpoint(tmp_path, config, logit_scale=3.0), "float64")()
+    plain = TransformersModel(engine)
+    prompts = [random_prompt(count, count) for count in (1, 7, 8, 19)]
+    for limits in (Limits(21, 8, 0.9), Limits(8, 8, 0.4), Limits(1, 4, 0.4), Limits(13, 13, 0.2)):
+        answers = [visible_tokens(WHOLE_LOOPS[name](plain, prompt, limits), engine.info) for prompt in prompts]
         assert answers == engine_answers(engine, prompts, "diffusion", limits)
