@@ -7,17 +7,16 @@ for other commands.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import typing
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench import options
 from bench.pass_times import PassKind, make_plan, time_passes
+from bench.shapes import write_shape
 from engine.batch import Phase
 from engine.config import DType, Quantization
 from engine.engine import Engine
@@ -25,15 +24,6 @@ from engine.errors import ConfigError
 from engine.measure.clock import clock_for
 
 SCHEMA = "lightcone-bench-formats/1"
-SHAPE: dict[str, Any] = {
-    "architectures": ["NemotronLabsDiffusionModel"], "model_type": "nemotron_labs_diffusion", "dtype": "bfloat16",
-    "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64, "hidden_act": "silu", "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 8192, "tie_word_embeddings": False,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "block_size": 32, "bos_token_id": 1,
-    "eos_token_id": 2, "pad_token_id": 0, "mask_token_id": 5,
-}  # fmt: skip
-"""config.json of a model of 350 million parameters: small for a real one, far larger than a processor's caches."""
 FORMATS = ["float32", "bfloat16", "int8", "int8-weights", "int4-weights"]
 ROWS_COMPARED = 32
 
@@ -74,15 +64,6 @@ def run(args: argparse.Namespace) -> int:
     options.show(f"Speed is relative to {args.formats[0]}: medians of {args.repeats} rounds", columns, rows)
     options.save(args.json, {"schema": SCHEMA, "threads": torch.get_num_threads(), "formats": rows})
     return 0
-
-
-def write_shape(directory: Path) -> None:
-    """Writes the config.json of SHAPE. Raises ConfigError."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.json").write_text(json.dumps(SHAPE, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"cannot write {directory}: {error.strerror}") from None
 
 
 def load(args: argparse.Namespace, name: str) -> Engine:

@@ -7,6 +7,7 @@ whose speed drifts treats them alike; a ratio is taken within each repeat, and t
 from __future__ import annotations
 
 import argparse
+import tempfile
 from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench import options
 from bench.compare.contenders import compete, in_process, over_http
 from bench.compare.figures import mode_figures, show_figures
 from bench.prompts import BUILTIN_PROMPTS, read_prompts
+from bench.shapes import SHAPES, write_shape
 
 SCHEMA = "lightcone-bench-compare/2"
 MODES = ("ar", "diffusion", "speculative")
@@ -38,13 +40,26 @@ def add_parser(commands: options.Commands) -> None:
     parser.add_argument("--block-length", type=int, default=None, help="default: the model's own")
     parser.add_argument("--threshold", type=float, default=0.9, help="diffusion: confidence that unmasks (default 0.9)")
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
+    parser.add_argument(
+        "--shape", choices=list(SHAPES), default=None,
+        help="instead of --model: random weights of a family, of about 100 million parameters (nemotron: 350)",
+    )  # fmt: skip
     options.add_shared_commit(parser)
     parser.add_argument("--no-server", action="store_true", help="leave the server out")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain loops and concurrency 1")
 
 
 def run(args: argparse.Namespace) -> int:
-    """`lightcone bench compare`."""
+    """`lightcone bench compare`. Raises EngineError."""
+    with tempfile.TemporaryDirectory(prefix="lightcone-bench-") as folder:
+        if args.shape is not None:
+            write_shape(Path(folder), args.shape, tokenizer=True)
+            args.model, args.load_format = folder, "dummy"
+            args.mask_token_id = args.mask_token_id or SHAPES[args.shape].mask_token_id
+        return _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
     engine = options.load_engine(args, load_format=args.load_format, shared_commit=args.shared_commit)
     args.decoding = args.decoding or [mode for mode in MODES if mode in engine.info.decodings]
     prompts = [prompt.prompt for prompt in islice(cycle(read_prompts(args.prompts)), args.limit)]
@@ -57,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     report = {
         "schema": SCHEMA,
         "machine": options.machine(engine),
-        "model": args.model,
+        "model": args.shape or args.model,
         "prompts": len(prompts),
         "concurrency": args.concurrency,
         "max_tokens": args.max_tokens,
