@@ -18,6 +18,7 @@ from engine.decoding.costs import CostTable
 from engine.decoding.policies.prefill import Prefill
 from engine.decoding.policies.registry import make_policies
 from engine.decoding.width import WidthController
+from engine.device import huge_pages
 from engine.device.devices import resolve_device, set_up
 from engine.errors import ConfigError
 from engine.gpu.graphs import CudaCapturer, PassGraphs
@@ -85,6 +86,8 @@ def assemble(config: EngineConfig, model: LoadedModel, device: torch.device) -> 
     """Everything around a loaded model. Raises ConfigError for what the model or the machine cannot do."""
     check_blocks(config, model.spec)
     size = choose_pool_size(config, model.config, model.decoder.dtype, device, model.spec.context_block)
+    if device.type == "cpu":
+        huge_pages.use_for_large_memory()  # the weights
     speed = measure_speed(config, model, device)  # before the pool takes the memory
     pool = make_pool(config, model, size, device, padding_page=captures(config, device))
     kernels = make_kernels(config.kernels, pool, model.decoder, model.spec.banned_token_ids)

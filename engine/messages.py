@@ -80,6 +80,8 @@ class Inspection(msgspec.Struct, frozen=True):
     gpus: list[Gpu]
     threads: int
     """torch's by default, on a CPU."""
+    huge_pages: str
+    """The system's setting of transparent huge pages, as in `engine.device.huge_pages`."""
     kernels: dict[str, str]
     """By name: why they cannot run on the device; empty where they can."""
     device: str

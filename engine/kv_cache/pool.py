@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from engine.device import huge_pages
 from engine.device.transfer import to_device
 
 
@@ -40,6 +41,9 @@ class KVCachePool:
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         """[num_layers, pages * page_size, num_kv_heads, head_dim], contiguous; so is `v`."""
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+        if device.type == "cpu":
+            for stored_ones in (self.k, self.v):
+                huge_pages.use_for(stored_ones)
         by_layer = (num_layers, stored, page_size * num_kv_heads * head_dim)
         self.k_pages, self.v_pages = self.k.view(by_layer).unbind(0), self.v.view(by_layer).unbind(0)
         """By layer: [pages, page_size * num_kv_heads * head_dim], views."""

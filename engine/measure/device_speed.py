@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from engine.device import huge_pages
 from engine.device.devices import synchronise
 from engine.measure.roofline import DeviceSpeed
 from engine.models.linear.storages import LINEARS
@@ -40,6 +41,8 @@ def measure_bandwidth(device: torch.device, dtype: torch.dtype, working_set: int
     """Bytes a second over `working_set` bytes that are touched again and again."""
     elements = max(2, working_set // dtype.itemsize // 2 * 2)
     memory = torch.ones(elements, dtype=dtype, device=device)
+    if device.type == "cpu":
+        huge_pages.use_for(memory)  # as the weights are
     low, high = memory.chunk(2)
     moved = elements * dtype.itemsize  # by each of these: reads, or reads of one half and writes of the other
     moves: list[Callable[[], object]] = [memory.sum, lambda: torch.dot(low, high), lambda: low.copy_(high)]

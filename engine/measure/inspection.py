@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from engine.config import EngineConfig, EngineInfo, check_config
+from engine.device import huge_pages
 from engine.device.devices import default_threads, resolve_device
 from engine.errors import EngineError
 from engine.kv_cache.pool import KVCachePool
@@ -40,6 +41,7 @@ def inspect(config: EngineConfig) -> Inspection:
         cuda=torch.version.cuda,
         gpus=[_gpu(index) for index in range(torch.cuda.device_count())],
         threads=default_threads(),
+        huge_pages=huge_pages.setting(),
         kernels={name: _obstacle(name, device) for name in KERNELS},
         device="" if device is None else str(device),
         model=needs,

@@ -114,6 +114,9 @@ def _last_line(error: Exception) -> str:
 def _machine(found: Inspection) -> Iterator[Finding]:
     built = f"built for CUDA {found.cuda}" if found.cuda else "a build without CUDA"
     yield Finding("ok", "torch", f"{found.torch}, {built}; threads on a CPU: {found.threads}")
+    if found.huge_pages == "never":
+        text = "the system grants none: passes of few tokens are slower on the CPU (transparent_hugepage/enabled)"
+        yield Finding("note", "memory", text)
     for gpu in found.gpus:
         about = (
             f"{gpu.name}, compute capability {gpu.capability}, {_size(gpu.free_bytes)} of {_size(gpu.total_bytes)} free"
