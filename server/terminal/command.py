@@ -52,6 +52,7 @@ def _prompt(arguments: argparse.Namespace) -> Prompt:
         seed=arguments.seed,
         threshold=arguments.threshold,
         block_length=arguments.block_length,
+        fields=dict(arguments.field),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,8 @@ class Prompt:
     seed: int | None = None
     threshold: float | None = None
     block_length: int | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the request, by name."""
 
     @property
     def path(self) -> str:
@@ -100,6 +102,7 @@ class Prompt:
             for name in ("suffix", "decoding", "max_tokens", "temperature", "seed", "threshold", "block_length")
             if getattr(self, name) is not None
         }
+        fields |= self.fields
         if self.raw:
             fields = {"prompt": self.text, "max_tokens": RAW_MAX_TOKENS, **fields}
         else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+import msgspec
 
 from server.terminal.connection import add_server_options
 
@@ -37,6 +40,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     parser.add_argument("--threshold", type=float, metavar="X", help="diffusion: unmask at this confidence or above")
     parser.add_argument("--block-length", type=int, metavar="N", help="tokens refined together (default: the model's)")
+    parser.add_argument(
+        "--field", action="append", default=[], type=field, metavar="NAME=VALUE",
+        help="a further field of the request, as JSON or else as text: --field top_p=0.9 --field remasking=random",
+    )  # fmt: skip
     parser.add_argument("--suffix", metavar="TEXT", help="fill the gap between the prompt and this text")
     add_server_options(parser)
     parser.add_argument(
@@ -48,3 +55,14 @@ def make_parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     return parser
+
+
+def field(text: str) -> tuple[str, Any]:
+    """NAME=VALUE as (name, value). Raises ArgumentTypeError."""
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
+    try:
+        return name, msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name, value

@@ -95,6 +95,12 @@ def test_seed_and_sampling_flags_reach_the_server(http: httpx.Client, run: Run) 
     assert run("-", *flags, stdin=STORY).out == expected + "\n"
 
 
+def test_any_field_of_the_request_can_be_given(http: httpx.Client, run: Run) -> None:
+    flags = ["--raw", "--max-tokens", "6", "--field", "stop_token_ids=[9]", "--field", "temperature=0"]
+    expected = ask(http, {"prompt": STORY, "max_tokens": 6, "temperature": 0}).json()["choices"][0]["text"]
+    assert run(STORY, *flags, "--field", "user=me").out == expected + "\n"
+
+
 def test_a_suffix_is_shown_with_the_gap_between(url: str) -> None:
     with terminal(
         url, "Once upon a time", "--suffix", " the end of 猫 and 🦉.", "--max-tokens", "8", "--watch"
@@ -141,6 +147,9 @@ REFUSED = [
     (["--url", "http://localhost:port"], 1, "URL"),
     (["--suffix", "x", "--chat"], 1, "--suffix"),
     (["--delay", "-1"], 1, "--delay"),
+    (["--field", "remasking=random"], 1, "remasking"),
+    (["--field", "no_such_field=1"], 1, "no_such_field"),
+    (["--field", "top_p"], 2, "NAME=VALUE"),
     (["--decoding", "magic"], 2, "magic"),
     (["--max-tokens", "many"], 2, "many"),
 ]
