@@ -216,6 +216,7 @@ def make_info(
         fixed_block_length=spec.fixed_block_length,
         default_threshold=spec.default_threshold,
         remaskings=spec.remaskings,
+        edit_settings=spec.edit_settings,
         limits_steps=spec.limits_steps,
         sees_whole_text=spec.sees_whole_text,
         context_cache=config.context_cache,

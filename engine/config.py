@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from engine.errors import ConfigError
+from engine.request import EditSetting
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """`threshold` of a request that sets none. None: an even schedule."""
     remaskings: tuple[str, ...] = ("low_confidence",)
     """Values of `remasking` that this model supports, the default first."""
+    edit_settings: tuple[EditSetting, ...] = ()
+    """What a request's `editing` may name, the default first. Empty: the model does not edit."""
     sees_whole_text: bool = False
     """Every pass runs prompt and answer as a whole: the answer's length is an input and nothing is cached."""
     context_cache: str = "none"

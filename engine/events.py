@@ -36,6 +36,8 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     accepted_draft_tokens: int = 0
     blocks: int = 0
     """Blocks committed or verified."""
+    edited_tokens: int = 0
+    """Times that an unmasked token was replaced, before its block settled."""
     preemptions: int = 0
     queue_seconds: float = 0.0
 
@@ -117,6 +119,8 @@ class StepStats(msgspec.Struct, kw_only=True):
     """Tokens that settled, end tokens included."""
     denoising_steps_per_block: list[int] = []
     """Of the blocks that closed in this step."""
+    edited_tokens: int = 0
+    """Times that an unmasked token was replaced in this step."""
     accepted_draft_lengths: list[int] = []
     """Of the verifications of this step."""
     draft_tokens: int = 0

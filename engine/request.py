@@ -24,6 +24,12 @@ WHOLE_ANSWER = 0
 Unmasking = Literal["threshold", "factor", "bound", "cumulative"]
 """Rules by which confidence unmasks positions: see engine.decoding.unmask."""
 
+Editing = Literal["quality", "speed", "off"]
+"""Settings of a model that edits what it has unmasked: see EditSetting."""
+
+MAX_POST_STEPS = 1024
+"""Most denoising steps that a request may ask for once a block holds no mask."""
+
 MAX_FACTOR = 1024
 """Largest factor of an unmasking rule; every confidence is enough long before."""
 
@@ -43,6 +49,16 @@ MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
 """Logits are multiplied and divided by it: beyond these bounds they would leave the range of their type."""
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: logits divided by them would leave the range of float32."""
+
+
+class EditSetting(NamedTuple):
+    """Thresholds that the authors of a model that edits publish together, under a name."""
+
+    name: Editing
+    threshold: float
+    """Of a mask: see DecodingParams."""
+    edit_threshold: float | None
+    """Of an unmasked token; None: it stays."""
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,10 +133,15 @@ class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Diffusion: which masked positions a step unmasks first, and on which schedule."""
     max_denoising_steps: int | None = None
     """Most denoising steps a block may take, at most its length (for infill `max_tokens`). None: its length."""
+    edit_threshold: float | None = None
+    """Diffusion: until its block settles an unmasked token gives way to another one of more confidence than this. None:
+    it stays."""
+    max_post_steps: int = 16
+    """Of editing: most denoising steps that a block takes once it holds no mask."""
 
 
 class RestrictionFault(NamedTuple):
-    """Why no answer can keep to a request's restrictions."""
+    """Why no answer can do what some fields of a request ask for together."""
 
     message: str
     param: str
@@ -167,6 +188,29 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """Positions of the whole text: prompt, whole blocks that hold `max_tokens`, and suffix."""
         answer = -(-self.max_tokens // self.block_length) * self.block_length
         return len(self.prompt_token_ids) + answer + len(self.suffix_token_ids or ())
+
+    def editing_fault(self, family: str, *, can_edit: bool) -> RestrictionFault | None:
+        """What is wrong with `edit_threshold` and `max_post_steps`; None: nothing. can_edit: the model's family can."""
+        decoding, name = self.decoding, "edit_threshold"
+        if decoding.edit_threshold is None:
+            return None
+        if not can_edit:
+            message = f"The model family {family} does not support editing: a token that it has unmasked stays."
+            return RestrictionFault(message, name, of_mode=True)
+        if not 0.0 <= decoding.edit_threshold <= 1.0:
+            return RestrictionFault(f"{name} must be between 0 and 1, not {decoding.edit_threshold}.", name)
+        if not 0 <= decoding.max_post_steps <= MAX_POST_STEPS:
+            message = f"max_post_steps must be between 0 and {MAX_POST_STEPS}, not {decoding.max_post_steps}."
+            return RestrictionFault(message, "max_post_steps")
+        if self.grammar is not None:
+            message = (
+                "A form of the answer cannot be combined with editing, which could break it: send 'editing': 'off'."
+            )
+            return RestrictionFault(message, "grammar", of_mode=True)
+        if decoding.max_denoising_steps is not None:
+            message = "max_denoising_steps cannot be combined with editing, which has no quotas: send 'editing': 'off'."
+            return RestrictionFault(message, "max_denoising_steps", of_mode=True)
+        return None
 
     def restriction_fault(
         self, vocab_size: int, model_ends: Iterable[int], never: Iterable[int]

@@ -71,6 +71,8 @@ class Block:
     """By position in the block, kept from the step that chose the token until it settles."""
     candidates: Candidates | None = None
     """Of a fresh draft under a grammar, until the draft has been fitted to it."""
+    post_steps: int = 0
+    """Denoising steps that found no mask, in a model that edits."""
 
     @classmethod
     def fresh(

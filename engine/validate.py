@@ -39,7 +39,8 @@ def check_request(request: Request, info: EngineInfo) -> None:
     if info.sees_whole_text:
         _check_whole_text(request, info)
     _check_sampling(request, info)
-    fault = request.restriction_fault(info.vocab_size, info.end_token_ids, info.banned_token_ids)
+    fault = request.editing_fault(info.family, can_edit=bool(info.edit_settings))
+    fault = fault or request.restriction_fault(info.vocab_size, info.end_token_ids, info.banned_token_ids)
     if fault is not None:
         raise RequestError(fault.message, fault.param, "unsupported_parameter" if fault.of_mode else "invalid_value")
     _check_infill(request, info)

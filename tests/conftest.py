@@ -57,13 +57,17 @@ def builtin_engine() -> MakeEngine:
     return engine_maker(model_directory("builtin"), "float32")
 
 
-def engine_maker(directory: Path, dtype: str) -> MakeEngine:
-    """A function from EngineConfig fields to an engine of one model; by default a small one that measures nothing."""
+def engine_maker(directory: Path, dtype: str, family: str | None = None, *, overrides: Any = None) -> MakeEngine:
+    """A function from EngineConfig fields to an engine of one model; by default a small one that measures nothing.
+
+    family: what the operator says it is; None: what config.json says. overrides: all that the operator says.
+    """
     import torch
 
     from engine.assembly import assemble
     from engine.config import EngineConfig, check_config
     from engine.engine import Engine
+    from engine.models.families.overrides import Overrides
     from engine.models.loader import DTYPES, load_model
 
     torch.set_num_threads(1)
@@ -71,14 +75,15 @@ def engine_maker(directory: Path, dtype: str) -> MakeEngine:
 
     @cache
     def model() -> Any:
-        return load_model(directory, dtype=DTYPES[dtype], device=device)
+        said = overrides or Overrides(family=family)
+        return load_model(directory, dtype=DTYPES[dtype], device=device, overrides=said)
 
-    def make(**overrides: Any) -> Engine:
+    def make(**changes: Any) -> Engine:
         settings: dict[str, Any] = {
             "model": str(directory), "dtype": dtype, "device": "cpu", "threads": 1, "calibration_seconds": 0,
             "kv_cache_tokens": 2048, "max_running": 8, "max_batch_tokens": 256, "max_infill_window": 64,
         }  # fmt: skip
-        config = EngineConfig(**(settings | overrides))
+        config = EngineConfig(**(settings | changes))
         check_config(config)
         return Engine(assemble(config, model(), device))
 

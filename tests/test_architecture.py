@@ -27,7 +27,7 @@ NOUNS = {"config", "errors", "events", "request", "sequence", "batch"}
 
 ROOMS: dict[str, dict[str, set[str]]] = {
     "engine": {
-        "errors": set(), "events": set(), "request": set(), "config": {"errors"},
+        "errors": set(), "events": set(), "request": set(), "config": {"errors", "request"},
         "messages": {"config", "events", "request"}, "validate": {"config", "errors", "request"},
         "sequence": {"events", "request", "grammar"}, "batch": {"sequence"},
         "device": {"errors"},
@@ -37,7 +37,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "kv_cache": {"errors", "device"},
         "scheduling": NOUNS | {"decoding", "kv_cache"},
         "attention": {"device", "kv_cache"},
-        "models": {"errors", "attention", "builtin"},
+        "models": {"errors", "request", "attention", "builtin"},
         "gpu": {"request", "device", "sampling", "kv_cache", "attention", "models"},
         "runner": NOUNS | {"device", "sampling", "kv_cache", "attention", "models", "gpu"},
         "measure": NOUNS | {"messages", "device", "decoding", "kv_cache", "models", "runner"},

@@ -26,7 +26,7 @@ class Choices:
     confidences: torch.Tensor | None = None
     """[n, r]: softmax probability of each chosen token."""
     unmask: torch.Tensor | None = None
-    """[n, r] bool: positions that take their chosen token in this step."""
+    """[n, r] bool: positions that take their chosen token in this step; unmasked ones, too, in a model that edits."""
     remask: torch.Tensor | None = None
     """[n, r] bool: positions that become masks again. None: the unmasking rule never does that."""
     accepted: torch.Tensor | None = None
@@ -96,6 +96,8 @@ class StepOutcome:
     """Of them, those accepted; None outside verification."""
     closed_block_steps: int | None = None
     """Denoising steps of the block this step closed, if it closed one."""
+    edited: int = 0
+    """Unmasked tokens that the step replaced."""
     exhausted: bool = False
     """The answer is a whole text of its grammar and nothing may follow, not even an end token: it ends here."""
 

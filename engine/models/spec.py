@@ -6,6 +6,8 @@ Code branches on traits, never on a model's name. A pair of model and decoding t
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.request import EditSetting
+
 ContextAttention = Literal["causal", "block_causal", "bidirectional"]
 BlockStart = Literal["anchor", "mask", "tail"]
 EvenSchedule = Literal["remaining", "block"]
@@ -44,6 +46,9 @@ class ModelSpec:
     """Values of a request's `remasking` that the family's own loop offers, its default first."""
     default_threshold: float | None = 0.9
     """Confidence from which the family's own loop unmasks a position. None: it keeps to an even schedule."""
+    edit_settings: tuple[EditSetting, ...] = ()
+    """The family's loop may replace unmasked tokens until their block settles, by one of these, the default first.
+    Empty: what is unmasked stays."""
     strict_threshold: bool = False
     """A position is unmasked above the threshold. Otherwise at the threshold, too."""
     even_schedule: EvenSchedule = "remaining"

@@ -70,15 +70,16 @@ class Sampler:
         *,
         unsettled: torch.Tensor | None = None,
         cumulative: bool = False,
+        without_own: bool = False,
         draft_tokens: Rows[Rows[int]] | None = None,
         grammar_rows: Rows[int | None] | None = None,
     ) -> Chosen:
         """Chooses a token at every row.
 
-        logits: [n, r, V] raw; overwritten. positions: [n, r] int64, absolute positions of the tokens being chosen;
-        None only if every sequence is plain.
-        unsettled: [n, r] int64, tokens of the open block that count as history, -1 where none; with `cumulative` row i
-        sees unsettled[: i + 1] only (verification), else every row sees all of them (denoising).
+        logits: [n, r, V] raw; overwritten. positions: [n, r] int64, absolute, of the tokens being chosen; None only if
+        every sequence is plain. unsettled: [n, r] int64, tokens of the open block that count as history, -1 where none;
+        every row sees all of them (denoising), or, `cumulative`, row i sees unsettled[: i + 1] (verification), or,
+        `without_own`, all but the one at its own place (editing).
         draft_tokens: for each span the r - 1 tokens between its rows; row i is bound by the grammar's state after the
         first i of them. None: grammars bind the rows that `grammar_rows` names; the rest of the result is a draft.
         grammar_rows: for each span the one row that follows its settled tokens; None: no such row, or no grammar.
@@ -91,15 +92,14 @@ class Sampler:
         edited = bool(bound) or (not plain and any(seq.request.sampling.edits for seq in seqs))
         finite = None
         if edited or barred or self._kernel is None:
-            finite = all_finite(logits)
-            logits = widened(logits)
+            finite, logits = all_finite(logits), widened(logits)
         if edited:
             self._apply_bias(logits, seqs)
         if barred:
             self._bar(logits, seqs)
         if edited and positions is not None:
             self._bar_ends(logits, seqs, positions)
-            self._apply_penalties(logits, seqs, unsettled, cumulative)
+            self._apply_penalties(logits, seqs, unsettled, cumulative, without_own)
             apply_restrictions(logits, seqs, draft_tokens)
         bound_seqs = [seqs[i] for i in bound]
         if bound and draft_tokens is not None:
@@ -230,7 +230,12 @@ class Sampler:
             logits[rows, :, tokens] = logits[rows, :, tokens].masked_fill(banned, NEGATIVE_INFINITY)
 
     def _apply_penalties(
-        self, logits: torch.Tensor, seqs: Rows[Sequence], unsettled: torch.Tensor | None, cumulative: bool
+        self,
+        logits: torch.Tensor,
+        seqs: Rows[Sequence],
+        unsettled: torch.Tensor | None,
+        cumulative: bool,
+        without_own: bool,
     ) -> None:
         penalised = [i for i, seq in enumerate(seqs) if seq.request.sampling.penalises]
         if not penalised:
@@ -240,7 +245,7 @@ class Sampler:
         generated, prompt = self._history.counts(subset)  # [k, V] each
         counts = generated[:, None, :]
         if unsettled is not None:
-            counts = counts + _unsettled_counts(unsettled[index], logits.shape[-1], cumulative)
+            counts = counts + _unsettled_counts(unsettled[index], logits.shape[-1], cumulative, without_own)
         params = to_device(
             [
                 (s.request.sampling.repetition_penalty, s.request.sampling.frequency_penalty,
@@ -277,11 +282,12 @@ def _grammar_of(seq: Sequence) -> GrammarState:
     return seq.grammar
 
 
-def _unsettled_counts(tokens: torch.Tensor, vocab_size: int, cumulative: bool) -> torch.Tensor:
+def _unsettled_counts(tokens: torch.Tensor, vocab_size: int, cumulative: bool, without_own: bool) -> torch.Tensor:
     """How often each token occurs among the visible ones. tokens: [k, r], -1 for none. Returns [k, r or 1, V] int."""
     k, r = tokens.shape
     one_hot = torch.zeros(k, r, vocab_size, dtype=torch.int32, device=tokens.device)
     one_hot.scatter_(-1, tokens.clamp(min=0)[..., None], (tokens >= 0).to(torch.int32)[..., None])
-    return (
-        one_hot.cumsum(dim=1, dtype=torch.int32) if cumulative else one_hot.sum(dim=1, keepdim=True, dtype=torch.int32)
-    )
+    if cumulative:
+        return one_hot.cumsum(dim=1, dtype=torch.int32)
+    counts = one_hot.sum(dim=1, keepdim=True, dtype=torch.int32)
+    return counts - one_hot if without_own else counts

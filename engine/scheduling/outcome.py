@@ -91,6 +91,8 @@ def _count(outcome: StepOutcome, stats: StepStats) -> None:
     if outcome.closed_block_steps is not None:
         totals.blocks += 1
         stats.denoising_steps_per_block.append(outcome.closed_block_steps)
+    totals.edited_tokens += outcome.edited
+    stats.edited_tokens += outcome.edited
     stats.nan_logits += not outcome.finite
 
 

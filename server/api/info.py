@@ -32,6 +32,7 @@ class Model(Response):
     block_length: Count
     threshold: float | None
     remaskings: list[str]
+    editings: list[str]
     context_cache: str
     dtype: str
     quantization: str
@@ -100,6 +101,7 @@ def _describe(model: ServedModel, name: str, created: int) -> Model:
         block_length=model.info.block_length,
         threshold=model.info.default_threshold,
         remaskings=list(model.info.remaskings),
+        editings=[setting.name for setting in model.info.edit_settings],
         context_cache=model.info.context_cache,
         dtype=model.info.dtype,
         quantization=model.info.quantization,

@@ -8,12 +8,21 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from engine.errors import RequestError
-from engine.request import CONFIDENT, MAX_SEED, WHOLE_ANSWER, DecodingParams, Remasking, Request, SamplingParams
+from engine.request import (
+    CONFIDENT,
+    MAX_SEED,
+    WHOLE_ANSWER,
+    DecodingParams,
+    EditSetting,
+    Remasking,
+    Request,
+    SamplingParams,
+)
 from engine.validate import check_request
 from server.api.call import Call, Fields
 from server.api.requests import GenerationRequest
@@ -150,6 +159,12 @@ def decoding_params(call: Call[Fields], model: ServedModel) -> DecodingParams:
         usable = [name for name in info.remaskings if not confident or name in CONFIDENT]
         remasking = cast(Remasking, (usable or info.remaskings)[0])
     default_threshold = info.default_threshold if remasking in CONFIDENT else None
+    edits: dict[str, Any] = {}
+    setting = edit_setting(call, model)
+    if setting is not None:
+        default_threshold = setting.threshold
+        asked = {"edit_threshold": fields.edit_threshold, "max_post_steps": fields.max_post_steps}
+        edits = {"edit_threshold": setting.edit_threshold} | {n: v for n, v in asked.items() if v is not None}
     return DecodingParams(
         mode=call.mode,
         block_length=info.block_length if fields.block_length is None else fields.block_length,
@@ -159,7 +174,27 @@ def decoding_params(call: Call[Fields], model: ServedModel) -> DecodingParams:
         unmasking=fields.unmasking,
         factor=fields.factor,
         bound=fields.bound,
+        **edits,
     )
+
+
+def edit_setting(call: Call[Fields], model: ServedModel) -> EditSetting | None:
+    """The setting that a call asks for by name, or the model's first one; None: the model does not edit.
+
+    What has a given form is not edited unless a field asks for it. Raises BadRequest for a field that means nothing.
+    """
+    fields, info = call.fields, model.info
+    asked = [name for name in ("editing", "edit_threshold", "max_post_steps") if getattr(fields, name) is not None]
+    if not info.edit_settings:
+        if asked:
+            message = f"'{asked[0]}' has no meaning here: the model family {info.family} does not edit what it unmasks."
+            raise BadRequest(message, asked[0], "unsupported_parameter")
+        return None
+    settings = {setting.name: setting for setting in info.edit_settings}
+    name = fields.editing or ("off" if call.grammar is not None and not asked else info.edit_settings[0].name)
+    if name == "off" and asked[1:]:
+        raise BadRequest(f"'{asked[1]}' has no meaning with editing 'off'.", asked[1], "unsupported_parameter")
+    return settings[name]
 
 
 def with_prompt(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, WithJsonSchema, model_validator
 
-from engine.request import MAX_FACTOR, Remasking, Unmasking
+from engine.request import MAX_FACTOR, MAX_POST_STEPS, Editing, Remasking, Unmasking
 from server.api.fields import FieldFacts, Strict, invalid, take_known
 from server.api.parameters.parsing import as_object, parse
 from server.api.parameters.sampling import SamplingFields
@@ -79,6 +79,13 @@ class GenerationRequest(SamplingFields):
     """Of unmasking `factor` and `bound`: the k-th most confident position reaches 1 - factor / (k + 1), too."""
     bound: Annotated[float, DENOISES, Field(gt=0, le=1)] = 0.45
     """Of unmasking `bound`: the least confidence where the factor is enough."""
+    editing: Annotated[Editing | None, DENOISES] = None
+    """Diffusion, models that edit: the published setting by which unmasked tokens may be replaced until their block
+    settles; GET /v1/models lists the values. Unset: the first; off in an answer of a given form."""
+    edit_threshold: Annotated[float | None, DENOISES, Field(ge=0, le=1)] = None
+    """Editing: an unmasked token gives way to another one of more confidence than this. Unset: the setting's."""
+    max_post_steps: Annotated[int | None, DENOISES, Field(ge=0, le=MAX_POST_STEPS)] = None
+    """Editing: most passes that a block takes once it holds no mask. Unset: 16."""
     diffusing: bool = False
     """A stream in Mercury's form: each chunk holds the whole text so far, masks included."""
     include_drafts: bool = False

@@ -57,6 +57,8 @@ class DiffusionUsage(Response):
     tokens_per_pass: float
     draft_tokens: Count
     accepted_draft_tokens: Count
+    edited_tokens: Count
+    """Times that an unmasked token was replaced before it settled."""
     seed: Count
 
 
@@ -102,6 +104,7 @@ def usage_of(generation: Generation) -> Usage:
             tokens_per_pass=round(completion / passes, 2) if passes else 0.0,
             draft_tokens=sum(choice.draft_tokens for choice in stats),
             accepted_draft_tokens=sum(choice.accepted_draft_tokens for choice in stats),
+            edited_tokens=sum(choice.edited_tokens for choice in stats),
             seed=job.seed,
         ),
     )

@@ -81,6 +81,7 @@ class Metrics:
         self.denoising_steps_total = self._counter("denoising_steps", "Denoising and drafting passes")
         self.draft_tokens_total = self._counter("draft_tokens", "Tokens drafted for verification")
         self.accepted_total = self._counter("accepted_draft_tokens", "Drafted tokens that were accepted")
+        self.edited_total = self._counter("edited_tokens", "Unmasked tokens that were replaced before they settled")
         self.preemptions_total = self._counter("preemptions", "Sequences preempted for lack of KV pages")
         self.requests_total = self._counter(
             "requests", "HTTP generation requests", ("endpoint", "status", "finish_reason", "decoding")
@@ -137,6 +138,7 @@ class Metrics:
         self.denoising_steps_total.inc(stats.phases.get("denoise", 0) + stats.phases.get("draft", 0))
         self.draft_tokens_total.inc(stats.draft_tokens)
         self.accepted_total.inc(sum(stats.accepted_draft_lengths))
+        self.edited_total.inc(stats.edited_tokens)
         self.preemptions_total.inc(stats.preemptions)
         self.nan_logits_total.inc(stats.nan_logits)
         for steps in stats.denoising_steps_per_block:

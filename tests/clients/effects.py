@@ -266,6 +266,18 @@ def _bound(asker: Asker) -> None:
     assert asker.send(bound=0.5, unmasking="factor").json()["error"]["param"] == "bound"
 
 
+def _editing(field: str, value: Any) -> Callable[[Asker], None]:
+    """The built-in model does not edit; what the fields do is tested where a family does."""
+
+    def check(asker: Asker) -> None:
+        refused = asker.send(**{field: value})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == field
+        assert "does not edit" in refused.json()["error"]["message"]
+
+    return check
+
+
 OF_SOME_MODES: dict[str, tuple[tuple[str, ...], Callable[[Asker], None]]] = {
     "block_length": (("speculative", "diffusion"), _block_length),
     "threshold": (("diffusion",), _threshold),
@@ -274,6 +286,9 @@ OF_SOME_MODES: dict[str, tuple[tuple[str, ...], Callable[[Asker], None]]] = {
     "factor": (("diffusion",), _factor),
     "bound": (("diffusion",), _bound),
     "remasking": (("diffusion",), _remasking),
+    "editing": (("diffusion",), _editing("editing", "speed")),
+    "edit_threshold": (("diffusion",), _editing("edit_threshold", 0.5)),
+    "max_post_steps": (("diffusion",), _editing("max_post_steps", 4)),
     "prompt_logprobs": (("ar", "speculative", "auto"), prompt_logprobs),
 }
 """Fields that mean something in these modes; `auto` takes `block_length`, too, and chooses below it."""

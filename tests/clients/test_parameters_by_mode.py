@@ -32,7 +32,9 @@ def test_a_field_works_in_its_modes_and_is_refused_in_the_others(http: httpx.Cli
     if mode in modes:
         check(asker)
         return
-    value = {"threshold": 0.5, "bound": 0.5, "unmasking": "factor", "remasking": "low_confidence"}.get(field, 4)
+    values = {"threshold": 0.5, "bound": 0.5, "edit_threshold": 0.5}
+    names = {"unmasking": "factor", "remasking": "low_confidence", "editing": "speed"}
+    value: Any = (values | names).get(field, 4)
     answer = asker.send(**{field: value}, decoding=mode)
     if (field, mode) == ("block_length", "auto"):
         assert answer.status_code == 200

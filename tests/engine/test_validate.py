@@ -12,7 +12,14 @@ import pytest
 
 from engine.config import EngineInfo
 from engine.errors import RequestError
-from engine.request import MAX_REGEX_LENGTH, MAX_SCHEMA_BYTES, MAX_SEED, Grammar
+from engine.request import (
+    MAX_POST_STEPS,
+    MAX_REGEX_LENGTH,
+    MAX_SCHEMA_BYTES,
+    MAX_SEED,
+    EditSetting,
+    Grammar,
+)
 from engine.validate import check_request
 from tests.engine.driving import ask
 from tests.reference.grammars import regex, schema
@@ -166,6 +173,34 @@ def test_what_a_family_cannot_do_is_refused_by_both_names(fields: dict[str, Any]
     assert error.param == param
     assert "some_family" in str(error)
     check_request(ask("r", PROMPT, "diffusion", block_length=8), BLOCKS)
+
+
+EDITS = msgspec.structs.replace(BLOCKS, edit_settings=(EditSetting("quality", 0.7, 0.5),), limits_steps=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "part"),
+    [
+        ({"edit_threshold": -0.1}, "edit_threshold", "between 0 and 1, not -0.1"),
+        ({"edit_threshold": float("nan")}, "edit_threshold", "nan"),
+        ({"max_post_steps": -1}, "max_post_steps", "-1"),
+        ({"max_post_steps": MAX_POST_STEPS + 1}, "max_post_steps", "1025"),
+        ({"max_denoising_steps": 2}, "max_denoising_steps", "'editing': 'off'"),
+        ({"grammar": regex("a+")}, "grammar", "'editing': 'off'"),
+    ],
+)
+def test_editing_has_its_limits(fields: dict[str, Any], param: str, part: str) -> None:
+    """A block that is edited for ever, or a form that an edit breaks."""
+    sound = {"mode": "diffusion", "block_length": 8, "edit_threshold": 0.0, "max_post_steps": 0}
+    check_request(ask("r", PROMPT, **sound), EDITS)
+    error = refusal(info=EDITS, **sound | fields)
+    assert error.param == param
+    assert part in str(error)
+    unedited = {**sound, "edit_threshold": None}
+    if param in ("grammar", "max_denoising_steps"):
+        check_request(ask("r", PROMPT, **unedited | fields), EDITS)
+    error = refusal(info=BLOCKS, **sound)
+    assert (error.param, "some_family" in str(error)) == ("edit_threshold", True)
 
 
 def test_an_order_that_looks_at_no_confidence_has_no_threshold() -> None:

@@ -16,7 +16,10 @@ from tests.reference.checkpoints import MASK
 from tests.server.processes import ServerProcess, real
 
 FLAGS = ("--load-format", "dummy", "--mask-token-id", str(MASK), "--kv-cache-tokens", "2048")
-BLOCK_LENGTHS = {"sdar": 8, "stable_diffcoder": 4, "fast_dllm_v2": 32}
+BLOCK_LENGTHS = {"sdar": 8, "stable_diffcoder": 4, "fast_dllm_v2": 32, "llada2_1": 32}
+THRESHOLDS = {"sdar": 0.85, "stable_diffcoder": None, "fast_dllm_v2": 0.9, "llada2_1": 0.7}
+SAID = {"sdar": ("--block-length", "8"), "llada2_1": ("--model-family", "llada2_1")}
+"""What the operator has to say, since config.json does not."""
 PROMPT = "Once upon a time"
 
 
@@ -44,9 +47,9 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     directory: Path = tmp_path_factory.mktemp("models") / family
     directory.mkdir()
     overrides: dict[str, Any] = {"vocab_size": 384} | ({"block_size": ...} if family == "sdar" else {})
-    (directory / "config.json").write_text(json.dumps(block_config(family, **overrides)))
-    flags = ("--block-length", "8") if family == "sdar" else ()
-    with real("--model", str(directory), *FLAGS, *flags) as process:
+    config = block_config("llada2" if family == "llada2_1" else family, **overrides)
+    (directory / "config.json").write_text(json.dumps(config))
+    with real("--model", str(directory), *FLAGS, *SAID.get(family, ())) as process:
         yield Running(family, process)
 
 
@@ -65,7 +68,8 @@ def test_the_model_is_shown_with_its_own_settings(running: Running) -> None:
     [model] = running.process.http.get(f"{running.process.url}/v1/models").json()["data"][:1]
     assert (model["decoding"], model["decodings"]) == ("diffusion", ["diffusion"])
     assert model["block_length"] == BLOCK_LENGTHS[running.family]
-    assert model["threshold"] == {"sdar": 0.85, "stable_diffcoder": None, "fast_dllm_v2": 0.9}[running.family]
+    assert model["threshold"] == THRESHOLDS[running.family]
+    assert model["editings"] == (["quality", "speed", "off"] if running.family == "llada2_1" else [])
     assert model["remaskings"] == ["low_confidence", "sequential"][: 1 + (running.family == "sdar")]
 
 
@@ -109,5 +113,49 @@ def test_orders_and_steps_are_those_of_the_family(running: Running) -> None:
         assert running.family in running.refusal(remasking="sequential")
     if running.family == "fast_dllm_v2":
         assert "max_denoising_steps" in running.refusal(max_denoising_steps=4)
+    elif running.family == "llada2_1":
+        assert "'editing': 'off'" in running.refusal(max_denoising_steps=4)
+        assert running.ask(max_denoising_steps=2, editing="off").status_code == 200
     else:
         assert running.ask(max_denoising_steps=2).status_code == 200
+
+
+def test_edits_are_asked_for_by_name_and_counted(running: Running) -> None:
+    """Nobody could tell a setting that was taken from one that was not, or what the edits cost."""
+    if running.family != "llada2_1":
+        for fields in ({"editing": "off"}, {"editing": "speed"}, {"edit_threshold": 0.5}, {"max_post_steps": 4}):
+            message = running.refusal(**fields)
+            assert running.family in message
+            assert str(next(iter(fields))) in message
+        assert running.ask().json()["usage"]["diffusion"]["edited_tokens"] == 0
+        return
+    before = running.process.metric("edited_tokens_total")
+    usages = {}
+    for name, thresholds in {"quality": (0.7, 0.5), "speed": (0.5, 0.0), "off": (0.95, None)}.items():
+        answer = running.ask(editing=name, max_tokens=60, ignore_eos=True).json()
+        usages[name] = answer["usage"]["diffusion"]
+        asked = {"threshold": thresholds[0]} | (
+            {"editing": name} if name == "off" else {"edit_threshold": thresholds[1]}
+        )
+        alike = running.ask(**asked, max_tokens=60, ignore_eos=True).json()
+        assert (alike["choices"], alike["usage"]["diffusion"]) == (answer["choices"], usages[name])
+    assert usages["speed"]["edited_tokens"] > usages["quality"]["edited_tokens"] >= usages["off"]["edited_tokens"] == 0
+    counted = 2 * sum(usage["edited_tokens"] for usage in usages.values())
+    assert running.process.metric("edited_tokens_total") - before == counted
+    assert running.ask(max_tokens=60, ignore_eos=True).json()["usage"]["diffusion"] == usages["quality"], "the default"
+    assert "'edit_threshold' has no meaning" in running.refusal(editing="off", edit_threshold=0.5)
+    few = running.ask(editing="speed", max_post_steps=0, max_tokens=60, ignore_eos=True).json()["usage"]["diffusion"]
+    assert few["denoising_steps"] < usages["speed"]["denoising_steps"]
+
+
+def test_text_streams_block_by_block_and_drafts_show_the_edits(running: Running) -> None:
+    """A piece of text that is given out before its block is finished might still be edited."""
+    if running.family != "llada2_1":
+        return
+    fields: dict[str, Any] = {"prompt": [20] * 30, "max_tokens": 66, "ignore_eos": True, "editing": "speed"}
+    whole = running.ask(**fields, return_token_ids=True).json()
+    chunks = events(running.ask(**fields, stream=True, include_drafts=True, return_token_ids=True).text)
+    pieces = [len(choice["token_ids"]) for chunk in chunks for choice in chunk["choices"] if choice.get("token_ids")]
+    assert pieces == [2, 32, 32]
+    assert whole["usage"]["diffusion"]["edited_tokens"] > 0
+    assert any("draft" in json.dumps(chunk) for chunk in chunks)

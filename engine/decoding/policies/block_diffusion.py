@@ -46,7 +46,7 @@ class BlockDiffusion(DecodingPolicy):
         if block is None:
             start = self.cache_target(seq)
             block = seq.block = open_tail_block(seq, start, self._end(seq, start), seq.stats.blocks)
-        if any(block.masked):
+        if self._is_open(seq, block):
             return [self._denoising_span(seq, block)]
         commit = block_span(seq, block, Phase.COMMIT, self.mask_token_id)
         commit.num_logits, commit.logit_start = int(self._anchors), len(block) - 1
@@ -56,6 +56,10 @@ class BlockDiffusion(DecodingPolicy):
         denoise = self._denoising_span(seq, seq.next_block)
         denoise.second = denoise.optional = True
         return [commit, denoise]
+
+    def _is_open(self, seq: Sequence, block: Block) -> bool:
+        """Whether the block is refined further. Otherwise it is encoded for good."""
+        return any(block.masked)
 
     def _end(self, seq: Sequence, start: int) -> int:
         """End of the block that begins at `start`."""

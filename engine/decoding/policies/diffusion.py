@@ -89,23 +89,28 @@ class Diffusion(DecodingPolicy):
 
 
 def denoise_choices(
-    sampler: Sampler, group: StepGroup, logits: torch.Tensor, traits: DenoisingTraits = PLAIN
+    sampler: Sampler,
+    group: StepGroup,
+    logits: torch.Tensor,
+    traits: DenoisingTraits = PLAIN,
+    *,
+    reconsiders: bool = False,
 ) -> Choices:
     """Chooses a token at every masked position that a row of logits is for, and decides which of them settle.
 
-    logits: [n, r, V].
+    logits: [n, r, V]. reconsiders: what is chosen at unmasked positions matters, too.
     """
     device = logits.device
-    blocks = [_block_of(span) for span in group.spans]
+    blocks = [block_of(span) for span in group.spans]
     seqs = [span.seq for span in group.spans]
     first = [_first_chosen(span, block, traits) for span, block in zip(group.spans, blocks, strict=True)]
     rows = group.num_logits
     masked = to_device([block.masked[j : j + rows] for j, block in zip(first, blocks, strict=True)], device)
-    unsettled = to_device([_unsettled(block) for block in blocks], device)
+    unsettled = to_device([unsettled_ids(block) for block in blocks], device)
     places = group.logit_positions(int(traits.logit_shift))
     positions = to_device(places, device)
     bound = [bound_row(seq, block, j) for seq, block, j in zip(seqs, blocks, first, strict=True)]
-    chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled, grammar_rows=bound)
+    chosen = sampler.choose(logits, seqs, positions, unsettled=unsettled, without_own=reconsiders, grammar_rows=bound)
     confidences = chosen.log_probabilities().exp()
     masked[:, 0] &= ~to_device([block.awaits_anchor for block in blocks], device)
     quotas = [scheduled(seq, block, traits.even_schedule) for seq, block in zip(seqs, blocks, strict=True)]
@@ -123,7 +128,7 @@ def denoise_choices(
     return with_logprobs(choices, chosen, group)
 
 
-def _block_of(span: Span) -> Block:
+def block_of(span: Span) -> Block:
     """The block that a span refines, while choices are made. Only `conclude` may find that it has been rejected."""
     block = refined_block(span)
     if block is None:
@@ -136,7 +141,7 @@ def _first_chosen(span: Span, block: Block, traits: DenoisingTraits) -> int:
     return span.start + span.logit_start + traits.logit_shift - block.start
 
 
-def _unsettled(block: Block) -> list[int]:
+def unsettled_ids(block: Block) -> list[int]:
     """Unmasked tokens of the block that the sequence's own history does not hold yet, -1 elsewhere."""
     return [
         -1 if masked or j < block.num_settled else token

@@ -7,6 +7,7 @@ from engine.decoding.contract import DecodingPolicy
 from engine.decoding.policies.autoregressive import Autoregressive
 from engine.decoding.policies.block_diffusion import BlockDiffusion
 from engine.decoding.policies.diffusion import Diffusion
+from engine.decoding.policies.editing import EditingDiffusion
 from engine.decoding.policies.infill import Infill
 from engine.decoding.policies.speculation import Auto, SelfSpeculation
 from engine.decoding.policies.whole import Whole, WholeInfill
@@ -20,7 +21,8 @@ from engine.sampling.sampler import Sampler
 def _make_diffusion(config: EngineConfig, spec: ModelSpec, sampler: Sampler) -> DecodingPolicy:
     """The policy of mode `diffusion`, by the way in which the model encodes context."""
     if spec.context_attention == "block_causal":
-        return BlockDiffusion(sampler, spec, shared_commit=config.shared_commit)
+        kind = EditingDiffusion if spec.edit_settings else BlockDiffusion
+        return kind(sampler, spec, shared_commit=config.shared_commit)
     if spec.context_attention == "causal":
         return Diffusion(sampler, spec.mask_token_id, block_start=spec.block_start, shared_commit=config.shared_commit)
     raise ConfigError(f"No policy decodes a model whose context attention is {spec.context_attention}: {spec.family}.")

@@ -1,8 +1,9 @@
 """LLaDA2.0 and 2.1 (mini, flash): a decoder of experts whose context is encoded by blocks of 32 tokens.
 
-Sources: the published checkpoints' config.json and tensor names, and the loop of LLaDA2.0's modeling file (arXiv
-2512.15745). Their remote code is never run. config.json names neither the mask, which is the tokenizer's `<|mask|>`,
-nor an end token, nor the block length, which is that of the published loop.
+Sources: the published checkpoints' config.json and tensor names, and the loops of the modeling files of LLaDA2.0 (arXiv
+2512.15745) and 2.1 (arXiv 2602.08676). Their remote code is never run. config.json names neither the mask, which is the
+tokenizer's `<|mask|>`, nor an end token, nor the block length, which is that of the published loops; and it is the same
+for both, so that the operator has to say which of the two families a checkpoint is of, if it is to edit.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ from engine.models.families.overrides import NO_OVERRIDES, Overrides, read_block
 from engine.models.files import ConfigFile
 from engine.models.mlp.config import ExpertConfig
 from engine.models.spec import ModelSpec
+from engine.request import EditSetting
 
 PUBLISHED_LENGTH = 32
 
 END_TEXTS = ("<|endoftext|>", "<|role_end|>")
 """Each of them ends an answer."""
+
+EDIT_SETTINGS = (
+    EditSetting("quality", threshold=0.7, edit_threshold=0.5),
+    EditSetting("speed", threshold=0.5, edit_threshold=0.0),
+    EditSetting("off", threshold=0.95, edit_threshold=None),
+)
+"""Those that 2.1's authors call Q and S, and 2.0's loop."""
 
 LAYER_NAMES = {
     "attention.query_key_value.weight": (
@@ -46,8 +55,26 @@ NEUTRAL: dict[str, Any] = {"use_bias": False, "use_qkv_bias": False, "router_dty
 def describe_llada2(
     config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES
 ) -> ModelDescription:
-    """config.json and generation_config.json -> description. Raises ModelLoadError naming file and key of a bad
-    value."""
+    """config.json and generation_config.json -> description of a 2.0, or of a 2.1 that does not edit. Raises
+    ModelLoadError naming file and key of a bad value."""
+    return _describe("llada2", config, generation, overrides, 0.95, ())
+
+
+def describe_llada2_1(
+    config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES
+) -> ModelDescription:
+    """The same of a 2.1, which edits."""
+    return _describe("llada2_1", config, generation, overrides, EDIT_SETTINGS[0].threshold, EDIT_SETTINGS)
+
+
+def _describe(
+    family: str,
+    config: ConfigFile,
+    generation: ConfigFile,
+    overrides: Overrides,
+    threshold: float,
+    edit_settings: tuple[EditSetting, ...],
+) -> ModelDescription:
     for key, value in (REQUIRED | NEUTRAL).items():
         if config.values.get(key, value if key in NEUTRAL else None) != value:
             raise config.error(key, f"{str(value).lower()}, as in LLaDA2: nothing else is supported")
@@ -55,7 +82,7 @@ def describe_llada2(
     decoder = read_decoder_config(config, qk_norm=True, experts=experts, partial_rotation=True, window_is_unused=True)
     ends = [read_end_tokens(config, generation, decoder.vocab_size, [text]) for text in END_TEXTS]
     spec = ModelSpec(
-        family="llada2",
+        family=family,
         mask_token_id=read_mask_token(config, decoder.vocab_size, overrides, ["<|mask|>"]),
         pad_token_id=config.token_id("pad_token_id", decoder.vocab_size),
         bos_token_id=config.token_id("bos_token_id", decoder.vocab_size),
@@ -65,7 +92,8 @@ def describe_llada2(
         block_start="tail",
         has_causal_head=False,
         can_infill=False,
-        default_threshold=0.95,
+        default_threshold=threshold,
+        edit_settings=edit_settings,
         strict_threshold=True,
         even_schedule="block",
     )

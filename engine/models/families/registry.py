@@ -10,7 +10,7 @@ from engine.models.families.description import ModelDescription
 from engine.models.families.dream import describe_dream
 from engine.models.families.fast_dllm_v2 import describe_fast_dllm_v2
 from engine.models.families.llada import describe_llada, describe_llada_moe
-from engine.models.families.llada2 import describe_llada2
+from engine.models.families.llada2 import describe_llada2, describe_llada2_1
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
 from engine.models.families.overrides import NO_OVERRIDES, Overrides
 from engine.models.families.sdar import describe_sdar, describe_sdar_moe
@@ -36,6 +36,7 @@ FAMILIES: Mapping[str, Family] = {
     "llada": Family(describe=describe_llada, architectures=("LLaDAModelLM",)),
     "llada_moe": Family(describe=describe_llada_moe, architectures=("LLaDAMoEModelLM",)),
     "llada2": Family(describe=describe_llada2, architectures=("LLaDA2MoeModelLM",)),
+    "llada2_1": Family(describe=describe_llada2_1, architectures=()),  # config.json is llada2's
     "dream": Family(describe=describe_dream, architectures=("DreamModel",)),
     "sdar": Family(describe=describe_sdar, architectures=("SDARForCausalLM",)),
     "sdar_moe": Family(describe=describe_sdar_moe, architectures=("SDARMoeForCausalLM",)),

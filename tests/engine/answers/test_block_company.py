@@ -20,6 +20,8 @@ from tests.engine.decoding.blocks.cases import BLOCK_LENGTHS, ORDERS, family_of,
 from tests.engine.driving import Visit, ask, drive
 from tests.engine.strategies import prompt_of, samplings
 
+EDITING = {"llada2_1"}
+"""Families that may replace what they have unmasked."""
 LONGEST = 96
 """Longest prompt plus answer: whole blocks of every length."""
 
@@ -52,6 +54,9 @@ def block_requests(draw: st.DrawFn, request_id: str, name: str) -> Request:
     fields["remasking"] = order.remasking
     if order.steps:
         fields["max_denoising_steps"] = draw(st.sampled_from((None, 1, 2, 3)))
+    if family_of(name) in EDITING and draw(st.sampled_from((True, True, False))):
+        fields["edit_threshold"] = draw(st.sampled_from((0.0, 0.1, 0.5)))
+        fields["max_post_steps"], fields["max_denoising_steps"] = draw(st.integers(0, 3)), None
     fields["ignore_eos"] = draw(st.booleans())
     fields["stop_token_ids"] = draw(st.sampled_from(((), (20,), (7, 8, 9))))
     fields["cache_salt"] = draw(st.sampled_from(("", "", "salt")))
@@ -84,7 +89,7 @@ def block_pools(block_length: int) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("shared_commit", [False, True])
-@pytest.mark.parametrize("name", ["sdar", "sdar_8", "stable_diffcoder", "fast_dllm_v2"])
+@pytest.mark.parametrize("name", ["sdar", "sdar_8", "stable_diffcoder", "fast_dllm_v2", "llada2_1", "sdar_moe"])
 def test_company_never_changes_the_answer(solos: Solos, name: str, shared_commit: bool) -> None:
     """Somebody's text would depend on who else is using the server. Every option and shortage at once."""
 
@@ -110,13 +115,15 @@ def crowd(name: str) -> list[Visit]:
             "threshold": order.thresholds[0], "remasking": order.remasking, "ignore_eos": i % 2 == 0,
             "repetition_penalty": 1.2 if i % 4 == 1 else 1.0, "include_drafts": i % 5 == 0,
         }  # fmt: skip
+        if family_of(name) in EDITING and i % 3 < 2:
+            fields |= {"edit_threshold": (0.0, 0.3)[i % 2], "max_post_steps": i % 4}
         request = ask(f"r{i}", prompt_of(0, 40, 1 + i), "diffusion", **fields)
         visits.append(Visit(request, 12 * (i // 5), 9 if i in (3, 7) else None))
     return visits
 
 
 @pytest.mark.parametrize("shared_commit", [False, True])
-@pytest.mark.parametrize("name", ["sdar", "sdar_8", "stable_diffcoder", "fast_dllm_v2", "fast_dllm_v2_32"])
+@pytest.mark.parametrize("name", sorted(BLOCK_LENGTHS))
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_a_crowd_in_a_small_pool(solos: Solos, name: str, page_size: int, shared_commit: bool) -> None:
     """The same, where each way in which company could matter is known to have occurred."""
@@ -129,7 +136,7 @@ def test_a_crowd_in_a_small_pool(solos: Solos, name: str, page_size: int, shared
 
 
 @pytest.mark.parametrize("page_size", [4, 16, 64])
-@pytest.mark.parametrize("name", ["sdar", "fast_dllm_v2", "fast_dllm_v2_32"])
+@pytest.mark.parametrize("name", ["sdar", "fast_dllm_v2", "fast_dllm_v2_32", "llada2_1"])
 def test_only_whole_blocks_are_reused(solos: Solos, name: str, page_size: int) -> None:
     """A prompt that begins like another one, but parts from it within a block, would read KV of the other's text."""
     solo, length = solos(name, True), BLOCK_LENGTHS[name]

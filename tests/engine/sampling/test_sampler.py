@@ -100,6 +100,19 @@ def test_a_mixed_group_equals_a_naive_loop_over_rows(seed: int, cumulative: bool
     check_against_naive(random_logits(len(seqs), 6, seed), seqs, drafts, cumulative)
 
 
+def test_a_token_that_may_be_edited_is_no_history_of_itself() -> None:
+    """It would be penalised for being there, and give way to a worse one in every step."""
+    seqs, rng = group(MIXED), np.random.default_rng(7)
+    drafts, logits = rng.integers(-1, V, (len(seqs), 6)).tolist(), random_logits(len(MIXED), 6, 9)
+    chosen = engine_choice(logits, seqs, unsettled=torch.tensor(drafts), without_own=True)
+    for i, seq in enumerate(seqs):
+        for j in range(6):
+            others = [token for place, token in enumerate(drafts[i]) if place != j]
+            wanted = naive_choice(logits[i, j], seq, j, others)
+            assert wanted.margin > 1e-5, "a near tie: take another seed"
+            assert int(chosen.token_ids[i, j]) == wanted.token, (i, j)
+
+
 def test_every_request_of_a_group_gets_what_it_gets_alone() -> None:
     """Bit for bit, in any order of rows: what a neighbour asked for changes nothing."""
     seqs, logits = group(MIXED), random_logits(len(MIXED), 3)

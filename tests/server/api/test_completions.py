@@ -31,7 +31,8 @@ async def test_the_answer_has_openais_shape(api: Api) -> None:
     assert usage["completion_tokens"] == len(encode(TEXT))
     assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
     assert set(usage["diffusion"]) == {
-        "decoding", "passes", "denoising_steps", "tokens_per_pass", "draft_tokens", "accepted_draft_tokens", "seed",
+        "decoding", "passes", "denoising_steps", "tokens_per_pass", "draft_tokens", "accepted_draft_tokens",
+        "edited_tokens", "seed",
     }  # fmt: skip
     assert (usage["diffusion"]["decoding"], usage["diffusion"]["seed"]) == ("auto", 7)
     assert usage["diffusion"]["tokens_per_pass"] == round(usage["completion_tokens"] / usage["diffusion"]["passes"], 2)

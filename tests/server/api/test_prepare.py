@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from engine.request import SamplingParams
+from engine.request import EditSetting, SamplingParams
 from server.api.call import validate
 from server.api.chat.prepare import prepare as prepare_chat
 from server.api.chat.request import ChatRequest
@@ -69,6 +70,53 @@ async def test_choices_have_seeds_of_their_own_and_ids_in_order(model: ServedMod
     assert [choice.prompt_index for choice in job.choices] == [0, 0, 1, 1]
     assert [choice.request.request_id for choice in job.choices] == [f"{job.id}-{i}" for i in range(4)]
     assert job.first_choices == [0, 2]
+
+
+EDITS = (EditSetting("quality", 0.7, 0.5), EditSetting("speed", 0.5, 0.0), EditSetting("off", 0.95, None))
+EDITOR = ServedModel(
+    "m", msgspec.structs.replace(INFO, edit_settings=EDITS, default_threshold=0.7), builtin_tokenizer()
+)
+FORM = {"response_format": {"type": "json_object"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (0.7, 0.5, 16)),
+        ({"editing": "speed"}, (0.5, 0.0, 16)),
+        ({"editing": "off"}, (0.95, None, 16)),
+        ({"threshold": 0.8}, (0.8, 0.5, 16)),
+        ({"edit_threshold": 1}, (0.7, 1.0, 16)),
+        ({"editing": "speed", "threshold": None, "max_post_steps": 0}, (None, 0.0, 0)),
+        (FORM, (0.95, None, 16)),
+        ({**FORM, "editing": "off", "threshold": 0.6}, (0.6, None, 16)),
+    ],
+)
+async def test_a_setting_of_editing_gives_what_was_not_sent(fields: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    """A user would get other thresholds than the ones that were published under the name."""
+    job = await completion(EDITOR, decoding="diffusion", **fields)
+    decoding = job.choices[0].request.decoding
+    assert (decoding.threshold, decoding.edit_threshold, decoding.max_post_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"editing": "fast"}, "editing"),
+        ({"edit_threshold": 1.5}, "edit_threshold"),
+        ({"max_post_steps": 1025}, "max_post_steps"),
+        ({"editing": "off", "edit_threshold": 0.5}, "edit_threshold"),
+        ({"editing": "off", "max_post_steps": 5}, "max_post_steps"),
+        ({"max_denoising_steps": 4}, "max_denoising_steps"),
+        ({**FORM, "editing": "speed"}, "response_format"),
+        ({**FORM, "edit_threshold": 0.5}, "response_format"),
+    ],
+)
+async def test_what_editing_cannot_do_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    """A form that is asked for together with edits would not hold."""
+    with pytest.raises(BadRequest) as refused:
+        await completion(EDITOR, decoding="diffusion", **fields)
+    assert refused.value.param == param
 
 
 async def test_a_chat_may_take_the_rest_of_the_context(model: ServedModel) -> None:

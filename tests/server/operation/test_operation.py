@@ -207,7 +207,7 @@ async def test_metrics_count_what_happened(api: Api) -> None:
         "requests_running", "requests_waiting", "kv_cache_usage_ratio", "step_batch_sequences", "step_batch_tokens",
         "engine_up", "cache_config_info", "prompt_tokens_total", "prompt_tokens_cached_total",
         "generation_tokens_total", "denoising_steps_total", "draft_tokens_total", "accepted_draft_tokens_total",
-        "preemptions_total", "engine_restarts_total", "nan_logits_total",
+        "edited_tokens_total", "preemptions_total", "engine_restarts_total", "nan_logits_total",
         "time_to_first_token_seconds_count", "time_to_first_draft_seconds_count", "inter_chunk_seconds_count",
         "request_time_per_output_token_seconds_count", "e2e_request_latency_seconds_count", "queue_time_seconds_count",
         "tokens_per_pass_count", "denoising_steps_per_block_count",

@@ -28,17 +28,24 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "fast_dllm_v2_32": {"logit_scale": 2.0, "bd_size": 32, "seed": 1, "tie_word_embeddings": False},
     "sdar_moe": {"logit_scale": 3.0},
     "llada2": {"logit_scale": 3.0, "block_length": 8},
-}
+    "llada2_1": {
+        "logit_scale": 3.0, "block_length": 8, "seed": 2, "num_hidden_layers": 2, "num_experts": 8, "n_group": 2,
+        "topk_group": 1, "num_experts_per_tok": 2,
+    },
+}  # fmt: skip
 """What `write_block_checkpoint` is told, by name. The family is what the name begins with."""
 BLOCK_LENGTHS = {
     "sdar": 4, "sdar_8": 8, "stable_diffcoder": 4, "fast_dllm_v2": 16, "fast_dllm_v2_32": 32,
-    "sdar_moe": 4, "llada2": 8,
+    "sdar_moe": 4, "llada2": 8, "llada2_1": 8,
 }  # fmt: skip
 
 LOOPS: dict[str, Loop] = {
     "sdar": sdar, "stable_diffcoder": stable_diffcoder, "fast_dllm_v2": fast_dllm_v2,
-    "sdar_moe": sdar, "llada2": llada2,
+    "sdar_moe": sdar, "llada2": llada2, "llada2_1": llada2,
 }  # fmt: skip
+"""By family; without editing LLaDA2.1's is LLaDA2.0's."""
+SAME_FILES = {"llada2_1": "llada2"}
+"""Families whose checkpoints look like another one's: the operator says what they are."""
 
 
 class Order(NamedTuple):
@@ -61,7 +68,7 @@ ORDERS: dict[str, dict[str, Order]] = {
     "fast_dllm_v2": {"threshold": Order((0.2, 0.5, 0.9)), "one_by_one": Order((1.0, None))},
 }
 """By family, the orders that its loop offers."""
-ORDERS["sdar_moe"] = ORDERS["sdar"]
+ORDERS["sdar_moe"], ORDERS["llada2_1"] = ORDERS["sdar"], ORDERS["llada2"]
 
 
 def family_of(name: str) -> str:
@@ -85,8 +92,9 @@ class BlockPair:
 def make_block_pair(root: Path, name: str, dtype: str) -> BlockPair:
     """Writes the checkpoint and loads it twice."""
     family = family_of(name)
-    directory = write_block_checkpoint(root / f"{name}-{dtype}", family, **CHECKPOINTS[name])
-    reference = BlockReferenceModel(directory, family, BLOCK_LENGTHS[name], getattr(torch, dtype))
+    written = SAME_FILES.get(family, family)
+    directory = write_block_checkpoint(root / f"{name}-{dtype}", written, **CHECKPOINTS[name])
+    reference = BlockReferenceModel(directory, written, BLOCK_LENGTHS[name], getattr(torch, dtype))
     known: dict[tuple[int, ...], Any] = {}
     compute = reference.block_causal
 
@@ -97,7 +105,8 @@ def make_block_pair(root: Path, name: str, dtype: str) -> BlockPair:
         return known[key]
 
     reference.block_causal = remembering  # type: ignore[method-assign]
-    return BlockPair(name, engine_maker(directory, dtype), reference)
+    said = family if family in SAME_FILES else None
+    return BlockPair(name, engine_maker(directory, dtype, said), reference)
 
 
 def random_tasks(count: int, block_length: int, order: Order) -> Iterator[Task]:

@@ -98,6 +98,19 @@ def test_every_tensor_is_in_its_place_and_can_be_read_back(family: str, tmp_path
         assert torch.equal(tensor, renamed[name]), name
 
 
+def test_only_the_operator_can_say_that_a_llada2_edits() -> None:
+    """Both versions have the same config.json: 2.0 was never trained to edit, and 2.1 without is slower."""
+    config = block_config("llada2", mask_token_id=MASK)
+    plain, editing = (describe(config, Overrides(family=name)) for name in ("llada2", "llada2_1"))
+    assert describe(config).spec == plain.spec
+    assert (plain.spec.edit_settings, plain.spec.default_threshold) == ((), 0.95)
+    assert [tuple(setting) for setting in editing.spec.edit_settings] == [
+        ("quality", 0.7, 0.5), ("speed", 0.5, 0.0), ("off", 0.95, None),
+    ]  # fmt: skip
+    assert editing.spec.default_threshold == 0.7
+    assert editing.config == plain.config
+
+
 @pytest.mark.parametrize("family", EVERY)
 def test_stacked_experts_are_the_same_experts(family: str, tmp_path: Path) -> None:
     """As transformers writes them: gate and up of all experts in one tensor, down in another."""
