@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,7 @@ from engine.decoding.contract import DecodingPolicy
 from engine.decoding.costs import CostTable
 from engine.decoding.policies.prefill import Prefill
 from engine.decoding.policies.registry import make_policies
-from engine.decoding.width import WidthController
+from engine.decoding.width import OnePassWidthController, WidthController
 from engine.device import huge_pages
 from engine.device.devices import resolve_device, set_up
 from engine.errors import ConfigError
@@ -74,7 +75,10 @@ def load_parts(config: EngineConfig) -> EngineParts:
         device=device,
         max_positions=config.max_model_len,
         overrides=Overrides(
-            family=config.model_family, block_length=config.block_length, mask_token_id=config.mask_token_id
+            family=config.model_family,
+            block_length=config.block_length,
+            mask_token_id=config.mask_token_id,
+            draft_adapter=None if config.draft_adapter is None else Path(config.draft_adapter),
         ),
         quantization=config.quantization,
         draft_quantization=config.draft_quantization,
@@ -111,7 +115,8 @@ def parts_around(
     group = math.lcm(config.page_size, spec.context_block) // config.page_size
     allocator = PageAllocator(pool.num_pages, config.page_size, config.prefix_caching, group)
     costs = measure_or_assume_costs(config, model, size, runner)
-    controller = WidthController(costs, AcceptanceEstimate(config.max_block_length))
+    controllers = OnePassWidthController if spec.drafts_causally else WidthController
+    controller = controllers(costs, AcceptanceEstimate(config.max_block_length))
     policies = make_policies(config, spec, sampler, controller)
     prefill = Prefill(sampler, policies, spec.context_block)
     return EngineParts(

@@ -72,6 +72,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Block length that the model was trained with, where its config.json does not say it or says it wrongly."""
     mask_token_id: Annotated[int | None, NOT_NEGATIVE] = None
     """Id of the model's mask token, where neither config.json nor the tokenizer says it."""
+    draft_adapter: str | None = None
+    """Directory of a LoRA in PEFT's layout, which is applied where the model drafts. None: the checkpoint's own, if it
+    has one."""
     dtype: DType = "auto"
     """Type of weights, activations and KV. `auto`: the checkpoint's on a GPU; on a CPU bfloat16 where the checkpoint
     says so and the processor multiplies it natively (avx512_bf16 or AMX), else float32."""

@@ -70,6 +70,9 @@ class Choice(NamedTuple):
 class WidthController:
     """Decides widths for all speculating sequences of an engine."""
 
+    passes = 2
+    """Of a round that drafts."""
+
     def __init__(self, costs: CostTable, acceptance: AcceptanceEstimate) -> None:
         """acceptance: what is thought of every kind of requests before one of them was seen."""
         self.costs = PassCosts(costs)
@@ -144,10 +147,18 @@ class WidthController:
         key = (num_running, context // CONTEXT_STEP)
         rounds = self._rounds.get(key)
         if rounds is None:
-            cost = self.costs.lookup
-            rounds = [Round(w, 1 if w == 1 else 2, cost(w, num_running, context)) for w in self.costs.widths]
+            rounds = [self._round(width, num_running, context) for width in self.costs.widths]
             self._rounds[key] = rounds
         return rounds
+
+    def _round(self, width: int, num_running: int, context: int) -> Round:
+        """The round of one width."""
+        passes = 1 if width == 1 else self.passes
+        return Round(width, passes, self.costs.lookup(self._load(width), num_running, context))
+
+    def _load(self, width: float) -> float:
+        """Query tokens of a pass of blocks of this width."""
+        return width
 
     def _tokens(self, choice: Choice, hopeful: float = 0.0) -> list[float]:
         """Expected tokens a pass, by round."""
@@ -174,9 +185,9 @@ class WidthController:
         if tried is None or self._credit is None:
             return 0
         # Its own round may bring nothing, and the others' passes become longer by the tokens that it has more.
-        usual = self.costs.lookup(best.width, running, context)
+        usual = self.costs.lookup(self._load(best.width), running, context)
         mean = best.width + (tried.width - best.width) / running
-        longer = max(0.0, self.costs.lookup(mean, running, context) - usual) * (1.0 - 1.0 / running)
+        longer = max(0.0, self.costs.lookup(self._load(mean), running, context) - usual) * (1.0 - 1.0 / running)
         record.stake = tried.passes * tried.seconds / running * self.costs.level
         record.even = rate * tried.passes * tried.seconds
         self._credit -= record.stake + tried.passes * longer * self.costs.level
@@ -187,7 +198,9 @@ class WidthController:
         running = choice.num_running
         probed, most, loss, floor = 0, 0.0, 0.0, 0.0
         for each, tokens in zip(choice.rounds, self._tokens(choice), strict=True):
-            floor = max(floor, each.seconds * math.exp(-DEVIATIONS * self.costs.spread(each.width, running)))
+            floor = max(
+                floor, each.seconds * math.exp(-DEVIATIONS * self.costs.spread(self._load(each.width), running))
+            )
             gain = tokens / floor / rate - 1.0  # no pass costs less than a narrower one
             lost = PROBE_PASSES * each.seconds * max(0.0, 1.0 - tokens / each.seconds / rate)
             if each.width != best.width and gain > WORTH and gain / (lost + each.seconds) > most:
@@ -236,6 +249,30 @@ class WidthController:
         verify = cost(len(block), num_running, context)
         together = cost(len(block) + next_width, num_running, context)
         return whole * cost(next_width, num_running, context) > together - verify
+
+
+class OnePassWidthController(WidthController):
+    """The same for drafts that are made in the pass which verifies those before them.
+
+    Then a round is one pass of the anchor, width - 1 drafts and width - 1 masks. After a rejection, and only then, the
+    next pass has no drafts to verify, and gives one token; it is taken to cost as much as the others.
+    """
+
+    passes = 1
+
+    def _load(self, width: float) -> float:
+        return 2 * width - 1
+
+    def _tokens(self, choice: Choice, hopeful: float = 0.0) -> list[float]:
+        survival = choice.prior.survival_of(choice.record, hopeful)
+        expected = list(accumulate(survival, initial=1.0))
+        tokens = []
+        for each in choice.rounds:
+            drafts = min(each.width - 1, len(survival))
+            whole = survival[drafts - 1] if drafts else 1.0
+            # Of 2 - whole passes, one verifies and 1 - whole come after a rejection.
+            tokens.append((expected[drafts] + 1.0 - whole) / (2.0 - whole))
+        return tokens
 
 
 def record_of(seq: Sequence) -> DraftRecord:

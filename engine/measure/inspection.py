@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import msgspec
 import torch
@@ -75,7 +76,10 @@ def _needs(config: EngineConfig, device: torch.device) -> ModelNeeds:
         runs_on=device,
         max_positions=config.max_model_len,
         overrides=Overrides(
-            family=config.model_family, block_length=config.block_length, mask_token_id=config.mask_token_id
+            family=config.model_family,
+            block_length=config.block_length,
+            mask_token_id=config.mask_token_id,
+            draft_adapter=None if config.draft_adapter is None else Path(config.draft_adapter),
         ),
     )
     decoder, shape = model.decoder, model.config

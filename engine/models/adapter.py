@@ -1,21 +1,27 @@
-"""The draft adapter: a low-rank update of a matrix (LoRA, Hu et al. 2021), applied to the rows that draft."""
+"""The draft adapter: low-rank updates of matrices (LoRA, Hu et al. 2021), applied to the rows that draft."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from engine.models.linear.base import Target
+from engine.models.linear.base import Linear, Target
 from engine.models.linear.dense import DenseLinear
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""What an adapter may update, by transformers' names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DraftAdapter:
-    """Shape of a LoRA on every output projection."""
+    """Shape of a LoRA on the same matrices of every layer."""
 
     rank: int
     alpha: float
+    modules: tuple[str, ...] = ("o_proj",)
+    """The matrices, by names of MODULES."""
 
     @property
     def scale(self) -> float:
@@ -38,3 +44,50 @@ class LowRankUpdate:
     def targets(self) -> dict[str, Target]:
         """The tensors of a checkpoint that fill it, under PEFT's names."""
         return {**self.down.targets(), **self.up.targets()}
+
+
+class LayerUpdates:
+    """The updates of one layer's matrices, by names of MODULES; none without an adapter."""
+
+    def __init__(
+        self,
+        adapter: DraftAdapter | None,
+        shapes: Mapping[str, tuple[int, int]],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """shapes: (outputs, inputs) of the layer's matrices, by the same names."""
+        modules = () if adapter is None else adapter.modules
+        rank = 0 if adapter is None else adapter.rank
+        self._by_name = {
+            name: LowRankUpdate(rank, inputs, outputs, dtype, device)
+            for name, (outputs, inputs) in shapes.items()
+            if name in modules
+        }
+
+    def touches(self, names: Iterable[str]) -> bool:
+        """Whether any of these matrices has an update."""
+        return any(name in self._by_name for name in names)
+
+    def add_to(self, total: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, sizes: Mapping[str, int]) -> None:
+        """Adds the updates' products of matrices that are one below the other, in place.
+
+        total: [T, outputs of all]; x: [T, inputs]; scale: [T, 1]; sizes: outputs of each, by name, in order.
+        """
+        for name, columns in zip(sizes, total.split_with_sizes(list(sizes.values()), dim=1), strict=True):
+            update = self._by_name.get(name)
+            if update is not None:
+                update.add_to(columns, x, scale)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The matrices of all updates."""
+        return tuple(matrix for update in self._by_name.values() for matrix in (update.down, update.up))
+
+    def targets(self) -> dict[str, Target]:
+        """The tensors of a checkpoint that fill them: `o_proj.lora_A.weight` and so on."""
+        return {
+            f"{name}.{part}": target
+            for name, update in self._by_name.items()
+            for part, target in update.targets().items()
+        }

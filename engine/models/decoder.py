@@ -141,12 +141,10 @@ class Decoder:
         norm = elementwise.norm
         hidden = F.embedding(batch.token_ids, self.embedding)
         for index, layer in enumerate(self.draft_layers if batch.only_drafts else self.layers):
-            q, k, v = layer.project(norm(hidden, layer.input_norm), rotation, elementwise)
+            q, k, v = layer.project(norm(hidden, layer.input_norm), rotation, elementwise, drafting)
             context = attention.forward(q, k, v, index).reshape(-1, q_dim)
-            layer.output.add_to(hidden, context)
-            if drafting is not None and layer.output_update is not None:
-                layer.output_update.add_to(hidden, context, drafting)
-            layer.mlp.add_to(hidden, norm(hidden, layer.mlp_norm), elementwise)
+            layer.add_attended(hidden, context, drafting)
+            layer.add_mlp(hidden, norm(hidden, layer.mlp_norm), elementwise, drafting)
         return norm(hidden, self.norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

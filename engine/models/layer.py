@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from engine.models.adapter import DraftAdapter, LowRankUpdate
+from engine.models.adapter import DraftAdapter, LayerUpdates
 from engine.models.decoder_config import DecoderConfig
 from engine.models.elementwise import Elementwise
 from engine.models.linear.base import Linear, PermutedTarget, Target, TensorTarget
@@ -15,6 +15,8 @@ from engine.models.linear.storages import LINEARS
 from engine.models.mlp.gated import GatedMLP, projections
 from engine.models.mlp.mixture import MixtureMLP
 from engine.models.rope import Rotation
+
+QKV, MLP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
 class Layer:
@@ -39,7 +41,9 @@ class Layer:
         self.input_norm = vector(hidden)
         self.q_norm = vector(config.head_dim) if config.qk_norm else None
         self.k_norm = vector(config.head_dim) if config.qk_norm else None
-        self.output_update = LowRankUpdate(adapter.rank, config.q_dim, hidden, dtype, device) if adapter else None
+        self.updates = LayerUpdates(adapter, _shapes(config), dtype, device)
+        self._updated = tuple(self.updates.touches(names) for names in (QKV, ("o_proj",), MLP))
+        self._qkv_sizes = dict(zip(QKV, (config.q_dim, config.kv_dim, config.kv_dim), strict=True))
         self.mlp_norm = vector(hidden)
         self._make_matrices(config, dtype, device, storage)
 
@@ -60,19 +64,40 @@ class Layer:
         return other
 
     def project(
-        self, x: torch.Tensor, rotation: Rotation, elementwise: Elementwise
+        self, x: torch.Tensor, rotation: Rotation, elementwise: Elementwise, drafting: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x: [T, hidden_size], normalised. Returns rotated q [T, num_heads, head_dim], rotated k and v
-        [T, num_kv_heads, head_dim]; all may be strided views."""
+        [T, num_kv_heads, head_dim]; all may be strided views.
+
+        drafting: here and below [T, 1], the scale of the draft adapter's updates, 0 where it does not apply; or None.
+        """
         num_heads, num_kv_heads = self._heads
         num_qk = num_heads + num_kv_heads
-        fused = self.qkv(x).view(-1, num_qk + num_kv_heads, self._head_dim)
+        products = self.qkv(x)
+        if drafting is not None and self._updated[0]:
+            self.updates.add_to(products, x, drafting, self._qkv_sizes)
+        fused = products.view(-1, num_qk + num_kv_heads, self._head_dim)
         qk, v = fused.split_with_sizes((num_qk, num_kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split_with_sizes(self._heads, dim=1)
             norm = elementwise.norm
             qk = torch.cat((norm(q, self.q_norm), norm(k, self.k_norm)), dim=1)
         return *elementwise.rotate(qk, num_heads, rotation), v
+
+    def add_attended(self, total: torch.Tensor, context: torch.Tensor, drafting: torch.Tensor | None) -> None:
+        """Adds the output projection of what attention gave, in place. total: [T, hidden_size]; context: [T, q_dim]."""
+        self.output.add_to(total, context)
+        if drafting is not None and self._updated[1]:
+            self.updates.add_to(total, context, drafting, {"o_proj": total.shape[1]})
+
+    def add_mlp(
+        self, total: torch.Tensor, x: torch.Tensor, elementwise: Elementwise, drafting: torch.Tensor | None
+    ) -> None:
+        """Adds the MLP of x to total, in place. Both: [T, hidden_size]."""
+        if drafting is not None and self._updated[2] and isinstance(self.mlp, GatedMLP):
+            self.mlp.add_updated_to(total, x, elementwise, self.updates, drafting)
+        else:
+            self.mlp.add_to(total, x, elementwise)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -82,7 +107,7 @@ class Layer:
     @property
     def adapter_linears(self) -> tuple[Linear, ...]:
         """The matrices of the draft adapter; none without one."""
-        return () if self.output_update is None else (self.output_update.down, self.output_update.up)
+        return self.updates.linears
 
     @property
     def norms(self) -> tuple[torch.Tensor, ...]:
@@ -110,12 +135,23 @@ class Layer:
         """The same targets, q's and k's such that they take their rows in the order of a checkpoint."""
         if self._order is None:
             return targets
+        rows = {name for name in targets if name.startswith(("self_attn.q_", "self_attn.k_")) and "lora_A" not in name}
         return {
-            name: PermutedTarget(target, self._order) if name.startswith(("self_attn.q_", "self_attn.k_")) else target
-            for name, target in targets.items()
+            name: PermutedTarget(target, self._order) if name in rows else target for name, target in targets.items()
         }
 
     def adapter_targets(self) -> dict[str, Target]:
         """The tensors of a draft adapter's checkpoint, under PEFT's names; empty without an adapter."""
-        found = self.output_update.targets() if self.output_update is not None else {}
-        return {f"self_attn.o_proj.{name}": target for name, target in found.items()}
+        found = self.updates.targets().items()
+        named = {f"{'mlp' if name.startswith(MLP) else 'self_attn'}.{name}": target for name, target in found}
+        return self._in_published_order(named)
+
+
+def _shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of a layer's matrices that an adapter may update, by name."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return {
+        "q_proj": (config.q_dim, hidden), "k_proj": (config.kv_dim, hidden), "v_proj": (config.kv_dim, hidden),
+        "o_proj": (hidden, config.q_dim), "gate_proj": (inner, hidden), "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }  # fmt: skip

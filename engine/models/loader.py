@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from engine.errors import ModelLoadError
-from engine.models.adapter import DraftAdapter
+from engine.models.adapter import MODULES, DraftAdapter
 from engine.models.decoder import Decoder
 from engine.models.decoder_config import DecoderConfig
 from engine.models.families.description import ModelDescription
@@ -39,6 +39,13 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 BLOCK_MARGIN = 1024
 """Positions beyond the model's longest text that a batch may still name: a block may reach past the text's end."""
+
+
+ADAPTER_LIMITS = (
+    "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "lora_bias",
+    "fan_in_fan_out", "layer_replication", "exclude_modules",
+)  # fmt: skip
+"""Keys of adapter_config.json that would change an adapter's arithmetic, or what it is applied to."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,8 @@ def load_model(
     config_file = ConfigFile.read(directory / "config.json")
     generation = ConfigFile.read(directory / "generation_config.json", optional=True)
     description = describe_model(config_file, generation, overrides)
-    adapter_directory = _find_adapter(directory, description)
-    adapter = None if adapter_directory is None else _read_adapter(adapter_directory)
+    adapter_directory = overrides.draft_adapter or _find_adapter(directory, description)
+    adapter = None if adapter_directory is None else _read_adapter(adapter_directory, description)
     published = describe_quantization(config_file)
     config = description.config
     positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
@@ -211,12 +218,24 @@ def _find_adapter(directory: Path, description: ModelDescription) -> Path | None
     return adapter if is_present(adapter) and adapter.is_dir() else None
 
 
-def _read_adapter(directory: Path) -> DraftAdapter:
-    """adapter_config.json in PEFT's layout. Raises ModelLoadError for what would change the adapter's arithmetic."""
+def _read_adapter(directory: Path, description: ModelDescription) -> DraftAdapter:
+    """The shape of the adapter in a folder, from adapter_config.json in PEFT's layout.
+
+    Raises ModelLoadError for what would change its arithmetic, and where the model never drafts.
+    """
+    family = description.spec.family
+    if "speculative" not in description.spec.decodings:
+        raise ModelLoadError(f"{directory}: the model family {family} does not speculate: it drafts with no adapter.")
     config = ConfigFile.read(directory / "adapter_config.json")
-    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+    for key in ADAPTER_LIMITS:
         if config.values.get(key):
             raise config.error(key, "unset: it is not supported")
     if config.values.get("bias", "none") != "none":
         raise config.error("bias", "'none'")
-    return DraftAdapter(rank=config.integer("r"), alpha=config.number("lora_alpha"))
+    modules = config.values.get("target_modules", ["o_proj"])
+    if not isinstance(modules, list) or not modules or not set(modules) <= set(MODULES):
+        raise config.error("target_modules", f"a list of some of {', '.join(MODULES)}")
+    if description.config.experts is not None and set(modules) & {"gate_proj", "up_proj", "down_proj"}:
+        raise config.error("target_modules", "without the matrices of an MLP, which here are those of experts")
+    ordered = tuple(module for module in MODULES if module in modules)
+    return DraftAdapter(rank=config.integer("r"), alpha=config.number("lora_alpha"), modules=ordered)

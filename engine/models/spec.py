@@ -40,6 +40,9 @@ class ModelSpec:
     """In denoising too, the logits of position p choose the token at p + 1. Otherwise those of p choose its own."""
     has_causal_head: bool = True
     """Causal passes predict the next token: decoding `ar` and verification are possible."""
+    drafts_causally: bool = False
+    """Masks see what is before them alone, and their logits choose the token after them, like those of any token. They
+    draft behind the tokens that a pass verifies; no block is refined."""
     can_infill: bool = True
     """Was trained to denoise with text to the right of the canvas visible."""
     remaskings: tuple[str, ...] = ("low_confidence",)
@@ -80,6 +83,8 @@ class ModelSpec:
         """Values of a request's `decoding` field that this model supports, best exact mode last."""
         if not self.has_causal_head:
             return ("diffusion",)
+        if self.drafts_causally:
+            return ("ar", "speculative", "auto")
         return ("ar", "diffusion", "speculative", "auto")
 
     @property

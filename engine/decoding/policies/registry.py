@@ -9,6 +9,7 @@ from engine.decoding.policies.block_diffusion import BlockDiffusion
 from engine.decoding.policies.diffusion import Diffusion
 from engine.decoding.policies.editing import EditingDiffusion
 from engine.decoding.policies.infill import Infill
+from engine.decoding.policies.introspective import IntrospectiveAuto, IntrospectiveSpeculation
 from engine.decoding.policies.speculation import Auto, SelfSpeculation
 from engine.decoding.policies.whole import Whole, WholeInfill
 from engine.decoding.unmask import DenoisingTraits
@@ -28,6 +29,24 @@ def _make_diffusion(config: EngineConfig, spec: ModelSpec, sampler: Sampler) -> 
     raise ConfigError(f"No policy decodes a model whose context attention is {spec.context_attention}: {spec.family}.")
 
 
+def _make_introspective(
+    config: EngineConfig, spec: ModelSpec, sampler: Sampler, controller: WidthController
+) -> dict[str, DecodingPolicy]:
+    """The policies of a model whose masks see causally: it drafts in the passes that verify, and refines no blocks."""
+    if config.draft_quantization != "none":
+        raise ConfigError(
+            f"draft_quantization '{config.draft_quantization}' is for models that draft in passes of their own; the "
+            f"model family {spec.family} drafts in those that verify."
+        )
+    mask = spec.mask_token_id
+    policies = (
+        Autoregressive(sampler, mask),
+        IntrospectiveSpeculation(sampler, mask, controller),
+        IntrospectiveAuto(sampler, mask, controller),
+    )
+    return {policy.mode: policy for policy in policies}
+
+
 def make_policies(
     config: EngineConfig, spec: ModelSpec, sampler: Sampler, controller: WidthController
 ) -> dict[str, DecodingPolicy]:
@@ -41,6 +60,8 @@ def make_policies(
             f"context_cache '{config.context_cache}' is for models that see the whole text in every pass; the model "
             f"family {spec.family} does not."
         )
+    if spec.drafts_causally:
+        return _make_introspective(config, spec, sampler, controller)
     # A shared pass is multiplied by the full weights: narrower ones draft in passes of their own.
     shared = config.shared_verify_below if config.draft_quantization == "none" else 0
     policies: list[DecodingPolicy] = [

@@ -109,10 +109,13 @@ class Auto(SelfSpeculation):
         return self.controller.draft_width(seq, self.num_running, seq.request.decoding.block_length)
 
 
-def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
-    """Fills every position of the blocks, with the noise that verification will use. logits: [n, r, V]."""
+def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor, shift: int = 0) -> Choices:
+    """Fills every position of the blocks, with the noise that verification will use. logits: [n, r, V].
+
+    shift: how far behind its own position a row chooses a token for.
+    """
     seqs = [span.seq for span in group.spans]
-    positions = to_device(group.logit_positions(), logits.device)
+    positions = to_device(group.logit_positions(shift), logits.device)
     chosen = sampler.choose(logits, seqs, positions)
     confidences = chosen.log_probabilities().exp()
     choices = Choices(chosen.token_ids, chosen.finite, confidences)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.errors import ModelLoadError
 from engine.models.files import ConfigFile, added_token_id
@@ -17,6 +18,8 @@ class Overrides:
     """A key of FAMILIES, whatever architecture config.json names."""
     block_length: int | None = None
     mask_token_id: int | None = None
+    draft_adapter: Path | None = None
+    """Folder of the adapter that the model drafts with; None: the checkpoint's own, if it has one."""
 
 
 NO_OVERRIDES = Overrides()

@@ -13,7 +13,7 @@ from engine.models.families.llada import describe_llada, describe_llada_moe
 from engine.models.families.llada2 import describe_llada2, describe_llada2_1
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
 from engine.models.families.overrides import NO_OVERRIDES, Overrides
-from engine.models.families.sdar import describe_sdar, describe_sdar_moe
+from engine.models.families.sdar import describe_idlm, describe_sdar, describe_sdar_moe
 from engine.models.families.stable_diffcoder import describe_stable_diffcoder
 from engine.models.files import ConfigFile
 
@@ -40,6 +40,7 @@ FAMILIES: Mapping[str, Family] = {
     "dream": Family(describe=describe_dream, architectures=("DreamModel",)),
     "sdar": Family(describe=describe_sdar, architectures=("SDARForCausalLM",)),
     "sdar_moe": Family(describe=describe_sdar_moe, architectures=("SDARMoeForCausalLM",)),
+    "idlm": Family(describe=describe_idlm, architectures=()),  # config.json is SDAR's
     "stable_diffcoder": Family(
         describe=describe_stable_diffcoder, architectures=("StableDiffcoderForCausalLM", "SeedDiffcoderForCausalLM")
     ),

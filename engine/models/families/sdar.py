@@ -1,4 +1,5 @@
-"""SDAR: a Qwen3 or Qwen3-MoE decoder whose context is encoded by blocks of 4, 8, 16, 32 or 64 tokens.
+"""SDAR: a Qwen3 or Qwen3-MoE decoder whose context is encoded by blocks of 4, 8, 16, 32 or 64 tokens; and I-DLM, which
+names the same architecture and sees causally throughout.
 
 Sources: JetLM's published checkpoints (config.json, tensor names) and SDAR's `generate.py`. The published config.json
 names neither the mask, which is the tokenizer's `<|MASK|>`, nor the block length, which is told by the checkpoint's
@@ -24,6 +25,8 @@ from engine.models.mlp.config import ExpertConfig
 from engine.models.spec import ModelSpec
 
 TRAINED_LENGTHS = (4, 8, 16, 32, 64)
+IDLM_LENGTH = 4
+"""N of I-DLM's published recipe: an anchor and three drafts."""
 WHICH_LENGTH = " (4 for SDAR-...-Chat, 8 for -b8, and so on)"
 
 
@@ -38,6 +41,27 @@ def describe_sdar_moe(
 ) -> ModelDescription:
     """The same of a checkpoint with experts."""
     return _describe("sdar_moe", config, generation, overrides, _read_experts(config))
+
+
+def describe_idlm(config: ConfigFile, generation: ConfigFile, overrides: Overrides = NO_OVERRIDES) -> ModelDescription:
+    """I-DLM (arXiv 2604.11035), and a Qwen3 that drafts with I-DLM's adapter. Nothing in config.json tells it from an
+    SDAR, so the operator has to.
+
+    The block length is N of the published recipe, a matter of speed alone: `block_size` in its config.json is another.
+    """
+    decoder = read_decoder_config(config, qk_norm=True)
+    spec = ModelSpec(
+        family="idlm",
+        mask_token_id=read_mask_token(config, decoder.vocab_size, overrides, ["<|MASK|>"]),
+        pad_token_id=config.token_id("pad_token_id", decoder.vocab_size),
+        bos_token_id=config.token_id("bos_token_id", decoder.vocab_size),
+        end_token_ids=read_end_tokens(config, generation, decoder.vocab_size),
+        block_length=overrides.block_length or IDLM_LENGTH,
+        drafts_causally=True,
+        can_infill=False,
+        default_threshold=None,
+    )
+    return ModelDescription(config=decoder, spec=spec, names=LLAMA_NAMES)
 
 
 def _read_experts(config: ConfigFile) -> ExpertConfig:
@@ -63,7 +87,8 @@ def _describe(
     if block_length not in TRAINED_LENGTHS and overrides.family is None:
         raise ModelLoadError(
             f"{config.path}: SDAR's checkpoints have blocks of {', '.join(map(str, TRAINED_LENGTHS))} tokens, not "
-            f"{block_length}. Other families name the same architecture; if this is SDAR, give --model-family {family}."
+            f"{block_length}. Others name the same architecture; if this is SDAR, give --model-family {family}. "
+            "I-DLM needs --model-family idlm."
         )
     spec = ModelSpec(
         family=family,

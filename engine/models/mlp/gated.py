@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from engine.models.adapter import LayerUpdates
 from engine.models.elementwise import Elementwise
 from engine.models.linear.base import Linear, Target
 from engine.models.linear.storages import LINEARS
@@ -26,6 +27,22 @@ class GatedMLP:
     def add_to(self, total: torch.Tensor, x: torch.Tensor, elementwise: Elementwise) -> None:
         """Adds the MLP of x to total, in place. Both: [T, hidden_size]."""
         self.down.add_to(total, elementwise.silu_mul(self.gate_up(x)))
+
+    def add_updated_to(
+        self,
+        total: torch.Tensor,
+        x: torch.Tensor,
+        elementwise: Elementwise,
+        updates: LayerUpdates,
+        drafting: torch.Tensor,
+    ) -> None:
+        """The same with a draft adapter. drafting: [T, 1], the scale of its updates, 0 where they do not apply."""
+        inner = self.gate_up(x)
+        width = inner.shape[1] // 2
+        updates.add_to(inner, x, drafting, {"gate_proj": width, "up_proj": width})
+        activated = elementwise.silu_mul(inner)
+        self.down.add_to(total, activated)
+        updates.add_to(total, activated, drafting, {"down_proj": total.shape[1]})
 
     @property
     def linears(self) -> tuple[Linear, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.models.adapter import DraftAdapter
+from engine.models.adapter import MODULES, DraftAdapter
 from engine.models.decoder_config import DecoderConfig
 from engine.models.elementwise import Elementwise
 from engine.models.layer import Layer
@@ -70,6 +72,41 @@ def test_targets_follow_the_traits() -> None:
     assert set(adapted.targets()) == plain
     assert set(adapted.adapter_targets()) == {f"self_attn.o_proj.lora_{x}.weight" for x in "AB"}
     assert layer_of(config()).adapter_targets() == {}
+
+
+@pytest.mark.parametrize("rotary_dim", [None, 8])
+@pytest.mark.parametrize("modules", [MODULES, ("q_proj", "v_proj"), ("up_proj", "down_proj"), ("o_proj",)])
+def test_an_adapter_updates_the_rows_that_draft_and_no_others(modules: tuple[str, ...], rotary_dim: int | None) -> None:
+    """As if it were merged into the weights for these rows. A partial rotation keeps rows of q and k in an order of
+    its own."""
+    rope = RopeConfig(theta=10000.0, rotary_dim=rotary_dim)
+    shape, adapter = replace(config(qk_norm=True), rope=rope), DraftAdapter(rank=3, alpha=6, modules=modules)
+    adapted, merged = layer_of(shape, adapter), layer_of(shape)
+    updates = {name: target.values() for name, target in adapted.adapter_targets().items()}
+    assert {name.split(".")[1] for name in updates} == set(modules)
+    weights = merged.targets()
+    for module in modules:
+        (name,) = (name for name in weights if name.endswith(f"{module}.weight"))
+        up, down = (updates[name.replace("weight", f"lora_{side}.weight")] for side in "BA")
+        weights[name].load(weights[name].values() + adapter.scale * up @ down)
+    drafting = adapter.scale * torch.tensor([[0.0], [1.0], [1.0], [0.0], [1.0]], dtype=DTYPE)
+    drafts = drafting[:, 0] > 0
+    work, generator = elementwise(), torch.Generator().manual_seed(1)
+    rotation = RotaryTable(rope, 16, 64, DTYPE, CPU).rows(torch.arange(5))
+    x, context = (torch.randn(5, width, dtype=DTYPE, generator=generator) for width in (32, 64))
+    plain = layer_of(shape)
+
+    def parts(layer: Layer, scale: torch.Tensor | None) -> list[torch.Tensor]:
+        totals = [torch.zeros(5, 32, dtype=DTYPE), torch.zeros(5, 32, dtype=DTYPE)]
+        layer.add_attended(totals[0], context, scale)
+        layer.add_mlp(totals[1], x, work, scale)
+        return [*layer.project(x, rotation, work, scale), *totals]
+
+    for found, as_merged, as_plain in zip(
+        parts(adapted, drafting), parts(merged, None), parts(plain, None), strict=True
+    ):
+        torch.testing.assert_close(found[drafts], as_merged[drafts])
+        torch.testing.assert_close(found[~drafts], as_plain[~drafts])
 
 
 def test_every_matrix_and_norm_is_counted_once() -> None:

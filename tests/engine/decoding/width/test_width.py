@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
+
 from engine.decoding.acceptance import AcceptanceEstimate
 from engine.decoding.costs import CostTable
-from engine.decoding.width import EXPLORE_SHARE, PLAIN_RUN, WidthController
+from engine.decoding.width import (
+    EXPLORE_SHARE,
+    PLAIN_RUN,
+    Choice,
+    OnePassWidthController,
+    Round,
+    WidthController,
+)
 from engine.request import Request, SamplingParams
-from engine.sequence import Sequence
+from engine.sequence import DraftRecord, Sequence
 from tests.engine.decoding.width.simulation import BATCHES, WIDTHS, Text, roofline, sequence
 
 ROOFLINE = roofline(64.0)
@@ -83,3 +94,30 @@ def test_requests_at_a_high_temperature_say_nothing_of_others() -> None:
             controller.observe_draft(seq, 31, 0)
         assert number < 5 or controller.draft_width(seq, 1, 32) == 1
     assert controller.draft_width(fresh(), 1, 32) == 32
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+@pytest.mark.parametrize("rate", [0.2, 0.7, 0.98])
+def test_tokens_of_passes_that_verify_and_draft_are_those_of_a_long_run(width: int, rate: float) -> None:
+    """A pass after a rejection has nothing to verify. If it were not counted, bad drafts would look as if they paid."""
+    controller = OnePassWidthController(ROOFLINE, AcceptanceEstimate(32, prior=rate))
+    seq, rng = fresh(), random.Random(width)
+    rounds = [Round(width, 1, 1.0)]
+    choice = Choice(controller.prior_of(seq), DraftRecord(), 1, 0, rounds)
+    tokens, passes, verifies = 0, 40_000, False
+    for _ in range(passes):
+        accepted = 0
+        while verifies and accepted < width - 1 and rng.random() < rate:
+            accepted += 1
+        tokens += accepted + 1
+        verifies = not verifies or accepted == width - 1
+    assert controller._tokens(choice)[0] == pytest.approx(tokens / passes, rel=0.03)
+
+
+def test_drafts_that_ride_along_are_narrower_where_the_device_is_busy() -> None:
+    """Masks and drafts share a pass there: it is twice as wide."""
+    controller = OnePassWidthController(ROOFLINE, AcceptanceEstimate(32, prior=0.9))
+    controller.explores = False
+    widths = [controller.draft_width(fresh(), running, 32) for running in (1, 4, 16, 64)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > widths[-1] == 1

@@ -133,6 +133,24 @@ def test_an_architecture_that_others_name_too_is_not_enough(length: int, tmp_pat
     assert describe(tmp_path, config, Overrides(family="sdar")).spec.block_length == length
 
 
+def test_only_the_operator_can_say_that_it_is_i_dlm(tmp_path: Path) -> None:
+    """Its config.json is SDAR's, with a block size that is another thing: N is the published recipe's, or asked for."""
+    config = block_config("sdar", block_size=3, mask_token_id=MASK)
+    spec = describe(tmp_path, config, Overrides(family="idlm")).spec
+    assert (spec.family, spec.block_length, spec.context_attention) == ("idlm", 4, "causal")
+    assert (spec.decodings, spec.can_infill) == (("ar", "speculative", "auto"), False)
+    assert describe(tmp_path, config, Overrides(family="idlm", block_length=8)).spec.block_length == 8
+    with pytest.raises(ModelLoadError, match="--model-family idlm"):
+        describe(tmp_path, config)
+    with pytest.raises(ModelLoadError, match="or give --mask-token-id"):
+        describe(tmp_path, block_config("sdar"), Overrides(family="idlm"))
+    dummy = tmp_path / "dummy"
+    dummy.mkdir()
+    (dummy / "config.json").write_text(json.dumps(config))
+    model = load(dummy, load_format="dummy", overrides=Overrides(family="idlm"))
+    assert model.spec.drafts_causally
+
+
 def test_block_lengths_are_the_operators_before_the_files(tmp_path: Path) -> None:
     for family in EVERY:
         config = block_config(family, mask_token_id=MASK)
