@@ -15,7 +15,8 @@ from engine.sequence import Sequence
 class Phase(StrEnum):
     """The kind of work a span does. All phases see causally, but DENOISE and DRAFT, which see a whole block.
 
-    Where context is encoded by blocks, PREFILL and COMMIT see to the end of each token's own block.
+    Where context is encoded by blocks, PREFILL and COMMIT see to the end of each token's own block; where masks draft
+    causally, DRAFT does, too.
     """
 
     PREFILL = "prefill"
