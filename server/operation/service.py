@@ -27,6 +27,7 @@ from server.operation.metrics import Metrics
 from server.text.model_files import default_name, resolve_model
 from server.text.served_model import Parsers, ServedModel
 
+from server.tracing.tracer import Tracer
 logger = logging.getLogger("lightcone.server")
 
 FAREWELL_SECONDS = 2.0
@@ -56,10 +57,12 @@ async def _in_thread(function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> 
 class Service:
     """The state that all requests of one application share. Lives on one event loop."""
 
-    def __init__(self, config: Config, engine: EngineLink) -> None:
+    def __init__(self, config: Config, engine: EngineLink, tracer: Tracer | None = None) -> None:
         self.config = config
         self.engine = engine
         self.name = config.server.served_model_name or default_name(config.engine.model)
+        self.tracer = tracer
+        """None: nothing is traced."""
         self.metrics = Metrics(self.name)
         self.admission = Admission(
             engine,
@@ -114,6 +117,8 @@ class Service:
         try:
             directory = await _in_thread(resolve_model, self.config.engine.model)
             config = msgspec.structs.replace(self.config.engine, model=str(directory))
+        if self.tracer is not None:
+            await self.tracer.close()
             info = await self.engine.start(config)
             await self._open_model(info, directory)
         except (EngineError, EngineChildError) as exc:
