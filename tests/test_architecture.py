@@ -64,6 +64,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "serve": {"version", "http", "operation", "app"},
         "__main__": {"version", "operation", "serve"},
         "child_server": {"__main__", "serve"},
+        "completion": {"__main__", "operation"},
         "terminal": {"version", "text", "child_server"},
     },
 }  # fmt: skip
