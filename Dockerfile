@@ -17,7 +17,7 @@ COPY engine/ engine/
 COPY server/ server/
 COPY bench/ bench/
 COPY loadtest/ loadtest/
-RUN /opt/lightcone/bin/pip install -c constraints.txt .
+RUN /opt/lightcone/bin/pip install -c constraints.txt '.[tracing]'
 
 FROM python:3.11-slim AS base
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*

@@ -31,6 +31,7 @@ from engine.measure.roofline import DeviceSpeed, WorkCounter
 from engine.models.families.overrides import Overrides
 from engine.models.files import model_directory
 from engine.models.linear.storages import FLOAT_STORAGES
+from engine.models.load_progress import ReportWeights
 from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.models.spec import ModelSpec
 from engine.runner.device_pass import DevicePass
@@ -63,8 +64,11 @@ class EngineParts:
     """Of speculation."""
 
 
-def load_parts(config: EngineConfig) -> EngineParts:
-    """Loads the model that the configuration names. Raises ModelLoadError or ConfigError, one line each."""
+def load_parts(config: EngineConfig, report: ReportWeights = lambda *progress: None) -> EngineParts:
+    """Loads the model that the configuration names; report: told how far its weights are.
+
+    Raises ModelLoadError or ConfigError, one line each.
+    """
     check_config(config)
     device = resolve_device(config.device)
     set_up(device, config.threads)
@@ -82,6 +86,7 @@ def load_parts(config: EngineConfig) -> EngineParts:
         ),
         quantization=config.quantization,
         draft_quantization=config.draft_quantization,
+        report=report,
     )
     return assemble(config, model, device)
 

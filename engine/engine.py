@@ -18,6 +18,7 @@ from engine.grammar.state import GrammarState, GrammarVocabulary
 from engine.measure.clock import clock_for
 from engine.measure.roofline import PassShape
 from engine.models.files import model_directory
+from engine.models.load_progress import ReportWeights
 from engine.request import Request
 from engine.scheduling.outcome import finish_event
 from engine.sequence import Sequence
@@ -48,9 +49,12 @@ class Engine:
         self._compiling: GrammarQueue[Sequence] = GrammarQueue(GrammarCompiler(self._load_vocabulary))
 
     @classmethod
-    def load(cls, config: EngineConfig) -> Engine:
-        """Loads the model that the configuration names. Raises ModelLoadError or ConfigError, one line each."""
-        return cls(load_parts(config))
+    def load(cls, config: EngineConfig, report: ReportWeights = lambda *progress: None) -> Engine:
+        """Loads the model that the configuration names; report: told how far its weights are.
+
+        Raises ModelLoadError or ConfigError, one line each.
+        """
+        return cls(load_parts(config, report))
 
     def add(self, request: Request) -> None:
         """Queues a request; it joins before the next pass it fits into. RequestError if it can never be served.

@@ -40,6 +40,9 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     """Times that an unmasked token was replaced, before its block settled."""
     preemptions: int = 0
     queue_seconds: float = 0.0
+    """From its arrival to its first admission."""
+    prefill_seconds: float = 0.0
+    """From its first admission until its prompt had been computed; 0 before that, or where the answer ended with it."""
 
 
 class TokensSettled(msgspec.Struct, tag=True, kw_only=True):

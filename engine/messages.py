@@ -29,6 +29,20 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
 ToEngine = AddRequests | AbortRequests | Shutdown
 
 
+class EngineLoading(msgspec.Struct, tag=True, frozen=True):
+    """How far the weights are. Sent a few times a second while they are read; the last one says that all of them are.
+
+    What follows (measuring, capturing passes) tells nothing of itself.
+    """
+
+    bytes: int
+    """Read so far, as they are stored."""
+    total_bytes: int
+    files: int
+    """Read to their ends."""
+    total_files: int
+
+
 class EngineReady(msgspec.Struct, tag=True, frozen=True):
     """The model is loaded; requests may come."""
 
@@ -48,7 +62,7 @@ class EngineUpdate(msgspec.Struct, tag=True, frozen=True):
     stats: StepStats
 
 
-FromEngine = EngineReady | EngineFailed | EngineUpdate
+FromEngine = EngineLoading | EngineReady | EngineFailed | EngineUpdate
 
 
 class Gpu(msgspec.Struct, frozen=True):

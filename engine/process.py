@@ -27,6 +27,7 @@ from engine.messages import (
     AbortRequests,
     AddRequests,
     EngineFailed,
+    EngineLoading,
     EngineReady,
     EngineUpdate,
     FromEngine,
@@ -139,10 +140,14 @@ def main() -> int:
     socket.set_hwm(0)
     socket.connect(sys.argv[1])
     encoder = msgspec.msgpack.Encoder()
+
+    def report(*progress: int) -> None:
+        socket.send(encoder.encode(EngineLoading(*progress)))
+
     code = 0
     try:
         started = time.monotonic()
-        engine = Engine.load(config)
+        engine = Engine.load(config, report)
         log.info("model loaded in %.1f s", time.monotonic() - started)
         process = EngineProcess(engine, socket)
         process.send(EngineReady(engine.info))

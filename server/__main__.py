@@ -6,7 +6,8 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from engine.errors import ConfigError
 from server.operation import flags
@@ -19,6 +20,7 @@ TOOLS = {
     "doctor": ("server.terminal.doctor", "what this machine has, what a model needs, and what stands in the way"),
     "loadtest": ("loadtest.__main__", "measure any OpenAI-compatible server over HTTP"),
     "bench": ("bench.__main__", "measure the engine in process, without HTTP"),
+    "completion": ("server.completion", "a script that completes these commands in bash, zsh or fish"),
 }
 """Commands with a parser of their own: module and one line of help. Imported only when asked for."""
 
@@ -32,17 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] in TOOLS:
         tool = importlib.import_module(TOOLS[words[0]][0])
         return int(tool.main(words[1:]))
-    parser = argparse.ArgumentParser(
-        prog="lightcone",
-        description="OpenAI-compatible inference server for diffusion language models.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"lightcone {VERSION}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", usage=USAGE, help="serve a model over HTTP", allow_abbrev=False))
-    for name, (_, line) in TOOLS.items():
-        commands.add_parser(name, help=line)
-    arguments = parser.parse_args(words)
+    arguments = make_parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
@@ -51,14 +43,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def make_parser(
+    tools: Mapping[str, argparse.ArgumentParser] = MappingProxyType({}),
+    on_serve: Callable[[Mapping[str, argparse.Action]], None] = lambda actions: None,
+) -> argparse.ArgumentParser:
+    """The parser of the `lightcone` command.
+
+    tools: parsers of commands whose options it is to know as well. on_serve: is given the arguments of `serve` by name.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightcone",
+        description="OpenAI-compatible inference server for diffusion language models.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lightcone {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", usage=USAGE, help="serve a model over HTTP", allow_abbrev=False)
+    on_serve(_add_serve(serve))
+    for name, (_, line) in TOOLS.items():
+        known = [tools[name]] if name in tools else []
+        commands.add_parser(name, help=line, parents=known, add_help=not known)
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Adds the arguments of `lightcone serve`. Returns those that take a value, by their names."""
+    model = parser.add_argument(
         "positional_model", nargs="?", metavar="MODEL", help="what --model names: a directory, org/name, or builtin"
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with [server] and [engine] sections")
+    file = parser.add_argument("--config", metavar="FILE", help="TOML file with [server] and [engine] sections")
     parser.add_argument("--print-config", action="store_true", help="print the effective configuration and exit")
-    flags.add_options(parser)
     parser.set_defaults(run=_serve)
+    return {"positional_model": model, "config": file, **flags.add_options(parser)}
 
 
 def _serve(arguments: argparse.Namespace) -> int:

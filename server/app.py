@@ -26,6 +26,8 @@ from server.http.middleware import RequestChecks, RequestIds
 from server.operation.config import Config, ServerConfig
 from server.operation.service import Service
 from server.page import route as live_page
+from server.tracing.middleware import Tracing
+from server.tracing.tracer import Tracer
 
 
 @asynccontextmanager
@@ -44,7 +46,9 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
     engine: for tests; None: the configured engine process is started.
     """
     config = config or Config()
-    service = Service(config, engine or _engine_client(config.server))
+    endpoint = config.server.otlp_traces_endpoint
+    tracer = None if endpoint is None else Tracer.open(endpoint)
+    service = Service(config, engine or _engine_client(config.server), tracer)
     app = FastAPI(docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
     app.state.service = service
     app.state.responses = ResponseStore(config.server.max_stored_bytes)
@@ -93,4 +97,6 @@ def _add_middleware(app: FastAPI, config: ServerConfig, service: Service, handle
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", "x-should-retry"],
         )
+    if service.tracer is not None:
+        app.add_middleware(Tracing, tracer=service.tracer)
     app.add_middleware(RequestIds)

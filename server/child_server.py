@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 HOST = "127.0.0.1"
 MODULE = ("server.child_server",)
@@ -108,25 +108,22 @@ class ChildServer:
     @property
     def ready(self) -> bool:
         """Whether it accepts new requests now."""
-        port = self._find_port()
-        if port is None:
-            return False
-        connection = http.client.HTTPConnection(HOST, port, timeout=5)
-        try:
-            connection.request("GET", "/ready")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return self._ask()[0]
 
-    def wait_ready(self, seconds: float) -> float:
-        """Waits until it accepts requests; returns the seconds that took. Raises ServerStartError."""
+    def wait_ready(self, seconds: float, on_loading: Callable[[dict[str, Any]], None] = lambda state: None) -> float:
+        """Waits until it accepts requests; returns the seconds that took. Raises ServerStartError.
+
+        on_loading: told how far the model is, as /ready does it.
+        """
         started = time.monotonic()
-        while not self.ready:
+        while True:
+            ready, body = self._ask()
+            if ready:
+                return time.monotonic() - started
+            if body.get("loading") is not None:
+                on_loading(body["loading"])
             self._check(started + seconds, seconds)
             time.sleep(POLL_SECONDS)
-        return time.monotonic() - started
 
     def log_text(self) -> str:
         """Everything this process has written to standard error so far."""
@@ -152,6 +149,21 @@ class ChildServer:
         self._find_port()  # the URL is known after the end, too
         self._log.close()
         return status
+
+    def _ask(self) -> tuple[bool, dict[str, Any]]:
+        """Whether it is ready, and what else it says of that."""
+        port = self._find_port()
+        if port is None:
+            return False, {}
+        connection = http.client.HTTPConnection(HOST, port, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            response = connection.getresponse()
+            return response.status == 200, json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return False, {}
+        finally:
+            connection.close()
 
     def _find_port(self) -> int | None:
         """The port in the log line that names it; None while there is no such line."""

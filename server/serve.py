@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,11 +26,17 @@ from server.operation import logs
 from server.operation.config import Config, ServerConfig
 from server.operation.logs import OncePerSecond
 from server.operation.service import Service
+from server.version import VERSION
+
+if TYPE_CHECKING:
+    from server.operation.load_display import LoadDisplay
 
 logger = logging.getLogger("lightcone.server")
 
 CONNECTION_TIMEOUT = 5.0
 """Longest wait for connections to close once everything has been answered."""
+PROGRESS_LEVELS = ("debug", "info")
+"""Log levels at which a terminal is shown how far a model is."""
 ACCEPTED_AT_ONCE = 8
 """Most connections that the event loop accepts before it does anything else."""
 
@@ -121,7 +127,9 @@ async def _serve(config: Config, listener: Listener) -> int:
     service: Service = app.state.service
     url = _url(listener, config.server)
     port = listener.getsockname()[1]
-    logger.info("listening on %s", url, extra={"fields": {"model": service.name, "port": port}})
+    banner = f"Lightcone {VERSION}: {service.name} at {url}"
+    logger.info("listening on %s", url, extra={"fields": {"model": service.name, "port": port}, "text": banner})
+    display = _display(service)
     server = _server(app, config.server, service)
     listener.highest = raise_file_limit(config.server.max_connections, logger.warning)
     listener.on_refused, listener.tls = service.record_refusal, config.server.tls_cert is not None
@@ -131,10 +139,22 @@ async def _serve(config: Config, listener: Listener) -> int:
         await server.serve(sockets=[listener])
     finally:
         settling.cancel()
+        if display is not None:
+            display.stop()
     if service.fatal is not None:
         print(f"lightcone: error: {service.fatal}", file=sys.stderr)
         return 1
     return 0
+
+
+def _display(service: Service) -> LoadDisplay | None:
+    """What shows a person how far the model is; None where the log goes to no terminal, or is to say little."""
+    options = service.config.server
+    if not (sys.stderr.isatty() and logs.is_for_people(options.log_format)) or options.log_level not in PROGRESS_LEVELS:
+        return None
+    from server.operation.load_display import LoadDisplay  # what draws it takes its time, and few need it
+
+    return LoadDisplay(service.loading)
 
 
 def _url(listener: socket.socket, config: ServerConfig) -> str:

@@ -1,7 +1,7 @@
 """An engine process without a model, for tests of the bridge to it: `python fake_engine_process.py MODE ENDPOINT`.
 
 It speaks the engine's protocol and misbehaves as its mode says; `steady` only takes its time, `mute` never answers,
-`noisy` writes what is no log.
+`noisy` writes what is no log, `reading` reads four files of weights first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ import zmq
 
 from engine.config import EngineConfig
 from engine.events import GenerationEvent, StepStats
-from engine.messages import AbortRequests, AddRequests, EngineFailed, EngineReady, EngineUpdate, FromEngine, ToEngine
+from engine.messages import (
+    AbortRequests,
+    AddRequests,
+    EngineFailed,
+    EngineLoading,
+    EngineReady,
+    EngineUpdate,
+    FromEngine,
+    ToEngine,
+)
 from engine.request import Request
 from tests.fakes import INFO, TEXT, saying
 
@@ -46,6 +55,10 @@ class Fake:
             return 1
         if self.mode == "hang":
             time.sleep(60)
+        if self.mode == "reading":
+            for files in range(5):
+                self.send(EngineLoading(files * 10**9, 4 * 10**9, files, 4))
+                time.sleep(0.3)
         self.send(EngineReady(INFO))
         decoder = msgspec.msgpack.Decoder(ToEngine)
         while True:

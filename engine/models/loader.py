@@ -20,6 +20,7 @@ from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, is_present
 from engine.models.linear.choice import choose_float_storage, has_native_bfloat16
 from engine.models.linear.storages import FLOAT_STORAGES, Storage, check_quantization
+from engine.models.load_progress import ReportWeights, WeightProgress
 from engine.models.quantized.kept import NOTHING_KEPT, KeptSchemes, kept_schemes, storage_that_keeps
 from engine.models.quantized.matrices import StoredMatrices, find_matrices
 from engine.models.quantized.registry import describe_quantization
@@ -70,6 +71,7 @@ def load_model(
     overrides: Overrides = NO_OVERRIDES,
     quantization: str = "auto",
     draft_quantization: str = "none",
+    report: ReportWeights = lambda *progress: None,
 ) -> LoadedModel:
     """Loads a checkpoint; no code of its own is ever run.
 
@@ -81,6 +83,7 @@ def load_model(
     draft_quantization: the same of a further copy of the layers' matrices, for passes that only draft; `none`: no copy.
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
     overrides: what the operator says of the model; it goes before what its files say.
+    report: told how far the weights are.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
     """
     if not is_present(directory) or not directory.is_dir():
@@ -103,11 +106,9 @@ def load_model(
     if load_format == "dummy":
         fill_with_random({**decoder.targets(), **decoder.adapter_targets()}, device)
         return LoadedModel(decoder, description.spec, config)
-    _fill_decoder(decoder, matrices, description)
+    _fill_decoder(decoder, matrices, description, report)
     if adapter_directory is not None:
-        names = description.names
-        adapter_files = find_weight_files(adapter_directory, "adapter_model")
-        fill_from_files(decoder.adapter_targets(), adapter_files, names.adapter_names, names.published_name)
+        _fill_adapter(decoder, adapter_directory, description)
     return LoadedModel(decoder, description.spec, config, _in_words(matrices, dtype, storage))
 
 
@@ -131,7 +132,9 @@ def _in_words(matrices: StoredMatrices, dtype: torch.dtype, storage: Storage) ->
     return f"{matrices} are stored as {storage.layers}"
 
 
-def _fill_decoder(decoder: Decoder, matrices: StoredMatrices, description: ModelDescription) -> None:
+def _fill_decoder(
+    decoder: Decoder, matrices: StoredMatrices, description: ModelDescription, report: ReportWeights
+) -> None:
     """Loads the model's own weights. Where the head is the embedding, a checkpoint may store either, or both alike."""
     names, targets = description.names, decoder.targets()
     wanted = {name: path for name, path in matrices.places().items() if not names.is_ignored(name)}
@@ -148,13 +151,21 @@ def _fill_decoder(decoder: Decoder, matrices: StoredMatrices, description: Model
     def wanted_by(name: str) -> tuple[str, ...]:
         return (EMBEDDING,) if name == stand_in else names.decoder_names(name)
 
-    fill_from_files(targets, own, wanted_by, names.published_name, matrices)
+    progress = WeightProgress(matrices, report)
+    fill_from_files(targets, own, wanted_by, names.published_name, matrices, progress.loaded)
+    progress.finish()
     for name, path in heads.items():
         if name in matrices.by_name or not holds_the_same(path, name, targets[EMBEDDING]):
             raise ModelLoadError(
                 f"{path}: {name} differs from the embedding, but config.json says that the two are one: set "
                 f"{description.keys.tied_head} to false there if this is the model's own head, or remove the tensor."
             )
+
+
+def _fill_adapter(decoder: Decoder, directory: Path, description: ModelDescription) -> None:
+    """Loads the weights of the model's draft adapter."""
+    names, files = description.names, find_weight_files(directory, "adapter_model")
+    fill_from_files(decoder.adapter_targets(), files, names.adapter_names, names.published_name)
 
 
 def choose_storage(

@@ -73,11 +73,13 @@ def fill_from_files(
     wanted_by: Callable[[str], tuple[str, ...]],
     publish: Callable[[str], str],
     matrices: StoredMatrices = NO_MATRICES,
+    on_loaded: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Loads every tensor of `files` into its targets, converting its dtype on the way.
 
     wanted_by: checkpoint's name -> the decoder's names of all it holds, by rows; publish: the decoder's name -> the
-    published one, for messages; matrices: the names in `files` that stand for quantized matrices.
+    published one, for messages; matrices: the names in `files` that stand for quantized matrices; on_loaded: told
+    each name once it has been loaded.
     Raises ModelLoadError for missing, unexpected, doubled, misshapen and non-floating tensors.
     """
     matched = _match(targets, files, wanted_by, publish)
@@ -93,6 +95,7 @@ def fill_from_files(
                 _load_matrix(opened[path], path, matrices.by_name[name], matrices.files, filled)
             else:
                 _load(opened[path], path, name, filled)
+            on_loaded(name)
 
 
 def holds_the_same(path: Path, name: str, target: Target) -> bool:

@@ -248,6 +248,8 @@ class Scheduler:
             del self._prefilling[seq]
             seq.status = Status.DECODING
             self._decoding[seq] = None
+            if not seq.stats.prefill_seconds:
+                seq.stats.prefill_seconds = time.monotonic() - seq.received_at - seq.stats.queue_seconds
         if outcome.accepted is not None and seq.block is None:
             self._give_back(seq, self._pages_for(policy.positions_wanted(seq)))
 

@@ -51,7 +51,8 @@ class Endpoint(Generic[Fields]):
         options = service.config.server
         limits = TimeLimits(options.request_timeout, options.stream_stall_timeout, options.sse_keepalive)
         text_by = model.tokenizer if options.log_text else None
-        log = RequestLog(generation, service.metrics, request.state.request_id, text_by)
+        span = getattr(request.state, "span", None)
+        log = RequestLog(generation, service.metrics, request.state.request_id, text_by, span)
         writer = self.writer(generation.job, model.tokenizer)
         if generation.job.stream is not None:
             return answer_streamed(generation, writer, log, limits)

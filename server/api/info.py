@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
 from server.api.common import json_response, service_of
 from server.api.responses import Count, Response
+from server.operation.loading import Stage
 from server.operation.metrics import CONTENT_TYPE
+from server.operation.service import Service
 from server.text.served_model import ServedModel
 from server.version import VERSION
 
@@ -45,18 +48,34 @@ class ModelList(Response):
     data: list[Model]
 
 
+class LoadState(Response):
+    """How far a model is that is being loaded. Numbers are 0 where they are not known."""
+
+    stage: Stage
+    bytes: Count
+    """Of the files that are fetched, or of the weights that are read."""
+    total_bytes: Count
+    files: Count
+    total_files: Count
+    seconds: float
+
+
 class Health(Response):
     """The answer of /health."""
 
     status: str
     engine: str
     restarts: Count
+    loading: LoadState | msgspec.UnsetType = msgspec.UNSET
+    """While a model is being loaded, for the first time or again."""
 
 
 class Ready(Response):
     """The answer of /ready."""
 
     status: str
+    loading: LoadState | msgspec.UnsetType = msgspec.UNSET
+    """While a model is being loaded, for the first time or again."""
 
 
 class Load(Response):
@@ -108,6 +127,13 @@ def _describe(model: ServedModel, name: str, created: int) -> Model:
     )
 
 
+def _load_state(service: Service) -> LoadState | msgspec.UnsetType:
+    progress = service.loading.progress
+    if progress is None:
+        return msgspec.UNSET
+    return LoadState(**msgspec.structs.asdict(progress), seconds=round(service.loading.seconds, 1))
+
+
 @router.get("/v1/models")
 async def list_models(request: Request) -> HttpResponse:
     """The served model and its aliases, one a decoding mode. 503 until the model is loaded."""
@@ -127,7 +153,12 @@ async def get_model(request: Request, name: str) -> HttpResponse:
 async def health(request: Request) -> HttpResponse:
     """Liveness, answered from memory. 503 only when the server has given up."""
     service = service_of(request)
-    body = Health(status=service.state, engine=service.engine.state.value, restarts=service.engine.restarts)
+    body = Health(
+        status=service.state,
+        engine=service.engine.state.value,
+        restarts=service.engine.restarts,
+        loading=_load_state(service),
+    )
     return json_response(body, 503 if service.state == "failed" else 200)
 
 
@@ -137,7 +168,7 @@ async def ready(request: Request) -> HttpResponse:
     service = service_of(request)
     if service.ready:
         return json_response(Ready(status="ready"))
-    return json_response(Ready(status=service.state), 503, {"Retry-After": "1"})
+    return json_response(Ready(status=service.state, loading=_load_state(service)), 503, {"Retry-After": "1"})
 
 
 @router.get("/ping")

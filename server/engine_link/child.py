@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ import zmq
 import zmq.asyncio
 
 from engine.config import EngineConfig, EngineInfo
-from engine.messages import EngineFailed, EngineReady, FromEngine, Shutdown, ToEngine
+from engine.messages import EngineFailed, EngineLoading, EngineReady, FromEngine, Shutdown, ToEngine
 from server.engine_link.directory import SocketDirectory
 from server.engine_link.output import Output
 
@@ -55,7 +56,7 @@ class EngineChild:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
-    async def start(self, config: EngineConfig) -> EngineInfo:
+    async def start(self, config: EngineConfig, on_loading: Callable[[EngineLoading], None]) -> EngineInfo:
         """Starts the process and waits for it to have loaded its model. Raises EngineChildError."""
         self._directory = SocketDirectory()
         endpoint = self._directory.endpoint
@@ -79,7 +80,8 @@ class EngineChild:
         self._exit = asyncio.create_task(self._process.wait())
         if self._process.stdin is not None:
             self._process.stdin.write(msgspec.json.encode(config) + b"\n")
-        message = await self.receive()
+        while isinstance(message := await self.receive(), EngineLoading):
+            on_loading(message)
         if isinstance(message, EngineReady):
             self._listening = True
             return message.info

@@ -99,7 +99,7 @@ class EngineClient(EngineLink):
             raise RuntimeError("start() comes first")
         child = self._child = EngineChild(self._argv)
         try:
-            info = await wait_running(child.start(self._config), self._start_timeout)
+            info = await wait_running(child.start(self._config, self.on_loading), self._start_timeout)
         except TimeoutError:
             await child.close()
             raise EngineChildError(f"the engine did not load within {self._start_timeout:g} s") from None

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from engine.config import EngineConfig, EngineInfo
 from engine.events import StepStats
-from engine.messages import EngineUpdate
+from engine.messages import EngineLoading, EngineUpdate
 from engine.request import Request
 from server.engine_link.in_flight import EventSink, InFlight
 from server.http.errors import ApiError
@@ -42,6 +42,8 @@ class EngineLink(ABC):
         """Set once the engine has failed too often to be started again."""
         self.on_step: Callable[[StepStats], None] = lambda stats: None
         """Called with the statistics of each update."""
+        self.on_loading: Callable[[EngineLoading], None] = lambda progress: None
+        """Called as an engine reads its weights."""
         self.on_ready: Callable[[bool], None] = lambda up: None
         """Called with True when the engine is loaded, with False when it is lost."""
 

@@ -6,9 +6,11 @@ import logging
 import time
 
 from server.generation.generation import Generation
+from server.generation.request_trace import trace_generation
 from server.http.errors import CLIENT_CLOSED_REQUEST, ApiError
 from server.operation.metrics import Metrics
 from server.text.tokenizer import Tokenizer
+from server.tracing.span import RequestSpan
 
 logger = logging.getLogger("lightcone.request")
 
@@ -17,11 +19,16 @@ class RequestLog:
     """Follows one request and records it once, when it ends."""
 
     def __init__(
-        self, generation: Generation, metrics: Metrics, request_id: str, text_by: Tokenizer | None = None
+        self,
+        generation: Generation,
+        metrics: Metrics,
+        request_id: str,
+        text_by: Tokenizer | None = None,
+        span: RequestSpan | None = None,
     ) -> None:
-        """text_by: decodes the prompts, where texts are logged too; None: they are not."""
+        """text_by: decodes the prompts, where texts are logged too. span: of the request, where it is traced."""
         self._generation, self._metrics, self._request_id = generation, metrics, request_id
-        self._text_by = text_by
+        self._text_by, self._span = text_by, span
         self._last_chunk: float | None = None
         self._ended = False
 
@@ -38,7 +45,8 @@ class RequestLog:
             return
         self._ended = True
         generation, job = self._generation, self._generation.job
-        total = time.monotonic() - generation.started
+        now = time.monotonic()
+        total = now - generation.started
         reasons = {choice.finish_reason for choice in generation.choices if choice.finish_reason is not None}
         gone = status == CLIENT_CLOSED_REQUEST
         reason = ("abort" if gone else "error") if failure is not None else "/".join(sorted(reasons))
@@ -66,6 +74,9 @@ class RequestLog:
             "status": status,
             "error": failure.code if isinstance(failure, ApiError) else None,
         }
+        if self._span is not None:
+            trace_generation(self._span, generation, reason, failure, now)
+            fields |= {"trace_id": self._span.trace_id, "span_id": self._span.span_id}
         logger.info("request", extra={"fields": fields | self._texts()})
 
     def _texts(self) -> dict[str, list[str]]:

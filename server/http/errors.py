@@ -174,6 +174,8 @@ class Refusal(NamedTuple):
     method: str | None = None
     """None where the request could not be read at all."""
     path: str | None = None
+    trace_id: str | None = None
+    """Of the request's span, where it is traced."""
 
 
 OnRefused = Callable[[Refusal], None]
@@ -196,8 +198,11 @@ class ErrorHandler:
         return error_response(error)
 
     def _report(self, request: Request, status: int, code: str) -> None:
-        if not getattr(request.state, "admitted", False):  # else the request log tells what became of it
-            self._on_refused(Refusal(request.state.request_id, status, code, request.method, _shown_path(request)))
+        state = request.state
+        state.error_code = code
+        if not getattr(state, "admitted", False):  # else the request log tells what became of it
+            trace_id = getattr(getattr(state, "span", None), "trace_id", None)
+            self._on_refused(Refusal(state.request_id, status, code, request.method, _shown_path(request), trace_id))
 
 
 def error_response(error: ApiError) -> Response:

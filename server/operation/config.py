@@ -16,6 +16,7 @@ import msgspec
 from engine.config import NOT_NEGATIVE, POSITIVE, EngineConfig, Range, check_config, check_ranges
 from engine.errors import ConfigError
 from engine.messages import HEARTBEAT_SECONDS
+from server.tracing.tracer import traces_url
 
 ENV_PREFIX = "LIGHTCONE_"
 NOT_OPTIONS = frozenset({"LIGHTCONE_CONFIG", "LIGHTCONE_URL"})
@@ -93,6 +94,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`json`: one JSON object a line. `text`: lines for people. `auto`: text on a terminal, JSON elsewhere."""
     log_text: bool = False
     """Prompts and answers go into the log, too."""
+    otlp_traces_endpoint: str | None = None
+    """URL of an OpenTelemetry collector, such as http://localhost:4318: each POST request becomes a trace there, sent
+    over OTLP/HTTP. Needs the `tracing` extra. None: nothing is traced."""
 
     @property
     def has_keys(self) -> bool:
@@ -215,6 +219,13 @@ def _check(config: Config, places: Mapping[str, str]) -> None:
     if (config.server.tls_cert is None) is not (config.server.tls_key is None):
         one, other = ("tls_cert", "tls_key") if config.server.tls_key is None else ("tls_key", "tls_cert")
         raise ConfigError(f"{places.get(one, one)} needs {other}, too: HTTPS takes both")
+    endpoint = config.server.otlp_traces_endpoint
+    if endpoint is not None:
+        try:
+            traces_url(endpoint)
+        except ValueError as exc:
+            place = places.get("otlp_traces_endpoint", "otlp_traces_endpoint")
+            raise ConfigError(f"{place}: {endpoint!r} is not valid: {exc}") from None
 
 
 def describe(config: Config) -> str:

@@ -40,8 +40,12 @@ def documented_options() -> dict[str, list[OptionDoc]]:
     return options
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """One flag for each option: `max_running` is `--max-running`. Values are converted with the configuration."""
+def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """One flag for each option: `max_running` is `--max-running`. Values are converted with the configuration.
+
+    Returns those that take a value, by the options' names.
+    """
+    valued: dict[str, argparse.Action] = {}
     for section, options in documented_options().items():
         group = parser.add_argument_group(f"{section} options", f"each also as {ENV_PREFIX}NAME or in [{section}]")
         for name, kind, default, doc in options:
@@ -53,7 +57,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                 group.add_argument(flag, dest=name, action=action, default=argparse.SUPPRESS, help=text)
             else:
                 spelled = (flag, *ALIASES.get(name, ()))
-                group.add_argument(*spelled, dest=name, metavar=_metavar(kind), default=argparse.SUPPRESS, help=text)
+                valued[name] = group.add_argument(
+                    *spelled, dest=name, metavar=_metavar(kind), default=argparse.SUPPRESS, help=text
+                )
+    return valued
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:

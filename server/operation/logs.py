@@ -86,9 +86,21 @@ def set_up(level: str, form: LogFormat = "json") -> None:
         logger.propagate = False
 
 
+def follow_standard_error() -> None:
+    """Lets the log follow `sys.stderr` to what now stands in its place."""
+    for handler in logging.getLogger("lightcone").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+
+
+def is_for_people(form: LogFormat) -> bool:
+    """The log is text."""
+    return form == "text" or (form == "auto" and sys.stderr.isatty())
+
+
 def _formatter(form: LogFormat) -> logging.Formatter:
     terminal = sys.stderr.isatty()
-    if form == "json" or (form == "auto" and not terminal):
+    if not is_for_people(form):
         return JsonFormatter()
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return TextFormatter(colour=terminal and not plain)

@@ -22,10 +22,12 @@ from server.engine_link.link import EngineLink, EngineState
 from server.http.errors import TOO_MANY_CONNECTIONS, Refusal, Unavailable
 from server.operation.admission import Admission
 from server.operation.config import Config
+from server.operation.loading import Loading, LoadProgress
 from server.operation.logs import OncePerSecond
 from server.operation.metrics import Metrics
-from server.text.model_files import default_name, resolve_model
+from server.text.model_files import FetchWatcher, default_name, resolve_model
 from server.text.served_model import Parsers, ServedModel
+from server.tracing.tracer import Tracer
 
 logger = logging.getLogger("lightcone.server")
 
@@ -56,9 +58,11 @@ async def _in_thread(function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> 
 class Service:
     """The state that all requests of one application share. Lives on one event loop."""
 
-    def __init__(self, config: Config, engine: EngineLink) -> None:
+    def __init__(self, config: Config, engine: EngineLink, tracer: Tracer | None = None) -> None:
         self.config = config
         self.engine = engine
+        self.tracer = tracer
+        """None: nothing is traced."""
         self.name = config.server.served_model_name or default_name(config.engine.model)
         self.metrics = Metrics(self.name)
         self.admission = Admission(
@@ -71,6 +75,8 @@ class Service:
         """None until it has been loaded."""
         self.grammars: GrammarChecker | None = None
         """None until a model has been loaded."""
+        self.loading = Loading(self.name)
+        """How far a model is that is not served yet, or not again."""
         self.loaded = asyncio.Event()
         """Set once the model has been loaded."""
         self.draining = False
@@ -92,6 +98,7 @@ class Service:
         self._beyond_limit = OncePerSecond()
         engine.on_step = self._on_step
         engine.on_ready = self._on_ready
+        engine.on_loading = self.loading.tell_reading
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -102,6 +109,7 @@ class Service:
 
     async def close(self) -> None:
         """Stops everything at once."""
+        self.loading.end()
         for task in (self._loader, self._watch):
             if task is not None:
                 task.cancel()
@@ -109,10 +117,14 @@ class Service:
         await self.engine.stop()
         if self.grammars is not None:
             await self.grammars.close()
+        if self.tracer is not None:
+            await self.tracer.close()
 
     async def _load(self) -> None:
         try:
-            directory = await _in_thread(resolve_model, self.config.engine.model)
+            self.loading.enter("starting")
+            directory = await _in_thread(resolve_model, self.config.engine.model, self._fetch_watcher())
+            self.loading.enter("starting")
             config = msgspec.structs.replace(self.config.engine, model=str(directory))
             info = await self.engine.start(config)
             await self._open_model(info, directory)
@@ -122,12 +134,22 @@ class Service:
             logger.exception("loading failed")
             self._fail(f"loading failed: {type(exc).__name__}: {exc}")
 
+    def _fetch_watcher(self) -> FetchWatcher:
+        """Takes news of a download from its threads to the event loop."""
+        loop = asyncio.get_running_loop()
+
+        def tell(*progress: int) -> None:
+            loop.call_soon_threadsafe(self.loading.tell, LoadProgress("fetching", *progress))
+
+        return tell
+
     async def _open_model(self, info: EngineInfo, directory: Path) -> None:
         options = self.config.server
         parsers = Parsers(options.tool_call_parser, options.reasoning_parser)
         load = partial(ServedModel.load, dummy=self.config.engine.load_format == "dummy", parsers=parsers)
         self.grammars = GrammarChecker(info, directory)
         self.model = await _in_thread(load, self.name, info, directory)
+        self.loading.end()
         self.loaded.set()
         text = loaded_text(self.name, info)
         fields = {"model": self.name, **msgspec.to_builtins(info)}
@@ -138,6 +160,7 @@ class Service:
         self._fail(f"the engine failed too often, at last: {self.engine.failure}")
 
     def _fail(self, message: str) -> None:
+        self.loading.end()
         self.fatal = " ".join(message.split())
         self.ended.set()
 
@@ -213,7 +236,10 @@ class Service:
     def _on_ready(self, up: bool) -> None:
         if up and self.engine.info is not None:
             self.metrics.set_engine(self.engine.info)
+            if self.model is not None:  # else its tokenizer is still to be read
+                self.loading.end()
         else:
             self.metrics.engine_lost()
+            self.loading.enter("starting")
         self.metrics.restarts_total.inc(self.engine.restarts - self._restarts)
         self._restarts = self.engine.restarts

@@ -23,11 +23,12 @@ QUOTES = '"""'
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     return exit_status(lambda runner: _chat(arguments, runner))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `lightcone chat`."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         prog="lightcone chat",

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -17,6 +18,8 @@ from server.terminal.local_server import local_server
 
 INTERRUPTED = 130
 CONNECT_TIMEOUT = 10.0
+STARTING = "starting the built-in model"
+MEGA = 1e6
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +40,18 @@ async def connected(arguments: argparse.Namespace) -> AsyncGenerator[httpx.Async
     async with AsyncExitStack() as stack:
         own = url is None
         if url is None:
-            with Console(stderr=True).status("starting the built-in model", spinner="dots"):
-                url = await stack.enter_async_context(local_server())
+            with Console(stderr=True).status(STARTING, spinner="dots") as status:
+                url = await stack.enter_async_context(
+                    local_server(lambda state: status.update(f"{STARTING}: {_described(state)}"))
+                )
         yield await stack.enter_async_context(_client(url, key, proxies=not own))
+
+
+def _described(state: dict[str, Any]) -> str:
+    """How far a model is, from what /ready says."""
+    total = state["total_bytes"] / MEGA
+    known = f", {state['bytes'] / MEGA:.1f} of {total:.1f} MB" if total else ""
+    return f"{state['stage']}{known}, {state['seconds']:.0f} s"
 
 
 def _client(url: str, key: str | None, *, proxies: bool) -> httpx.AsyncClient:

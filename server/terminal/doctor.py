@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report. Returns 1 if something stands in the way of serving, else 0."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     config = EngineConfig(model=arguments.model, device=arguments.device, dtype=arguments.dtype)
     worst = 0
     for finding in examine(config):
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(worst)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `lightcone doctor`."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         prog="lightcone doctor",

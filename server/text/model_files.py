@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from engine.errors import ModelLoadError
 from engine.models.files import is_present, model_directory
 
 BUILTIN = "builtin"
+
+FetchWatcher = Callable[[int, int, int, int], None]
+"""Is told the bytes fetched, those known of so far, and the same of files."""
+FETCH_REPORT_SECONDS = 0.2
+"""Least time between two reports of bytes alone."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
@@ -23,10 +33,12 @@ def default_name(model: str) -> str:
     return Path(os.path.realpath(model)).name or model  # unlike resolve(), not upset by links in a circle
 
 
-def resolve_model(model: str) -> Path:
-    """The directory of the model's files, fetched if need be. Blocking. Raises ModelLoadError with one line,
-    also for a broken link: what stands behind its name is not fetched in its place."""
-    return _local(model) or _fetch(model)
+def resolve_model(model: str, watcher: FetchWatcher = lambda *progress: None) -> Path:
+    """The directory of the model's files, fetched if need be; watcher: told how far that is, in any thread. Blocking.
+
+    Raises ModelLoadError with one line, also for a broken link: what its name is spelled like is not fetched instead.
+    """
+    return _local(model) or _fetch(model, watcher)
 
 
 def local_directory(model: str) -> Path:
@@ -55,13 +67,13 @@ def _is_repository(model: str) -> bool:
     return not os.path.exists(model) and _REPOSITORY.fullmatch(model) is not None
 
 
-def _fetch(repository: str) -> Path:
+def _fetch(repository: str, watcher: FetchWatcher) -> Path:
     # Slow to import, and only needed here.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(repository, allow_patterns=_PATTERNS, tqdm_class=_bars(watcher)))
     except GatedRepoError:
         reason = "access to it must be granted first (and HF_TOKEN set)"
     except RepositoryNotFoundError:
@@ -71,3 +83,45 @@ def _fetch(repository: str) -> Path:
     except Exception as exc:  # the hub's client raises a wide family; to an operator the rest is one thing
         reason = " ".join(str(exc).split())[:200] or type(exc).__name__
     raise ModelLoadError(f"cannot fetch {repository} from the Hugging Face hub: {reason}")
+
+
+def _bars(watcher: FetchWatcher) -> Any:
+    """A class of progress bars for the hub's client that show nothing and tell the watcher instead.
+
+    Of the client's bars those in bytes say the same in two ways (received, written); one counts files.
+    """
+    from tqdm.std import tqdm
+
+    bars: list[Any] = []
+    lock = threading.Lock()
+    next_report, files_told = 0.0, -1
+
+    def tell() -> None:
+        nonlocal next_report, files_told
+        now = time.monotonic()
+        with lock:
+            num_bytes, total = max(((bar.n, bar.total or 0) for bar in bars if bar.unit == "B"), default=(0, 0))
+            num_files, files = max(((bar.n, bar.total or 0) for bar in bars if bar.unit != "B"), default=(0, 0))
+            if now < next_report and num_files == files_told:
+                return
+            next_report, files_told = now + FETCH_REPORT_SECONDS, num_files
+        watcher(int(min(num_bytes, total)), int(total), int(num_files), int(files))
+
+    class Bar(tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # no thread that looks after bars
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **options | {"file": io.StringIO(), "disable": False})
+            with lock:
+                bars.append(self)
+
+        def display(self, *args: Any, **options: Any) -> bool:
+            return True
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown: bool | None = super().update(n)
+            tell()
+            return shown
+
+    return Bar

@@ -25,6 +25,7 @@ from engine.messages import (
     AbortRequests,
     AddRequests,
     EngineFailed,
+    EngineLoading,
     EngineReady,
     EngineUpdate,
     FromEngine,
@@ -49,6 +50,7 @@ class Child:
         self.socket.linger = 0
         self.socket.bind(endpoint)
         self.decoder = msgspec.msgpack.Decoder(FromEngine)
+        self.loading: list[EngineLoading] = []
         self.errors = (Path(self.directory.name) / "stderr").open("w+b")
         argv = [sys.executable, "-m", "engine.process", endpoint]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=self.errors)
@@ -64,9 +66,12 @@ class Child:
     def send(self, message: ToEngine) -> None:
         self.socket.send(msgspec.msgpack.encode(message))
 
-    def receive(self) -> EngineReady | EngineFailed | EngineUpdate:
+    def receive(self) -> FromEngine:
         assert self.socket.poll(int(PATIENCE * 1000)), f"the engine is silent: {self.stderr()}"
-        message: EngineReady | EngineFailed | EngineUpdate = self.decoder.decode(self.socket.recv())
+        message: FromEngine = self.decoder.decode(self.socket.recv())
+        if isinstance(message, EngineLoading):
+            self.loading.append(message)
+            return self.receive()
         return message
 
     def update(self) -> EngineUpdate:
