@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from bench import options
-from bench.pass_times import PassKind, make_plan, time_passes
 from bench.shapes import write_shape
+from bench.timing.pass_times import PassKind, make_plan, time_passes
 from engine.batch import Phase
 from engine.config import DType, Quantization
 from engine.engine import Engine

@@ -7,8 +7,8 @@ import statistics
 from itertools import product
 
 from bench import options
-from bench.host_time import HostTime, Setting, measure_host, serve
-from bench.pass_times import PassKind, counter_of, make_plan, time_passes
+from bench.timing.host_time import HostTime, Setting, measure_host, serve
+from bench.timing.pass_times import PassKind, counter_of, make_plan, time_passes
 from engine.batch import Phase
 from engine.engine import Engine
 from engine.measure.device_speed import measure_device_speed

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from bench import options
-from bench.part_times import PARTS, pass_parts
-from bench.pass_times import PassKind, counter_of, make_plan
+from bench.timing.part_times import PARTS, pass_parts
+from bench.timing.pass_times import PassKind, counter_of, make_plan
 from engine.batch import KVLimits, Phase
 from engine.device.devices import resolve_device
 from engine.engine import Engine

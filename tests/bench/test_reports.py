@@ -11,11 +11,11 @@ import torch
 
 from bench import formats, passes
 from bench.__main__ import main
-from bench.host_time import PARTS as STEP_PARTS
-from bench.host_time import Setting, measure_host, serve
-from bench.part_times import PARTS, pass_parts
-from bench.pass_times import PassKind, counter_of, make_plan, typical, wrapped
 from bench.speed_of_light import canvas_shape
+from bench.timing.host_time import PARTS as STEP_PARTS
+from bench.timing.host_time import Setting, measure_host, serve
+from bench.timing.part_times import PARTS, pass_parts
+from bench.timing.pass_times import PassKind, counter_of, make_plan, typical, wrapped
 from engine.batch import Phase
 from engine.measure import device_speed
 from engine.measure.roofline import PassShape

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench.pass_times import counter_of
+from bench.timing.pass_times import counter_of
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.measure.device_speed import measure_device_speed

@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from bench.pass_times import PassKind, make_plan, time_passes, without_graphs
 from bench.passes import pass_figures
 from bench.prompts import BUILTIN_PROMPTS, Text, read_prompts
+from bench.timing.pass_times import PassKind, make_plan, time_passes, without_graphs
 from engine.batch import Phase, Span
 from engine.config import EngineConfig
 from engine.decoding.acceptance import AcceptanceEstimate

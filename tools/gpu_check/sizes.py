@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.pass_times import PassKind
+from bench.timing.pass_times import PassKind
 from engine.batch import Phase
 from tools.gpu_check.kernels import KernelSizes
 from tools.gpu_check.parity import Heads, Spans

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from bench.pass_times import typical, wrapped
+from bench.timing.pass_times import typical, wrapped
 from engine.device.devices import synchronise
 from engine.engine import Engine
 from engine.events import GenerationEvent, StepStats

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from bench.pass_times import time_forward, without_graphs, wrapped
+from bench.timing.pass_times import time_forward, without_graphs, wrapped
 from engine.batch import BatchPlan
 from engine.engine import Engine
 from engine.models.linear.gathered import GatheredLinear
