@@ -7,19 +7,29 @@ ARGS   ?=
 # dev,triton: also the tests of the GPU kernels, in Triton's interpreter and through its compiler (700 MB on disk).
 EXTRAS ?= dev
 comma  := ,
+SERVES := $(VENV)/.installed
 STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: install serve check test test-ops gpu-check lint format clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
-	touch $(STAMP)
+# What serving needs; the tools for tests come on top of it.
+$(SERVES): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV), once: PyTorch, which is most of it ..."
+	@$(PIP) torch
+	@echo "... and the rest"
+	@$(PIP) -e .
+	@touch $(SERVES)
 
-serve: install
+$(STAMP): $(SERVES)
+	@echo "Adding to $(VENV): $(EXTRAS)"
+	@$(PIP) -e '.[$(EXTRAS)]'
+	@touch $(STAMP)
+
+serve: $(SERVES)
 	exec $(BIN)/lightcone serve --port $(PORT) $(ARGS)
 
 # What CI runs. CI sets EXTRAS=dev,triton, so that the GPU kernels are tested too.
