@@ -58,19 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write(report: Report, args: argparse.Namespace) -> None:
     """Write the files asked for. Raises OSError when one cannot be written."""
-    images = plots.plots(report) if args.html or args.png else {}
+    pictures = plots.plots(report) if args.png else {}
+    drawings = plots.plots(report, "svg") if args.html else {}
     if (args.html or args.png) and not plots.available():
         print("No plots: matplotlib is not installed (pip install 'lightcone[report]').", file=sys.stderr)
     if not getattr(args, "records", True):
         report.records = []
     if args.png:
         args.png.mkdir(parents=True, exist_ok=True)
-        for name, png in images.items():
+        for name, png in pictures.items():
             (args.png / f"{name}.png").write_bytes(png)
     if args.json:
         _save(args.json, to_json(report))
     if args.html:
-        _save(args.html, to_html(report, images).encode())
+        _save(args.html, to_html(report, drawings).encode())
 
 
 def _save(path: Path, content: bytes) -> None:

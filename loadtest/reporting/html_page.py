@@ -1,66 +1,79 @@
-"""The report as one HTML file, without scripts and without anything that is fetched."""
+"""The report as one HTML file, without scripts and without anything that is fetched. It looks like the live page."""
 
-import base64
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 
-from loadtest.reporting.report import Grid, Report, notes, tables
+from loadtest.reporting.palette import css_variables
+from loadtest.reporting.report import Grid, Report, figures, notes, tables
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2530; max-width: 1040px; margin: 2.5rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #e3e6ea; text-align: right }
-th { color: #5b6470; font-weight: 600 }
-th:first-child, td:first-child { text-align: left } .note { background: #fff6e0; padding: .5rem .8rem }
-img { max-width: 100%; height: auto }
-td.text { text-align: left; white-space: pre-wrap; font-family: ui-monospace, monospace }
-"""
+STYLE = Path(__file__).with_name("report.css")
 
 _KINDS = {"run": "Load test", "sweep": "Sweep", "quality": "Quality"}
+_WORDS = frozenset({"value", "example"})
+"""Heads of columns that hold words, not numbers."""
 
 
-def to_html(report: Report, images: Mapping[str, bytes]) -> str:
-    """The whole page. `images` are PNG bytes by name, embedded in this order."""
+def to_html(report: Report, drawings: Mapping[str, bytes]) -> str:
+    """The whole page. `drawings` are SVG elements by name, shown in this order."""
     title = f"{_KINDS[report.kind]}: {report.settings.get('model') or report.settings.get('server', '')}"
-    parts = [f"<h1>{escape(title)}</h1><p>{escape(report.created)}</p>"]
+    parts = [f'<header><h1>{escape(title)}</h1><p class="about">{escape(_about(report))}</p></header><main>']
     parts += [f'<p class="note">{escape(note)}</p>' for note in notes(report)]
+    parts += [_figures(report), _plots(drawings)]
     parts += [_table(grid) for grid in tables(report)]
-    parts += [_image(name, png) for name, png in images.items()]
-    parts += [_samples(report), _settings(report)]
+    parts += [_samples(report), _settings(report), "</main>"]
     body = "\n".join(part for part in parts if part)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{css_variables()}{STYLE.read_text(encoding='utf-8')}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n"
     )
 
 
+def _about(report: Report) -> str:
+    """Which server, and when."""
+    day, _, clock = report.created.partition("T")
+    return " · ".join(filter(None, [str(report.settings.get("server", "")), f"{day} {clock[:5]} UTC"]))
+
+
+def _figures(report: Report) -> str:
+    """The few numbers that one looks for first."""
+    shown = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures(report)]
+    return f'<dl class="figures">{"".join(shown)}</dl>' if shown else ""
+
+
+def _plots(drawings: Mapping[str, bytes]) -> str:
+    shown = [f"<figure>{drawing.decode()}</figure>" for drawing in drawings.values()]
+    return f'<div class="plots">{"".join(shown)}</div>' if shown else ""
+
+
 def _table(grid: Grid) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in grid.head)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in grid.rows)
+    kinds = [' class="words"' if head in _WORDS else "" for head in grid.head]
+    head = "".join(f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(kinds, grid.head, strict=True))
+    rows = "".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+        for row in grid.rows
+    )
     return f'<h2>{escape(grid.title)}</h2><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
 
 
-def _image(name: str, png: bytes) -> str:
-    source = base64.b64encode(png).decode("ascii")
-    return f'<p><img alt="{escape(name)}" src="data:image/png;base64,{source}"></p>'
-
-
 def _samples(report: Report) -> str:
-    rows = [
-        [mode.mode.label(), kind, *sample]
+    """Questions with the answers that were wrong, or other than the reference's."""
+    shown = [
+        f'<dl><dt class="kind">{escape(f"{mode.mode.label()}: {kind}")}</dt>'
+        + "".join(
+            f"<dt>{name}</dt><dd>{escape(text)}</dd>"
+            for name, text in zip(("question", "expected", "answer"), sample, strict=True)
+        )
+        + "</dl>"
         for mode in report.modes
         for kind, samples in (("wrong", mode.mistakes), (f"not as {mode.reference}", mode.disagreements))
         for sample in samples
     ]
-    if not rows:
-        return ""
-    head = "".join(f"<th>{cell}</th>" for cell in ("mode", "", "question", "expected", "answer"))
-    body = "".join("<tr>" + "".join(f'<td class="text">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows)
-    return f'<h2>Samples</h2><div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<h2>Samples</h2><div class="samples">{"".join(shown)}</div>' if shown else ""
 
 
 def _settings(report: Report) -> str:
     rows = [[name, str(value)] for name, value in report.settings.items()]
-    return _table(Grid("Settings", ["", "value"], rows))
+    return _table(Grid("Settings", ["", "value"], rows)) if rows else ""

@@ -1,12 +1,14 @@
-"""The report's plots as PNG bytes. matplotlib is optional: without it there are none."""
+"""The report's plots as images. matplotlib is optional: without it there are none."""
 
 import io
+import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from loadtest.modes import Mode
+from loadtest.reporting.palette import MARKERS, PALETTE, SERIES, with_variables
 from loadtest.reporting.report import Report
 from loadtest.scoring import ModeQuality
 from loadtest.sweep import CellResult
@@ -14,9 +16,40 @@ from loadtest.sweep import CellResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#2563a8", "#d1602a", "#2f8f5b", "#8a4fa3", "#b08a1e", "#5b6470", "#c0396b", "#1b9aaa")
-
 Draw = Callable[["Axes"], None]
+Form = Literal["png", "svg"]
+
+_INK, _SOFT, _LINE, _PAPER = (PALETTE[name].light for name in ("ink", "soft", "line", "paper"))
+_STYLE: Any = {
+    "figure.facecolor": _PAPER,
+    "axes.facecolor": "none",
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _SOFT,
+    "axes.titlecolor": _INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",
+}
 
 
 def available() -> bool:
@@ -28,8 +61,11 @@ def available() -> bool:
     return True
 
 
-def plots(report: Report) -> dict[str, bytes]:
-    """PNG images by name, in the order to show them; empty without matplotlib or when there is nothing to draw."""
+def plots(report: Report, form: Form = "png") -> dict[str, bytes]:
+    """Images by name, in the order to show them; empty without matplotlib or when there is nothing to draw.
+
+    An SVG is an element for an HTML page, in that page's colours and type.
+    """
     if not available():
         return {}
     drawings: dict[str, Draw] = {}
@@ -47,24 +83,29 @@ def plots(report: Report) -> dict[str, bytes]:
         if any(value is not None for _, value in passes):
             drawings["tokens-per-pass"] = lambda axes: _against_threshold(axes, passes, "tokens a pass")
             drawings["quality-speed"] = lambda axes: _quality_speed(axes, report.modes)
-    return {name: _png(draw) for name, draw in drawings.items()}
+    return {name: _drawn(draw, form, name) for name, draw in drawings.items()}
 
 
-def _png(draw: Draw) -> bytes:
+def _drawn(draw: Draw, form: Form, name: str) -> bytes:
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(color="#e3e6ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    draw(axes)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(7.2, 4.4), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure.add_subplot())
+        figure.savefig(buffer, format=form, transparent=form == "svg")
+    return buffer.getvalue() if form == "png" else _element(buffer.getvalue().decode(), name).encode()
+
+
+def _element(svg: str, name: str) -> str:
+    """matplotlib's SVG file as an element: no prolog, nothing about its making, and as wide as its place."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"', r"\1\2", svg, count=1)
+    svg = re.sub(r' width="[\d.]+pt"', "", svg, count=1)
+    return with_variables(svg.replace("<svg", f'<svg role="img" aria-label="{name.replace("-", " ")}"', 1))
 
 
 def _by_mode(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
@@ -80,7 +121,7 @@ def _latency(axes: "Axes", report: Report) -> None:
         "first text": [record.first_text_s for record in good if record.first_text_s is not None],
         "end to end": [record.end_s for record in good],
     }
-    for colour, (label, values) in zip(_COLOURS, samples.items(), strict=False):
+    for colour, (label, values) in zip(SERIES, samples.items(), strict=False):
         if values:
             ordered = sorted(1000 * value for value in values)
             shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
@@ -90,11 +131,13 @@ def _latency(axes: "Axes", report: Report) -> None:
 
 
 def _throughput_latency(axes: "Axes", cells: Sequence[CellResult]) -> None:
-    for colour, (label, group) in zip(_repeated(), _by_mode(cells).items(), strict=False):
+    for look, (label, group) in zip(_looks(), _by_mode(cells).items(), strict=False):
         x, y = [1000 * cell.end_p50_s for cell in group], [cell.output_tokens_per_s for cell in group]
-        axes.plot(x, y, marker="o", color=colour, label=label)
+        axes.plot(x, y, label=label, **look)
         for cell, at_x, at_y in zip(group, x, y, strict=True):
-            axes.annotate(str(cell.cell.concurrency), (at_x, at_y), (4, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                str(cell.cell.concurrency), (at_x, at_y), (4, 4), textcoords="offset points", fontsize=8, color=_SOFT
+            )
     title = "Throughput against latency (points: concurrency)"
     axes.set(title=title, xlabel="end to end, median, milliseconds", ylabel="output tokens a second")
     axes.set_xlim(left=0)
@@ -106,10 +149,10 @@ def _first_text(axes: "Axes", cells: Sequence[CellResult]) -> None:
     groups = _by_mode(cells)
     levels = sorted({cell.cell.concurrency for cell in cells})
     width = 0.8 / max(1, len(groups))
-    for index, (colour, (label, group)) in enumerate(zip(_repeated(), groups.items(), strict=False)):
+    for index, (look, (label, group)) in enumerate(zip(_looks(), groups.items(), strict=False)):
         at = [levels.index(cell.cell.concurrency) + (index - (len(groups) - 1) / 2) * width for cell in group]
         heights = [1000 * cell.first_text_p50_s for cell in group]
-        axes.bar(at, heights, width=width * 0.92, color=colour, label=label)
+        axes.bar(at, heights, width=width * 0.92, color=look["color"], label=label)
     axes.set_xticks(range(len(levels)), [str(level) for level in levels])
     axes.set(title="Time to first text", xlabel="concurrency", ylabel="median, milliseconds")
     _legend(axes)
@@ -127,16 +170,16 @@ def _against_threshold(axes: "Axes", points: Sequence[tuple[Mode, float | None]]
         else:
             line = lines.setdefault(msgspec.structs.replace(mode, threshold=None).label(), {})
             line.setdefault(mode.threshold, value)
-    colours = _repeated()
+    looks = _looks()
     if not lines:
-        axes.bar(list(levels), list(levels.values()), color=colours[: len(levels)], width=0.6)
+        axes.bar(list(levels), list(levels.values()), color=[look["color"] for look in looks[: len(levels)]], width=0.6)
         axes.set(title=what.capitalize(), ylabel=what)
         return
     for label, line in lines.items():
         x = sorted(line)
-        axes.plot(x, [line[threshold] for threshold in x], marker="o", color=colours.pop(0), label=label)
+        axes.plot(x, [line[threshold] for threshold in x], label=label, **looks.pop(0))
     for style, (label, value) in zip(("--", ":", "-.") * len(levels), levels.items(), strict=False):
-        axes.axhline(value, linestyle=style, linewidth=2, color=colours.pop(0), label=label)
+        axes.axhline(value, linestyle=style, linewidth=2, color=looks.pop(0)["color"], label=label)
     axes.set(title=f"{what.capitalize()} against threshold", xlabel="confidence threshold", ylabel=what)
     axes.set_ylim(bottom=0)
     _legend(axes)
@@ -154,11 +197,10 @@ def _quality_speed(axes: "Axes", modes: Sequence[ModeQuality]) -> None:
         if mode.exact_share is not None and mode.tokens_per_pass is not None:
             own = mode.mode
             name = Mode(own.decoding, None, own.block_length, own.unmasking).label()
-            low, high = mode.exact_share - mode.interval[0], mode.interval[1] - mode.exact_share
-            lines.setdefault(name, []).append((mode.tokens_per_pass, mode.exact_share, low, high))
-    for colour, (name, points) in zip(_repeated(), lines.items(), strict=False):
+            lines.setdefault(name, []).append((mode.tokens_per_pass, mode.exact_share, *spread(mode)))
+    for look, (name, points) in zip(_looks(), lines.items(), strict=False):
         x, y, low_errors, high_errors = zip(*sorted(points), strict=True)
-        axes.errorbar(x, y, yerr=[low_errors, high_errors], fmt="o-", color=colour, capsize=3, label=name, lw=1, ms=4)
+        axes.errorbar(x, y, yerr=[low_errors, high_errors], capsize=3, label=name, elinewidth=0.8, **look)
     axes.set(
         title="Quality against speed (bars: 95 % interval)", xlabel="tokens a pass", ylabel="share of right answers"
     )
@@ -168,10 +210,20 @@ def _quality_speed(axes: "Axes", modes: Sequence[ModeQuality]) -> None:
     _legend(axes)
 
 
-def _repeated() -> list[str]:
-    return list(_COLOURS) * 8
+def spread(mode: ModeQuality) -> tuple[float, float]:
+    """How far the interval of a mode's share of right answers reaches below and above it.
+
+    Where all or none are right, the interval's end may miss the share by a rounding error.
+    """
+    share = mode.exact_share or 0.0
+    return max(0.0, share - mode.interval[0]), max(0.0, mode.interval[1] - share)
+
+
+def _looks() -> list[dict[str, Any]]:
+    """Colours and markers of the modes, in the order in which they are shown."""
+    return [{"color": colour, "marker": marker} for marker, colour in zip(MARKERS, SERIES, strict=True)] * 8
 
 
 def _legend(axes: "Axes") -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend()

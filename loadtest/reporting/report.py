@@ -61,6 +61,32 @@ def tables(report: Report) -> list[Grid]:
     return [grid for grid in found if grid.rows]
 
 
+def figures(report: Report) -> list[tuple[str, str]]:
+    """The few numbers that one looks for first, each with its name."""
+    if report.summary is not None:
+        s = report.summary
+        found = [
+            ("tokens a second", f"{s.output_tokens_per_s:,.0f}"),
+            ("requests a second", f"{s.requests_per_s:.1f}"),
+            ("tokens a pass", _number(s.tokens_per_pass, ".1f")),
+            ("to first text, median", f"{1000 * s.first_text_s.p50:.0f} ms" if s.first_text_s.count else "-"),
+            ("end to end, median", f"{1000 * s.end_s.p50:.0f} ms" if s.end_s.count else "-"),
+            ("failed", f"{s.failed} of {s.requests}"),
+        ]
+        return [(name, value) for name, value in found if value != "-"]
+    if report.cells:
+        best = max(report.cells, key=lambda cell: cell.output_tokens_per_s)
+        soonest = min(report.cells, key=lambda cell: cell.end_p50_s)
+        return [
+            (f"tokens a second at most: {best.cell.label()}", f"{best.output_tokens_per_s:,.0f}"),
+            (f"end to end at least, median: {soonest.cell.label()}", f"{1000 * soonest.end_p50_s:.0f} ms"),
+        ]
+    return [
+        (f"right answers of {mode.asked}: {mode.mode.label()}", _number(mode.exact_share, ".2f"))
+        for mode in report.modes[:6]
+    ]
+
+
 def show(report: Report, console: Console) -> None:
     """Print the tables and the notes."""
     for grid in tables(report):

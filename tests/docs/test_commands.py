@@ -34,7 +34,8 @@ def planned() -> list[Step]:
 
 
 STEPS = planned()
-QUICK = [step for step in STEPS if step.how == "run"]
+QUICK = [step for step in STEPS if step.how == "run" and step.language != "python"]
+PROGRAMS = [step for step in STEPS if step.how == "run" and step.language == "python"]
 
 
 def name(step: Step) -> str:
@@ -85,6 +86,12 @@ def test_so_do_those_of_commands_within_sentences() -> None:
 @pytest.mark.parametrize("step", QUICK, ids=name)
 def test_what_takes_seconds_is_run(step: Step, runner: Runner) -> None:
     runner.run(step)
+
+
+def test_programs_run(runner: Runner) -> None:
+    """Those who paste them into an editor would be met by a traceback."""
+    assert PROGRAMS
+    assert runner.run_programs(PROGRAMS) == {}
 
 
 def test_links_lead_somewhere() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from tools.docs_commands.blocks import ROOT, Block, Note, blocks, commands, inline_commands
 from tools.docs_commands.checks import Mistake, check_command, check_data
-from tools.docs_commands.plan import steps
-from tools.docs_commands.running import compare
+from tools.docs_commands.plan import Step, steps
+from tools.docs_commands.running import Runner, compare
 
 DOCUMENT = """
 Before it.
@@ -106,6 +106,9 @@ def test_how_a_command_is_run(text: str, how: str) -> None:
         ("lightcone serve --max-running many", "many"),
         ("lightcone serve --config configs/no-such.toml", "no file"),
         ("lightcone loadtest run --rates 4", "--rates"),
+        ("lightcone loadtest --htm report", "--htm"),
+        ("lightcone bench lights", "lights"),
+        ("lightcone bench light --cores 1", "--cores"),
         ("make no-such-target", "no-such-target"),
         ("python -m tools.no_such", "no module"),
         ("python -m tools.soak --hours 1", "--hours"),
@@ -119,6 +122,8 @@ def test_what_does_not_exist_is_a_mistake(text: str, mistake: str) -> None:
 def test_what_exists_is_none() -> None:
     check_command("LIGHTCONE_PORT=1 .venv/bin/lightcone serve MODEL --max-running 4 --no-prefix-caching")
     check_command("lightcone loadtest sweep --concurrency 1,4 --html report.html | tee --no-such-option")
+    check_command("lightcone loadtest --html report.html")
+    check_command("lightcone bench compare --no-plain --core 1")
     check_command("python -m tools.soak --minutes 10")
     check_command("make test ARGS='-k scheduler'")
 
@@ -134,3 +139,21 @@ def test_what_is_printed_is_compared_but_for_what_is_left_out() -> None:
     for shown in ("other", '{"id": "…", "n": 2}', '{"id": "…"'):
         with pytest.raises(Mistake, match="printed"):
             compare(shown, '{"id": "x-1", "n": 1}\n')
+
+
+def test_a_program_that_fails_does_not_hide_behind_others() -> None:
+    programs = [steps(block("python", text))[0] for text in ("print(1)", "unknown_name", "raise SystemExit(3)")]
+    programs = [step._replace(command=step.command._replace(place=str(n))) for n, step in enumerate(programs)]
+    with Runner("http://127.0.0.1:1") as runner:
+        failed = runner.run_programs(programs)
+    assert list(failed) == ["1", "2"]
+    assert "unknown_name" in failed["1"]
+
+
+def test_a_command_that_fails_or_says_something_else_is_a_mistake() -> None:
+    with Runner("http://127.0.0.1:1") as runner:
+        for text in ("false | true", "curl -s localhost:8000/health", "$ echo 1\n2\n"):
+            step = Step("run", "", "sh", next(commands(block("console" if "$" in text else "sh", text))))
+            with pytest.raises(Mistake, match=r"ended with|printed"):
+                runner.run(step)
+        runner.run(Step("run", "", "sh", next(commands(block("console", "$ echo 1\n1\n")))))

@@ -83,19 +83,36 @@ def _first_command(words: list[str]) -> list[str]:
 def _check_lightcone(words: list[str]) -> None:
     if not words or words[0] == "--version":
         return
-    if words[0] not in ("serve", *TOOLS):
-        raise Mistake(f"lightcone has no command {words[0]!r}")
+    name = words[0]
+    if name not in ("serve", *TOOLS):
+        raise Mistake(f"lightcone has no command {name!r}")
     flags = [word.partition("=")[0] for word in words if _FLAG.fullmatch(word.partition("=")[0])]
-    asked = []
-    for word in words[1:]:
-        if word.startswith("-") or not re.fullmatch(r"[a-z]+", word):
-            break
-        asked.append(word)
-    if words[0] not in ("bench", "loadtest"):
-        asked = []
-    _check_flags(flags, _help(words[0], *asked), f"lightcone {' '.join([words[0], *asked])}")
-    if words[0] == "serve" and not any(word.isupper() for word in words):
+    if name == "bench":
+        _check_bench(words[1:], flags)
+        return
+    asked = [name]
+    if name == "loadtest":
+        asked.append(words[1] if len(words) > 1 and words[1].isalpha() else "run")
+    _check_flags(flags, _help(*asked), f"lightcone {' '.join(asked)}")
+    if name == "serve" and not any(word.isupper() for word in words):
         _check_serve(words)
+
+
+def _check_bench(words: list[str], flags: list[str]) -> None:
+    """By its source: importing it imports torch and transformers, which takes seconds."""
+    source = _source(ROOT / "bench")
+    if words and words[0].isalpha() and f'"{words[0]}"' not in source:
+        raise Mistake(f"lightcone bench has no command {words[0]!r}")
+    for flag in flags:
+        if f'"{flag}"' not in source and f'"--{flag.removeprefix("--no-")}"' not in source:
+            raise Mistake(f"lightcone bench has no option {flag}")
+
+
+@cache
+def _source(place: Path) -> str:
+    """The text of a module, or of all of a package."""
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 @cache
@@ -148,8 +165,7 @@ def _check_tool(name: str, words: list[str]) -> None:
     if module is None or module.origin is None:
         raise Mistake(f"there is no module {name}")
     origin = Path(module.origin)
-    files = origin.parent.glob("*.py") if origin.name == "__init__.py" else [origin]
-    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    source = _source(origin.parent if origin.name == "__init__.py" else origin)
     for word in words:
         if word.startswith("--") and f'"{word.partition("=")[0]}"' not in source:
             raise Mistake(f"{name} has no option {word}")

@@ -12,13 +12,28 @@ from starlette.responses import HTMLResponse
 router = APIRouter()
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #1d2433 }
-h1 small { font-size: .5em; color: #667 } code { font-family: ui-monospace, monospace }
-details { border: 1px solid #d5dae5; border-radius: 6px; margin: .5rem 0; padding: .5rem .8rem }
-summary { cursor: pointer } .method { display: inline-block; min-width: 3.5em; font-weight: 600 }
-.get { color: #1769aa } .post { color: #2e7d32 }
-table { border-collapse: collapse; margin: .6rem 0; width: 100% }
-td, th { border-top: 1px solid #e5e8ef; padding: .25rem .6rem; text-align: left; vertical-align: top }
+:root { color-scheme: light dark; --paper: #fbfaf6; --ink: #191b20; --soft: #5d626c; --line: #dedbd2; --get: #2f68c0;
+  --post: #2f7a55; --delete: #b9442c; --mono: ui-monospace, "SF Mono", Consolas, "DejaVu Sans Mono", monospace }
+@media (prefers-color-scheme: dark) { :root { --paper: #111317; --ink: #ebe8e1; --soft: #9a9da5; --line: #2a2e36;
+  --get: #6da8f4; --post: #6dbf93; --delete: #f0836a } }
+body { margin: 0 auto; padding: 0 clamp(1rem, 4vw, 2.5rem) 3rem; max-width: 68rem; background: var(--paper);
+  color: var(--ink); font: 0.9375rem/1.5 Inter, system-ui, -apple-system, "Segoe UI", "Noto Sans", sans-serif }
+h1 { font: 400 clamp(1.5rem, 3.4vw, 2.25rem)/1.25 Charter, "Iowan Old Style", "Noto Serif", Georgia, serif;
+  margin: clamp(1.25rem, 5vh, 3rem) 0 0.25rem }
+h1 small { font-size: 0.5em } h1 small, p, th, td:nth-child(n + 2) { color: var(--soft) }
+h4 { font-weight: 600; margin: 1.25rem 0 0.25rem } a { color: inherit; text-underline-offset: 0.2em }
+code, td:first-child { font: 0.875em/1.6 var(--mono); overflow-wrap: anywhere }
+details { border-top: 1px solid var(--line) } details:last-of-type { border-bottom: 1px solid var(--line) }
+summary { cursor: pointer; padding: 0.6rem 0 }
+summary:focus-visible { outline: 2px solid var(--get); outline-offset: 2px }
+.method { display: inline-block; min-width: 4.5em; font-weight: 600 } .get { color: var(--get) }
+.post { color: var(--post) } .delete { color: var(--delete) }
+table { border-collapse: collapse; margin: 0.25rem 0 1.5rem; width: 100% } th { font-weight: 400; font-size: 0.8125rem }
+td, th { border-top: 1px solid var(--line); padding: 0.35rem 1.25rem 0.35rem 0; text-align: left; vertical-align: top }
+td:first-child { color: var(--ink) } td:last-child { color: var(--ink); padding-right: 0; min-width: 40% }
+@media (max-width: 44rem) { tr { display: block; border-top: 1px solid var(--line); padding: 0.4rem 0 }
+  th { display: none } td:empty { display: none } .method { display: block }
+  td { display: block; border: 0; padding: 0 } }
 """
 
 
@@ -33,7 +48,9 @@ async def page(request: Request) -> HTMLResponse:
     ]
     about = document["info"]
     return HTMLResponse(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(about['title'])}</title>"
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href=data:,>"
+        f"<title>{escape(about['title'])}</title>"
         f"<style>{_STYLE}</style><h1>{escape(about['title'])} <small>{escape(about['version'])}</small></h1>"
         f"<p>{escape(about.get('summary', ''))}. Machine-readable: <a href=openapi.json>openapi.json</a>.</p>"
         + "".join(routes)

@@ -1,6 +1,7 @@
 """If these fail, a report cannot be read by a script, or by a person without a network."""
 
 import re
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -10,10 +11,12 @@ from loadtest.modes import Mode
 from loadtest.records import Record, Slo, summarise
 from loadtest.reporting import plots
 from loadtest.reporting.html_page import to_html
-from loadtest.reporting.report import SCHEMA, Report, notes, show, tables, to_json
+from loadtest.reporting.palette import PALETTE
+from loadtest.reporting.report import SCHEMA, Report, figures, notes, show, tables, to_json
 from loadtest.scoring import score
 from loadtest.sweep import cells_of, compare
 from loadtest.workload import Prompt
+from tests.http_helpers import ROOT
 
 
 def records(**fields: object) -> list[Record]:
@@ -57,16 +60,56 @@ PLOTS = {
 @pytest.mark.parametrize("kind", list(REPORTS))
 def test_the_html_is_one_file_that_fetches_nothing(kind: str) -> None:
     report = REPORTS[kind]()
-    images = plots.plots(report)
-    assert list(images) == PLOTS[kind]
-    assert all(png.startswith(b"\x89PNG") for png in images.values())
-    page = to_html(report, images)
+    drawings = plots.plots(report, "svg")
+    assert list(drawings) == PLOTS[kind]
+    page = to_html(report, drawings)
+    assert page.count("<svg ") == len(drawings)
     sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)\s]+)""", page)
-    assert len(sources) == len(images)
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "<script" not in page
-    assert "@import" not in page
-    assert "<link" not in page
+    assert sources
+    assert all(source.startswith("#") for source in sources), "what a drawing uses is in the drawing"
+    for fetches in ("<script", "@import", "<link", "<img", "<iframe", "<!DOCTYPE svg", "<?xml"):
+        assert fetches not in page
+    for drawing in drawings.values():
+        ElementTree.fromstring(drawing)
+
+
+@pytest.mark.parametrize("kind", list(REPORTS))
+def test_pictures_are_files_that_every_program_shows(kind: str) -> None:
+    pictures = plots.plots(REPORTS[kind]())
+    assert list(pictures) == PLOTS[kind]
+    assert all(png.startswith(b"\x89PNG") for png in pictures.values())
+
+
+@pytest.mark.parametrize("kind", list(REPORTS))
+def test_drawings_have_no_colour_of_their_own(kind: str) -> None:
+    """On dark paper, dark lines and letters could not be seen."""
+    for drawing in plots.plots(REPORTS[kind](), "svg").values():
+        text = drawing.decode()
+        assert re.findall(r"#[0-9a-f]{6}", text) == []
+        used = set(re.findall(r"var\(--([\w-]+)\)", text))
+        assert {"soft", "series-0"} <= used <= PALETTE.keys()
+        assert f"width={chr(34)}" not in text.partition(">")[0], "it is as wide as its place"
+
+
+def test_the_colours_are_the_pages() -> None:
+    """A report and the live page would look like two projects."""
+    style = (ROOT / "server" / "page" / "static" / "style.css").read_text(encoding="utf-8")
+    for name in ("paper", "raised", "ink", "soft", "line"):
+        for colour in PALETTE[name]:
+            assert f"--{name}: {colour};" in style
+    colours = [colour for pair in PALETTE.values() for colour in pair]
+    assert len(set(colours)) == len(colours), "each is replaced by its name wherever it stands"
+
+
+def test_the_first_numbers_are_those_of_the_tables() -> None:
+    shown = dict(figures(run_report()))
+    assert shown["failed"] == "1 of 6"
+    assert shown["to first text, median"] == "120 ms"
+    assert shown["tokens a second"] == "40"
+    page = to_html(run_report(), {})
+    assert all(f"<dd>{value}</dd>" in page for value in shown.values())
+    assert figures(sweep_report())[0][1] == "240"
+    assert [value for _, value in figures(quality_report())] == ["0.33", "0.67", "1.00"]
 
 
 def test_what_a_server_or_a_model_wrote_is_text_not_markup() -> None:
@@ -136,6 +179,18 @@ def test_without_matplotlib_there_are_tables_and_no_plots(monkeypatch: pytest.Mo
     monkeypatch.setattr(plots, "available", lambda: False)
     assert plots.plots(sweep_report()) == {}
     assert "<table>" in to_html(sweep_report(), {})
+    assert "<svg" not in to_html(sweep_report(), {})
+
+
+@pytest.mark.parametrize("asked", range(1, 130, 3))
+def test_answers_that_are_all_right_or_all_wrong_can_be_drawn(asked: int) -> None:
+    """The best result of all would end without a report: its interval may miss it by a rounding error."""
+    prompts = [Prompt(text=str(i), answers=("x",), category="c") for i in range(asked)]
+    answers = [[Record(index=i, start_s=0.0, text=text, passes=1, completion_tokens=4) for i in range(asked)]
+               for text in ("x", "y")]  # fmt: skip
+    report = Report(kind="quality", settings={}, modes=score([Mode("ar"), Mode("auto")], prompts, answers))
+    low, high = plots.spread(report.modes[0]), plots.spread(report.modes[1])
+    assert all(value >= 0 for value in (*low, *high))
 
 
 def test_a_report_of_nothing_can_be_drawn() -> None:
