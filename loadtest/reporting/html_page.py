@@ -20,8 +20,8 @@ def to_html(report: Report, drawings: Mapping[str, bytes]) -> str:
     parts = [f'<header><h1>{escape(title)}</h1><p class="about">{escape(_about(report))}</p></header><main>']
     parts += [f'<p class="note">{escape(note)}</p>' for note in notes(report)]
     parts += [_figures(report), _plots(drawings)]
-    parts += [_table(grid) for grid in tables(report)]
-    parts += [_samples(report), _settings(report), "</main>"]
+    parts += ['<div class="tables">', *(_table(grid) for grid in tables(report)), _settings(report), "</div>"]
+    parts += [_samples(report), "</main>"]
     body = "\n".join(part for part in parts if part)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -55,23 +55,25 @@ def _table(grid: Grid) -> str:
         "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
         for row in grid.rows
     )
-    return f'<h2>{escape(grid.title)}</h2><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+    heads = f"<tr>{head}</tr>" if grid.head != ["", "value"] else ""
+    return f'<section><h2>{escape(grid.title)}</h2><div class="scroll"><table>{heads}{rows}</table></div></section>'
 
 
 def _samples(report: Report) -> str:
-    """Questions with the answers that were wrong, or other than the reference's."""
+    """Questions with the answers that were wrong, or other than the reference's: closed, as they are many."""
     shown = [
-        f'<dl><dt class="kind">{escape(f"{mode.mode.label()}: {kind}")}</dt>'
-        + "".join(
-            f"<dt>{name}</dt><dd>{escape(text)}</dd>"
-            for name, text in zip(("question", "expected", "answer"), sample, strict=True)
-        )
-        + "</dl>"
+        f"<details><summary>{escape(f'{mode.mode.label()}: {kind}')}</summary>"
+        f"{''.join(map(_sample, samples))}</details>"
         for mode in report.modes
         for kind, samples in (("wrong", mode.mistakes), (f"not as {mode.reference}", mode.disagreements))
-        for sample in samples
+        if samples
     ]
     return f'<h2>Samples</h2><div class="samples">{"".join(shown)}</div>' if shown else ""
+
+
+def _sample(sample: tuple[str, str, str]) -> str:
+    parts = zip(("question", "expected", "answer"), sample, strict=True)
+    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in parts) + "</dl>"
 
 
 def _settings(report: Report) -> str:

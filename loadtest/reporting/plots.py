@@ -44,7 +44,9 @@ _STYLE: Any = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "text.color": _INK,
-    "legend.frameon": False,
+    "legend.facecolor": _PAPER,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
@@ -93,7 +95,7 @@ def _drawn(draw: Draw, form: Form, name: str) -> bytes:
 
     buffer = io.BytesIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(7.2, 4.4), dpi=110, layout="constrained")
+        figure = Figure(figsize=(5.6, 3.6), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure.add_subplot())
         figure.savefig(buffer, format=form, transparent=form == "svg")
@@ -162,24 +164,27 @@ def _against_threshold(axes: "Axes", points: Sequence[tuple[Mode, float | None]]
     """Modes with a threshold as lines over it, the others as level lines across; of equal modes the first counts."""
     lines: dict[str, dict[float, float]] = {}
     levels: dict[str, float] = {}
+    names: dict[str, None] = {}
     for mode, value in points:
         if value is None:
             continue
+        name = msgspec.structs.replace(mode, threshold=None).label()
+        names[name] = None
         if mode.threshold is None:
-            levels.setdefault(mode.label(), value)
+            levels.setdefault(name, value)
         else:
-            line = lines.setdefault(msgspec.structs.replace(mode, threshold=None).label(), {})
-            line.setdefault(mode.threshold, value)
+            lines.setdefault(name, {}).setdefault(mode.threshold, value)
     looks = _looks()
+    look_of = dict(zip(names, looks, strict=False))  # as in the other plots, by the order of the modes
     if not lines:
         axes.bar(list(levels), list(levels.values()), color=[look["color"] for look in looks[: len(levels)]], width=0.6)
         axes.set(title=what.capitalize(), ylabel=what)
         return
     for label, line in lines.items():
         x = sorted(line)
-        axes.plot(x, [line[threshold] for threshold in x], label=label, **looks.pop(0))
+        axes.plot(x, [line[threshold] for threshold in x], label=label, **look_of[label])
     for style, (label, value) in zip(("--", ":", "-.") * len(levels), levels.items(), strict=False):
-        axes.axhline(value, linestyle=style, linewidth=2, color=looks.pop(0)["color"], label=label)
+        axes.axhline(value, linestyle=style, linewidth=2, color=look_of[label]["color"], label=label)
     axes.set(title=f"{what.capitalize()} against threshold", xlabel="confidence threshold", ylabel=what)
     axes.set_ylim(bottom=0)
     _legend(axes)

@@ -126,6 +126,12 @@ def test_what_the_server_refuses_is_said_at_the_field(served: ServerProcess, ope
     message = page.locator(".state[data-kind=error]").text_content() or ""
     assert "block_length" in message
     assert page.locator("[data-field=block_length] .problem").text_content() == message
+    assert not page.locator(".figures").is_visible(), "there is nothing to count"
+    assert not page.locator(".player").is_visible(), "nor to play: the message would stand below it, out of sight"
+    choose(page, "ar")
+    generate(page)
+    assert page.locator(".figures").is_visible()
+    assert page.locator(".player").is_visible()
 
 
 def test_a_gap_is_filled_where_it_is(page: Page) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
+
+from server.api.documents.openapi import WITHOUT_USE
 
 router = APIRouter()
 
@@ -30,9 +33,10 @@ summary:focus-visible { outline: 2px solid var(--get); outline-offset: 2px }
 .post { color: var(--post) } .delete { color: var(--delete) }
 table { border-collapse: collapse; margin: 0.25rem 0 1.5rem; width: 100% } th { font-weight: 400; font-size: 0.8125rem }
 td, th { border-top: 1px solid var(--line); padding: 0.35rem 1.25rem 0.35rem 0; text-align: left; vertical-align: top }
-td:first-child { color: var(--ink) } td:last-child { color: var(--ink); padding-right: 0; min-width: 40% }
+td:first-child { color: var(--ink); min-width: 13rem }
+td:last-child { color: var(--ink); padding-right: 0; min-width: 40% }
 @media (max-width: 44rem) { tr { display: block; border-top: 1px solid var(--line); padding: 0.4rem 0 }
-  th { display: none } td:empty { display: none } .method { display: block }
+  th, td:empty { display: none } tr:has(th) { display: none } .method { min-width: 0; padding-right: 0.5em }
   td { display: block; border: 0; padding: 0 } }
 """
 
@@ -49,7 +53,7 @@ async def page(request: Request) -> HTMLResponse:
     about = document["info"]
     return HTMLResponse(
         "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href=data:,>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{escape(about['title'])}</title>"
         f"<style>{_STYLE}</style><h1>{escape(about['title'])} <small>{escape(about['version'])}</small></h1>"
         f"<p>{escape(about.get('summary', ''))}. Machine-readable: <a href=openapi.json>openapi.json</a>.</p>"
@@ -85,26 +89,41 @@ def _objects(schema: Any, components: dict[str, Any]) -> list[str]:
 
 
 def _fields(schema: dict[str, Any]) -> str:
+    """The fields as a table; those that change nothing come last."""
     required = schema.get("required", ())
+    fields = sorted(schema.get("properties", {}).items(), key=lambda item: WITHOUT_USE in item[1])
     rows = [
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(_type(field))}</td>"
-        f"<td>{'required' if name in required else escape(str(field.get('default', '')))}</td>"
+        f"<td>{'required' if name in required else escape(_default(field))}</td>"
         f"<td>{escape(field.get('description', ''))}</td></tr>"
-        for name, field in schema.get("properties", {}).items()
+        for name, field in fields
     ]
     return f"<table><tr><th>field<th>type<th>default<th></tr>{''.join(rows)}</table>"
+
+
+def _default(field: dict[str, Any]) -> str:
+    default = field.get("default")
+    return "" if default is None else _value(default)
 
 
 def _type(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_type(option) for option in field["anyOf"])
     if "enum" in field:
-        return ", ".join(str(value) for value in field["enum"])
+        return ", ".join(map(_value, field["enum"]))
+    if "const" in field:
+        return _value(field["const"])
     if "$ref" in field:
         return str(field["$ref"]).rpartition("/")[2]
-    kind = str(field.get("type", "any"))
+    kinds = field.get("type", "any")
+    kind = kinds if isinstance(kinds, str) else " or ".join(kinds)
     bounds = [f"{sign} {field[key]}" for key, sign in _BOUNDS.items() if key in field]
     return f"{kind} {', '.join(bounds)}".strip()
+
+
+def _value(value: Any) -> str:
+    """As JSON, texts without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}

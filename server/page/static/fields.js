@@ -72,7 +72,7 @@ class Field {
     this.note = h("p", { className: "only" });
     const kind = shape.type === "boolean" || shape.enum || shape.const !== undefined ? "" : this.#kind(shape);
     const label = h("label", { htmlFor: id }, name);
-    const about = h("p", { className: "about", id: `${id}-about` }, schema.description ?? "");
+    const about = h("p", { className: "about", id: `${id}-about` }, (schema.description ?? "").replaceAll("`", ""));
     this.input.setAttribute("aria-describedby", `${id}-about ${id}-problem`);
     this.input.addEventListener("input", () => this.complain(""));
     const range = h("span", { className: "range" }, kind);

@@ -96,6 +96,7 @@ export class Lane {
     if (this.state.textContent !== text) this.state.textContent = text;
     this.state.dataset.kind = kind;
     this.element.setAttribute("aria-busy", String(this.recording.running));
+    this.element.classList.toggle("refused", kind === "error" && !this.recording.frames.length);
   }
 
   #status(figures) {

@@ -62,6 +62,7 @@ export class Player {
   /** Nothing more will arrive. A run too short to be seen is shown once more, slower, unless somebody took over. */
   finished() {
     const times = this.#times;
+    this.element.hidden = !times.length; // nothing came that could be played
     const length = times.length > 1 ? times.at(-1) - this.#recordings[0].begun : 0;
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const complete = this.#recordings.every((recording) => !recording.error && !recording.stopped);
