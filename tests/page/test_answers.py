@@ -115,6 +115,15 @@ def test_the_fields_are_those_of_the_mode_with_their_ranges(page: Page) -> None:
     assert page.locator("#field-min_p").get_attribute("aria-invalid") == "true"
 
 
+def test_the_first_press_of_generate_shows_something(page: Page) -> None:
+    """A newcomer presses the button before writing anything, and would be told to write."""
+    generate(page, "")
+    assert page.locator("#prompt").input_value() == page.locator("#suggestions button").first.text_content()
+    assert page.locator(".settled, .fresh").first.text_content()
+    generate(page, "")
+    assert page.locator("#request-problem").text_content() == "Write a prompt first."
+
+
 def test_what_the_server_refuses_is_said_at_the_field(served: ServerProcess, open_page: OpenPage) -> None:
     """The range of some fields depends on the model: only the server knows it."""
     page = open_page(f"{served.url}/", key=KEY, expected=("status of 400",))

@@ -191,6 +191,10 @@ const problem = (text) => (byId("request-problem").textContent = text);
 
 async function run() {
   problem("");
+  if (!byId("prompt").value.trim() && !byId("suggestions").hidden) {
+    byId("prompt").value = byId("suggestions").querySelector("button").textContent; // the first thing a visitor presses works
+    changed();
+  }
   const modes = chosen();
   let bodies;
   try {
