@@ -21,7 +21,7 @@ _STYLE = """
   --get: #6da8f4; --post: #6dbf93; --delete: #f0836a } }
 body { margin: 0 auto; padding: 0 clamp(1rem, 4vw, 2.5rem) 3rem; max-width: 68rem; background: var(--paper);
   color: var(--ink); font: 0.9375rem/1.5 Inter, system-ui, -apple-system, "Segoe UI", "Noto Sans", sans-serif }
-h1 { font: 400 clamp(1.5rem, 3.4vw, 2.25rem)/1.25 Charter, "Iowan Old Style", "Noto Serif", Georgia, serif;
+h1 { font: 400 clamp(1.5rem, 3.4vw, 2.25rem)/1.25 Charter, "Bitstream Charter", "Noto Serif", Georgia, serif;
   margin: clamp(1.25rem, 5vh, 3rem) 0 0.25rem }
 h1 small { font-size: 0.5em } h1 small, p, th, td:nth-child(n + 2) { color: var(--soft) }
 h4 { font-weight: 600; margin: 1.25rem 0 0.25rem } a { color: inherit; text-underline-offset: 0.2em }
