@@ -18,6 +18,9 @@ DATA = frozenset({"json", "toml", "yaml"})
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_]{2,}")
 _ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 
+FRAGMENTS = {"haproxy": "a part of a load balancer's configuration"}
+"""Languages whose blocks are no whole: why they are not run."""
+
 NOT_HERE = {
     "docker": "needs docker and its images",
     "kubectl": "needs a cluster",
@@ -58,6 +61,8 @@ def steps(block: Block) -> list[Step]:
         return []
     if block.language in DATA:
         return [Step("read", "", block.language, whole)]
+    if block.language in FRAGMENTS:
+        return [Step("not run", FRAGMENTS[block.language], block.language, whole)]
     if block.language != "python":
         raise ValueError(f"{block.place}: nobody knows how to run a block of {block.language!r}")
     how, why = _noted(whole) or ("run", "")
