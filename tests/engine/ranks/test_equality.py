@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from engine.models.adapter import MODULES
+from engine.models.families.overrides import Overrides
 from tests.conftest import MakeEngine, engine_maker
-from tests.engine.decoding.blocks.cases import BLOCK_LENGTHS, CHECKPOINTS, ORDERS, family_of
+from tests.engine.decoding.blocks.cases import BLOCK_LENGTHS, CHECKPOINTS, ORDERS, SAME_FILES, family_of
+from tests.engine.decoding.introspective.test_adapter import write_adapter
 from tests.engine.decoding.whole.conftest import ORDERS as WHOLE_ORDERS
 from tests.engine.driving import Visit, ask, drive
 from tests.engine.ranks.crew import Crew
@@ -26,14 +29,14 @@ from tests.reference.bidirectional.checkpoints import (
     write_whole_checkpoint,
 )
 from tests.reference.block_checkpoints import write_block_checkpoint
-from tests.reference.checkpoints import write_checkpoint
+from tests.reference.checkpoints import MASK, write_checkpoint
 
 WHOLE: dict[str, Callable[..., dict[str, Any]]] = {
     "llada": lambda: llada_config(n_heads=4, n_kv_heads=4),
     "dream": dream_config,
     "llada_moe": lambda: llada_moe_config(num_attention_heads=4, num_key_value_heads=2),
 }
-NAMES = ("nemotron", "tied", *CHECKPOINTS, *WHOLE)
+NAMES = ("nemotron", "tied", "idlm", *CHECKPOINTS, *WHOLE)
 LONGEST = 96
 
 
@@ -43,6 +46,8 @@ class Case(NamedTuple):
     name: str
     directory: Path
     make: MakeEngine
+    options: dict[str, Any] = {}
+    """What the operator says of the model."""
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +60,29 @@ def case_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
         directory = root / name
         if name in WHOLE:
             write_whole_checkpoint(directory, WHOLE[name](), logit_scale=3.0)
+        elif name == "idlm":
+            return idlm_case(directory)
         elif name in CHECKPOINTS:
-            write_block_checkpoint(directory, family_of(name), **CHECKPOINTS[name])
+            family = family_of(name)
+            write_block_checkpoint(directory, SAME_FILES.get(family, family), **CHECKPOINTS[name])
+            if family in SAME_FILES:
+                return Case(name, directory, engine_maker(directory, "float64", family), {"model_family": family})
         else:
             write_checkpoint(directory, lora_rank=4, tie_word_embeddings=name == "tied")
         return Case(name, directory, engine_maker(directory, "float64"))
 
     return make
+
+
+def idlm_case(directory: Path) -> Case:
+    """A model that drafts with an adapter of all of its matrices."""
+    write_block_checkpoint(
+        directory, "sdar", seed=6, logit_scale=0.5, block_size=..., architectures=["Qwen3ForCausalLM"], mask=False
+    )
+    adapter = write_adapter(directory / "lora", directory, MODULES)
+    said = Overrides(family="idlm", mask_token_id=MASK, draft_adapter=adapter)
+    options = {"model_family": "idlm", "mask_token_id": MASK, "draft_adapter": str(adapter)}
+    return Case("idlm", directory, engine_maker(directory, "float64", overrides=said), options)
 
 
 def requests_for(name: str, count: int) -> list[Visit]:
@@ -74,6 +95,8 @@ def requests_for(name: str, count: int) -> list[Visit]:
         orders, length = ["low_confidence"], 8
     tri_mode = name in ("nemotron", "tied")
     modes = ("ar", "diffusion", "speculative", "auto", "infill", "speculative") if tri_mode else ("diffusion",)
+    if name == "idlm":
+        modes = ("speculative", "ar", "auto")
     visits = []
     for i in range(count):
         mode = modes[i % len(modes)]
@@ -88,6 +111,8 @@ def requests_for(name: str, count: int) -> list[Visit]:
         fields |= extras[i // 2 % len(extras)]
         if tri_mode and i % 4 == 2:
             fields["logit_bias"] = NARROW
+        if name == "llada2_1" and i % 2:
+            fields["edit_threshold"] = 0.3
         if mode == "infill":
             fields["suffix_token_ids"] = [50, 51, 52]
         visits.append(Visit(ask(f"r{i}", prompt_of(0, 24, 1 + i), mode, **fields), 2 * (i // 4), 6 if i == 3 else None))
@@ -107,8 +132,8 @@ def test_the_answers_are_those_of_one_rank(crew: Crew, case_of: Callable[[str], 
     case = case_of(name)
     limits = {"max_model_len": LONGEST, "kv_cache_tokens": 384, "max_running": 5}
     visits = requests_for(name, 12 if crew.size == 2 else 6)
-    wanted = drive(case.make(**limits), visits)
-    given = drive(crew.make(case.directory, **limits), visits)
+    wanted = drive(case.make(**limits, **case.options), visits)
+    given = drive(crew.make(case.directory, **limits, **case.options), visits)
     for visit in visits:
         request = visit.request
         assert given[request.request_id].outcome == wanted[request.request_id].outcome, request
