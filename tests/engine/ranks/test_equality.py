@@ -6,9 +6,10 @@ a part of a row left out of a sum, a token of another part of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -46,7 +47,7 @@ class Case(NamedTuple):
     name: str
     directory: Path
     make: MakeEngine
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     """What the operator says of the model."""
 
 
