@@ -22,6 +22,7 @@ from engine.config import DType, Quantization
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.measure.clock import clock_for
+from engine.sampling.divided import whole
 
 SCHEMA = "lightcone-bench-formats/1"
 FORMATS = ["float32", "bfloat16", "int8", "int8-weights", "int4-weights"]
@@ -114,4 +115,4 @@ def logits_of(engine: Engine) -> torch.Tensor:
     logits = engine.runner.forward(make_plan(engine, PassKind(Phase.VERIFY, ROWS_COMPARED, 1, 0)))[0]
     if logits is None:
         raise AssertionError("a verifying pass has logits for every row")
-    return logits[0].float().cpu()
+    return whole(logits)[0].float().cpu()

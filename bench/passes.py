@@ -32,12 +32,22 @@ def add_parser(commands: options.Commands) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="counted, interleaved runs of every pass (default 7)")
     parser.add_argument("--cycles", type=int, default=5, help="host time: sixteens of steps a setting (default 5)")
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
+    parser.add_argument("--tensor-parallel-size", type=int, default=1, help="ranks; figures are rank 0's (default 1)")
 
 
 def run(args: argparse.Namespace) -> int:
     """`lightcone bench passes`."""
     # Widths of speculation are not chosen here: nothing to calibrate for.
-    engine = options.load_engine(args, load_format=args.load_format, calibration_seconds=0.0)
+    ranks = {"calibration_seconds": 0.0, "tensor_parallel_size": args.tensor_parallel_size}
+    engine = options.load_engine(args, load_format=args.load_format, **ranks)
+    try:
+        return measure(args, engine)
+    finally:
+        engine.close()
+
+
+def measure(args: argparse.Namespace, engine: Engine) -> int:
+    """Measures, prints and saves."""
     counter = counter_of(engine)
     speed = measure_device_speed(engine.device, engine.runner.decoder.dtype, counter.weight_bytes, engine.info.storage)
     kinds = [kind for kind in pass_kinds(args) if kind.fits(engine)]

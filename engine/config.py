@@ -90,6 +90,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     weights, too. `shared_verify_below` counts as 0 with it."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto`: the first GPU, or the CPU where there is none."""
+    tensor_parallel_size: Annotated[int, POSITIVE] = 1
+    """Ranks that run the model together, each with a share of its weights and of the KV pool: processes of one machine,
+    on so many GPUs from `device` on (NCCL), or on a CPU (gloo; for tests). It must divide the model's heads, inner
+    size, experts and vocabulary. With more than one, passes are not captured and matrices are not packed. So far run on
+    CPUs, never on GPUs."""
     kernels: Literal["torch", "triton"] = "torch"
     """`torch`: torch's own, on any device. `triton`: paged attention, rotation, activation and sampling in kernels for
     NVIDIA GPUs, and captured passes. They need the `triton` extra; so far they have been compiled for GPUs and run in
@@ -231,13 +236,16 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str = "none"
     """Of the weights; see EngineConfig."""
     draft_quantization: str = "none"
+    tensor_parallel_size: int = 1
+    """Ranks that run the model together."""
     storage: str = "dense"
     """How the layers' matrices are stored: a name of engine.models.linear.storages."""
     weight_bytes: int = 0
-    """Bytes of all weights as they are stored, the embedding included."""
+    """Bytes of all weights as they are stored, the embedding included, over all ranks."""
     published: str = ""
     """What a quantized checkpoint brings and how it is stored, in words; empty for plain weights."""
     device_bandwidth: float = 0.0
-    """Memory bandwidth of the device in bytes a second, measured at start-up; 0: not measured."""
+    """Memory bandwidth of the device (of one rank) in bytes a second, measured at start-up; 0: not measured."""
     device_rate: float = 0.0
-    """Matrix operations a second of the device (a multiply-add is two), measured at start-up; 0: not measured."""
+    """Matrix operations a second of the device (of one rank; a multiply-add is two), measured at start-up; 0: not
+    measured."""

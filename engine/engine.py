@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from engine.assembly import EngineParts, load_parts
 from engine.batch import BatchPlan, Phase
 from engine.config import EngineConfig
 from engine.decoding.contract import outcomes_of
 from engine.decoding.results import STEP_FAILED, StepOutcome
-from engine.errors import RequestError
+from engine.errors import RankError, RequestError
 from engine.events import GenerationEvent, StepStats
 from engine.grammar.compiler import GrammarCompiler, load_vocabulary
 from engine.grammar.queue import GrammarQueue
@@ -49,12 +51,19 @@ class Engine:
         self._compiling: GrammarQueue[Sequence] = GrammarQueue(GrammarCompiler(self._load_vocabulary))
 
     @classmethod
-    def load(cls, config: EngineConfig, report: ReportWeights = lambda *progress: None) -> Engine:
-        """Loads the model that the configuration names; report: told how far its weights are.
+    def load(
+        cls,
+        config: EngineConfig,
+        report: ReportWeights = lambda *progress: None,
+        directory: Path | None = None,
+        on_lost: Callable[[str], None] | None = None,
+    ) -> Engine:
+        """Loads the model that the configuration names; see `load_parts`. Raises EngineError, one line."""
+        return cls(load_parts(config, report, directory, on_lost))
 
-        Raises ModelLoadError or ConfigError, one line each.
-        """
-        return cls(load_parts(config, report))
+    def close(self) -> None:
+        """Ends the processes that run the model beside this one, where there are any."""
+        self.runner.close()
 
     def add(self, request: Request) -> None:
         """Queues a request; it joins before the next pass it fits into. RequestError if it can never be served.
@@ -123,13 +132,17 @@ class Engine:
     def _run(self, plan: BatchPlan) -> tuple[list[StepOutcome], float]:
         """The outcomes of a plan and the seconds its forward took.
 
-        If the pass fails, each of its sequences is run alone, so that an error ends only the request at fault.
+        If the pass fails, each of its sequences is run alone, so that an error ends only the request at fault. Where
+        several ranks run passes and are no longer in step, nothing more can be run: RankError.
         """
         self._failed = False
         if not plan.groups:
+            self.runner.idle()
             return [], 0.0
         try:
             return self._forward_and_decode(plan)
+        except RankError:
+            raise
         except Exception:
             log.exception("a pass of %d tokens failed; running its sequences one by one", plan.num_tokens)
         self._failed = True
@@ -144,6 +157,8 @@ class Engine:
                 decoded, took = self._forward_and_decode(alone)
                 outcomes += decoded
                 seconds += took
+            except RankError:
+                raise
             except Exception:
                 log.exception("request %s failed", seq.request.request_id)
                 outcomes += [StepOutcome(span, error=STEP_FAILED) for span in alone.spans]

@@ -13,6 +13,10 @@ class ConfigError(EngineError):
     """The engine's configuration contradicts itself, the model or the machine."""
 
 
+class RankError(EngineError):
+    """The ranks that run the model together cannot go on: one of them is gone, or has failed in a pass."""
+
+
 class RequestError(EngineError):
     """A request that can never be served. `param` names the field at fault; `code` is machine-readable."""
 

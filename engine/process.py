@@ -12,8 +12,8 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -34,6 +34,7 @@ from engine.messages import (
     Shutdown,
     ToEngine,
 )
+from engine.ranks.lifeline import leave_with_parent, set_up_log
 from engine.request import Request
 
 log = logging.getLogger("lightcone.engine")
@@ -95,39 +96,6 @@ class EngineProcess:
         return []
 
 
-def leave_with_parent() -> None:
-    """Ends the process at once when stdin closes: the parent keeps the other end open for as long as it lives."""
-
-    def wait() -> None:
-        # Not through sys.stdin: a thread inside its lock would make the interpreter's own exit fail.
-        while os.read(0, 4096):
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
-
-
-class LineFormatter(logging.Formatter):
-    """A record as one line of JSON, which the API process reads and logs in its own form."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON, without the line end."""
-        line: dict[str, object] = {
-            "time": record.created, "level": record.levelno, "logger": record.name, "message": record.getMessage(),
-        }  # fmt: skip
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
-
-
-def set_up_log() -> None:
-    """Sends all logs of this process, and Python's warnings, to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.captureWarnings(True)
-
-
 def main() -> int:
     """Entry point. Exits 0 after Shutdown, 1 after a failure that it has reported in one line."""
     # Ctrl-C reaches the whole terminal group; the API process handles it and sends Shutdown.
@@ -144,21 +112,35 @@ def main() -> int:
     def report(*progress: int) -> None:
         socket.send(encoder.encode(EngineLoading(*progress)))
 
+    def tell(message: str) -> None:
+        socket.send(encoder.encode(EngineFailed(message)))
+
+    def tell_and_close(message: str) -> None:
+        """For another thread, while the main thread waits for a rank that is gone, and will not use the socket."""
+        tell(message)
+        socket.close(linger=2000)
+        context.term()
+        os._exit(1)
+
     code = 0
+    engine: Engine | None = None
     try:
         started = time.monotonic()
-        engine = Engine.load(config, report)
+        # The directory of the socket is private, and the API process removes it with what is in it.
+        engine = Engine.load(config, report, Path(sys.argv[1].removeprefix("ipc://")).parent, tell_and_close)
         log.info("model loaded in %.1f s", time.monotonic() - started)
         process = EngineProcess(engine, socket)
         process.send(EngineReady(engine.info))
         process.serve()
     except EngineError as error:
-        socket.send(encoder.encode(EngineFailed(str(error))))
+        tell(str(error))
         code = 1
     except Exception as error:
         log.exception("the engine process failed")
-        socket.send(encoder.encode(EngineFailed(f"the engine failed: {type(error).__name__}: {error}".splitlines()[0])))
+        tell(f"the engine failed: {type(error).__name__}: {error}".splitlines()[0])
         code = 1
+    if engine is not None:
+        engine.close()
     socket.close(linger=2000)
     context.term()
     return code

@@ -37,16 +37,16 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "kv_cache": {"errors", "device"},
         "scheduling": NOUNS | {"decoding", "kv_cache"},
         "attention": {"device", "kv_cache"},
-        "models": {"errors", "request", "attention", "builtin"},
+        "ranks": {"config", "errors"},
+        "models": {"errors", "request", "attention", "builtin", "ranks"},
         "gpu": {"request", "device", "sampling", "kv_cache", "attention", "models"},
-        "runner": NOUNS | {"device", "sampling", "kv_cache", "attention", "models", "gpu"},
-        "measure": NOUNS | {"messages", "device", "decoding", "kv_cache", "models", "runner"},
+        "runner": NOUNS | {"device", "sampling", "kv_cache", "attention", "ranks", "models", "gpu"},
+        "measure": NOUNS | {"messages", "device", "sampling", "decoding", "kv_cache", "models", "runner"},
         "assembly": NOUNS | {
-            "device", "sampling", "decoding", "scheduling", "kv_cache", "attention", "models", "gpu", "runner",
-            "measure",
+            "device", "sampling", "decoding", "scheduling", "kv_cache", "ranks", "models", "runner", "measure",
         },
         "engine": NOUNS | {"validate", "grammar", "decoding", "scheduling", "models", "measure", "assembly"},
-        "process": WIRE | {"engine"},
+        "process": WIRE | {"ranks", "engine"},
         "builtin": set(),
     },
     "server": {
@@ -78,8 +78,15 @@ LOWER_PARTS = {
     },
     "engine.runner.pack": {"engine.attention": {"engine.attention.packed_pass"}},
     "engine.gpu": {"engine.sampling": {"engine.sampling.picker"}},
-    "engine.runner": {"engine.sampling": {"engine.sampling.picker"}},
-    "engine.measure": {"engine.decoding": {"engine.decoding.costs"}},
+    "engine.runner": {
+        "engine.sampling": {"engine.sampling.divided", "engine.sampling.logprobs", "engine.sampling.picker"},
+    },
+    "engine.models": {"engine.ranks": {"engine.ranks.group"}},
+    "engine.measure": {
+        "engine.decoding": {"engine.decoding.costs"},
+        "engine.sampling": {"engine.sampling.divided"},
+    },
+    "engine.process": {"engine.ranks": {"engine.ranks.lifeline"}},
     "engine.sampling": {"engine.grammar": {"engine.grammar.state"}},
     "engine.sequence": {"engine.grammar": {"engine.grammar.state"}},
 }
@@ -87,7 +94,8 @@ LOWER_PARTS = {
 
 NO_TORCH = {
     *(f"engine.{name}" for name in WIRE | {"sequence", "batch"}),
-    "engine.models.files", "engine.models.spec", "engine.builtin", "engine.grammar", "engine.kv_cache.pages",
+    "engine.ranks.lifeline", "engine.ranks.link", "engine.models.files", "engine.models.spec",
+    "engine.builtin", "engine.grammar", "engine.kv_cache.pages",
 }  # fmt: skip
 
 MAX_FILES, MAX_LINES, MAX_FUNCTION_LINES = 12, 300, 50

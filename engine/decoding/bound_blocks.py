@@ -22,7 +22,8 @@ from engine.device.transfer import to_device
 from engine.events import TokenLogprob
 from engine.grammar.state import GrammarState, is_allowed, only_token
 from engine.request import GREEDY_BELOW
-from engine.sampling.sampler import Chosen, Sampler
+from engine.sampling.chosen import Chosen
+from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Candidates, Sequence
 
 CANDIDATES = 16

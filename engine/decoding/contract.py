@@ -17,6 +17,7 @@ import torch
 from engine.batch import BatchPlan, Phase, Span, StepGroup
 from engine.decoding.results import STEP_FAILED, Choices, HostChoices, StepOutcome, to_host
 from engine.models.spec import BlockStart
+from engine.sampling.divided import Logits
 from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
 
@@ -27,7 +28,7 @@ class GroupStep(ABC):
     """The step that all spans of a group take: from logits to outcomes."""
 
     @abstractmethod
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         """Chooses for every span of the group. logits: [n, num_logits, V], free to be overwritten."""
 
     @abstractmethod
@@ -79,7 +80,7 @@ class DecodingPolicy(GroupStep):
 
 @torch.inference_mode()
 def outcomes_of(
-    plan: BatchPlan, logits: Rows[torch.Tensor | None], policies: Mapping[str, DecodingPolicy], prefill: GroupStep
+    plan: BatchPlan, logits: Rows[Logits | None], policies: Mapping[str, DecodingPolicy], prefill: GroupStep
 ) -> list[StepOutcome]:
     """The outcomes of a pass, prefill included, in plan order.
 

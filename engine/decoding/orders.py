@@ -18,9 +18,9 @@ from engine.decoding.unmask import quota
 from engine.device.transfer import to_device
 from engine.models.spec import EvenSchedule
 from engine.request import Remasking
+from engine.sampling.chosen import Chosen
 from engine.sampling.logprobs import widened
 from engine.sampling.noise import step_uniforms
-from engine.sampling.sampler import Chosen
 from engine.sequence import Block, Sequence
 
 LAST_TIME = 1e-3

@@ -8,8 +8,8 @@ import torch
 
 from engine.batch import Span, StepGroup
 from engine.events import TokenLogprob
+from engine.sampling.chosen import Chosen
 from engine.sampling.logprobs import top_log_probabilities, widened
-from engine.sampling.sampler import Chosen
 from engine.sequence import Sequence
 
 STEP_FAILED = "The engine failed while it ran this request."

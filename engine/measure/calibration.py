@@ -9,6 +9,7 @@ from engine.config import EngineConfig
 from engine.decoding.costs import CostTable
 from engine.measure.clock import clock_for
 from engine.runner.model_runner import ModelRunner
+from engine.sampling.divided import DividedLogits, PlainChoice
 from engine.sequence import Sequence
 
 CONTEXT = 128
@@ -108,8 +109,10 @@ def _time_pass(runner: ModelRunner, plan: BatchPlan) -> float:
     now, took = clock_for(runner.pool.device).now, 0.0
     for _ in range(2):
         started = now()
-        for logits in runner.forward(plan):
-            if logits is not None:
+        for group, logits in zip(plan.groups, runner.forward(plan), strict=True):
+            if isinstance(logits, DividedLogits):
+                logits.pick(PlainChoice.greedy(len(group.spans)), None).token_ids.cpu()
+            elif logits is not None:
                 logits.argmax(dim=-1).cpu()
         took = now() - started
     return took

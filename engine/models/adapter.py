@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.models.divided.linears import summed
 from engine.models.linear.base import Linear, Target
 from engine.models.linear.dense import DenseLinear
+from engine.ranks.group import ALONE, RankGroup
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """What an adapter may update, by transformers' names."""
+
+CUT_BY_COLUMNS = ("o_proj", "down_proj")
+"""Those of which ranks that share a model have some of the inputs each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +37,17 @@ class DraftAdapter:
 class LowRankUpdate:
     """The update up @ down of one matrix [outputs, inputs]."""
 
-    def __init__(self, rank: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.down = DenseLinear.empty({"lora_A": rank}, inputs, dtype, device)
+    def __init__(
+        self,
+        rank: int,
+        inputs: int,
+        outputs: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: RankGroup = ALONE,
+    ) -> None:
+        """group: the ranks that share it, each with some of the inputs."""
+        self.down = summed(DenseLinear.empty({"lora_A": rank}, inputs, dtype, device), group)
         self.up = DenseLinear.empty({"lora_B": outputs}, rank, dtype, device)
 
     def add_to(self, total: torch.Tensor, x: torch.Tensor, scale: torch.Tensor) -> None:
@@ -55,12 +69,13 @@ class LayerUpdates:
         shapes: Mapping[str, tuple[int, int]],
         dtype: torch.dtype,
         device: torch.device,
+        group: RankGroup = ALONE,
     ) -> None:
-        """shapes: (outputs, inputs) of the layer's matrices, by the same names."""
+        """shapes: (outputs, inputs) of the layer's matrices, by the same names. group: the ranks that share them."""
         modules = () if adapter is None else adapter.modules
         rank = 0 if adapter is None else adapter.rank
         self._by_name = {
-            name: LowRankUpdate(rank, inputs, outputs, dtype, device)
+            name: LowRankUpdate(rank, inputs, outputs, dtype, device, group if name in CUT_BY_COLUMNS else ALONE)
             for name, (outputs, inputs) in shapes.items()
             if name in modules
         }

@@ -18,12 +18,14 @@ from engine.attention.base import AttentionBackend
 from engine.attention.packed_pass import ForwardBatch
 from engine.models.adapter import DraftAdapter
 from engine.models.decoder_config import DecoderConfig
+from engine.models.divided.share import cut_targets, share_of
 from engine.models.elementwise import Elementwise
 from engine.models.layer import Layer
 from engine.models.linear.base import Linear, SharedTarget, Target, TensorTarget
 from engine.models.linear.dense import DenseLinear
 from engine.models.linear.storages import FLOAT_STORAGES, LINEARS, Storage
 from engine.models.rope import RotaryTable
+from engine.ranks.group import ALONE, RankGroup
 
 
 class Decoder:
@@ -38,12 +40,18 @@ class Decoder:
         num_positions: int,
         adapter: DraftAdapter | None = None,
         storage: Storage | None = None,
+        group: RankGroup = ALONE,
     ) -> None:
-        """num_positions: positions below it may occur in a batch. storage: of the matrices; None: dense.
+        """config: of the whole model. num_positions: positions below it may occur in a batch. storage: of the matrices;
+        None: dense. group: the ranks that share the model; this is one rank's share. Raises ModelLoadError where they
+        cannot share it evenly.
 
         On the device `meta` it takes no memory: enough to count its parameters and the work of its passes.
         """
-        self.config = config
+        self.whole_config = config
+        """Of the model; `config` is that of this rank's share."""
+        self.config = config = share_of(config, group)
+        self.group = group
         self.adapter = adapter
         self.dtype = dtype
         self.device = device
@@ -53,7 +61,8 @@ class Decoder:
         self.head = self._make_head()
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.layers = [
-            Layer(config, dtype, device, adapter, self.storage.layers, index) for index in range(config.num_layers)
+            Layer(config, dtype, device, adapter, self.storage.layers, index, group)
+            for index in range(config.num_layers)
         ]
         self.draft_layers = self.layers
         """What multiplies in passes that only draft: the layers, or their copies in a narrower storage."""
@@ -90,23 +99,28 @@ class Decoder:
             if draft is not layer:
                 found |= {name: SharedTarget(found[name], other) for name, other in draft.matrix_targets().items()}
             named |= {f"layers.{index}.{name}": target for name, target in found.items()}
-        return named
+        return self._of_whole(named)
+
+    def _of_whole(self, targets: dict[str, Target]) -> dict[str, Target]:
+        """The same targets, such that they take their part of the whole model's tensors."""
+        return targets if self.group.size == 1 else cut_targets(targets, self.whole_config, self.group)
 
     def adapter_targets(self) -> dict[str, Target]:
         """Every tensor that the draft adapter's checkpoint must bring; empty without one."""
-        return {
+        found = {
             f"layers.{index}.{name}": target
             for index, layer in enumerate(self.layers)
             for name, target in layer.adapter_targets().items()
         }
+        return self._of_whole(found)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights as dense tensors, under the names of `targets()`."""
+        """The weights as dense tensors, under the names of `targets()`; of a share, its parts of them."""
         return {name: target.values() for name, target in self.targets().items()}
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the model without its draft adapter."""
+        """Parameters of the whole model without its draft adapter."""
         return sum(math.prod(target.shape) for target in self.targets().values())
 
     @property
@@ -139,7 +153,7 @@ class Decoder:
             drafting = batch.draft_tokens * self.adapter.scale  # [T, 1]
         elementwise = elementwise or self.elementwise
         norm = elementwise.norm
-        hidden = F.embedding(batch.token_ids, self.embedding)
+        hidden = self._embed(batch.token_ids)
         for index, layer in enumerate(self.draft_layers if batch.only_drafts else self.layers):
             q, k, v = layer.project(norm(hidden, layer.input_norm), rotation, elementwise, drafting)
             context = attention.forward(q, k, v, index).reshape(-1, q_dim)
@@ -147,6 +161,21 @@ class Decoder:
             layer.add_mlp(hidden, norm(hidden, layer.mlp_norm), elementwise, drafting)
         return norm(hidden, self.norm)
 
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[T] -> [T, hidden_size]"""
+        if self.group.size == 1:
+            return F.embedding(token_ids, self.embedding)
+        rows = token_ids - self.first_token
+        elsewhere = (rows < 0) | (rows >= len(self.embedding))
+        hidden = F.embedding(rows.masked_fill_(elsewhere, 0), self.embedding)
+        return self.group.sum(hidden.masked_fill_(elsewhere[:, None], 0))
+
+    @property
+    def first_token(self) -> int:
+        """The first token id of this rank's part of the vocabulary."""
+        return self.group.rank * self.config.vocab_size
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [R, hidden_size], the rows to predict from. Returns [R, vocab_size] of the model's dtype."""
+        """hidden: [R, hidden_size], the rows to predict from. Returns [R, vocab_size] of the model's dtype: of a share,
+        those of its part of the vocabulary."""
         return self.head(hidden)

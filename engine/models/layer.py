@@ -9,12 +9,14 @@ import torch
 
 from engine.models.adapter import DraftAdapter, LayerUpdates
 from engine.models.decoder_config import DecoderConfig
+from engine.models.divided.linears import summed
 from engine.models.elementwise import Elementwise
 from engine.models.linear.base import Linear, PermutedTarget, Target, TensorTarget
 from engine.models.linear.storages import LINEARS
 from engine.models.mlp.gated import GatedMLP, projections
 from engine.models.mlp.mixture import MixtureMLP
 from engine.models.rope import Rotation
+from engine.ranks.group import ALONE, RankGroup
 
 QKV, MLP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
 
@@ -30,18 +32,23 @@ class Layer:
         adapter: DraftAdapter | None,
         storage: str = "dense",
         index: int = 0,
+        group: RankGroup = ALONE,
     ) -> None:
-        """storage: of the matrices; a key of LINEARS. Those of a draft adapter are always dense. index: the layer's."""
+        """storage: of the matrices; a key of LINEARS. Those of a draft adapter are always dense. index: the layer's.
+
+        group: the ranks that share the layer; config is the shape of one share.
+        """
         vector = partial(torch.empty, dtype=dtype, device=device)
         hidden = config.hidden_size
         self._index = index
+        self._group = group
         self._order = config.rope.order(config.head_dim)
         self._heads = (config.num_heads, config.num_kv_heads)
         self._head_dim = config.head_dim
         self.input_norm = vector(hidden)
         self.q_norm = vector(config.head_dim) if config.qk_norm else None
         self.k_norm = vector(config.head_dim) if config.qk_norm else None
-        self.updates = LayerUpdates(adapter, _shapes(config), dtype, device)
+        self.updates = LayerUpdates(adapter, _shapes(config), dtype, device, group)
         self._updated = tuple(self.updates.touches(names) for names in (QKV, ("o_proj",), MLP))
         self._qkv_sizes = dict(zip(QKV, (config.q_dim, config.kv_dim, config.kv_dim), strict=True))
         self.mlp_norm = vector(hidden)
@@ -50,12 +57,12 @@ class Layer:
     def _make_matrices(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, storage: str) -> None:
         make, hidden, q_dim, kv_dim = LINEARS[storage], config.hidden_size, config.q_dim, config.kv_dim
         self.qkv = make({"q": q_dim, "k": kv_dim, "v": kv_dim}, hidden, dtype, device, config.qkv_bias)
-        self.output = make({"o": hidden}, q_dim, dtype, device, False)
+        self.output = summed(make({"o": hidden}, q_dim, dtype, device, False), self._group)
         self.mlp: GatedMLP | MixtureMLP
         if config.experts is not None and self._index >= config.experts.num_dense_layers:
-            self.mlp = MixtureMLP(config.experts, hidden, dtype, device, storage)
+            self.mlp = MixtureMLP(config.experts, hidden, dtype, device, storage, self._group)
         else:
-            self.mlp = GatedMLP(hidden, config.intermediate_size, dtype, device, storage)
+            self.mlp = GatedMLP(hidden, config.intermediate_size, dtype, device, storage, self._group)
 
     def copy_in(self, storage: str, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Layer:
         """This layer with matrices of another storage, not initialised; all the rest of it is the same memory."""

@@ -14,18 +14,20 @@ from engine.errors import ModelLoadError
 from engine.models.adapter import MODULES, DraftAdapter
 from engine.models.decoder import Decoder
 from engine.models.decoder_config import DecoderConfig
+from engine.models.divided.share import share_of
 from engine.models.families.description import ModelDescription
 from engine.models.families.overrides import NO_OVERRIDES, Overrides
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile, is_present
 from engine.models.linear.choice import choose_float_storage, has_native_bfloat16
-from engine.models.linear.storages import FLOAT_STORAGES, Storage, check_quantization
+from engine.models.linear.storages import BY_WHOLE_ROWS, FLOAT_STORAGES, Storage, check_quantization
 from engine.models.load_progress import ReportWeights, WeightProgress
 from engine.models.quantized.kept import NOTHING_KEPT, KeptSchemes, kept_schemes, storage_that_keeps
 from engine.models.quantized.matrices import StoredMatrices, find_matrices
 from engine.models.quantized.registry import describe_quantization
 from engine.models.spec import ModelSpec
 from engine.models.weights import fill_from_files, fill_with_random, find_weight_files, holds_the_same
+from engine.ranks.group import ALONE, RankGroup
 
 DTYPES = {
     "float64": torch.float64,
@@ -72,6 +74,7 @@ def load_model(
     quantization: str = "auto",
     draft_quantization: str = "none",
     report: ReportWeights = lambda *progress: None,
+    group: RankGroup = ALONE,
 ) -> LoadedModel:
     """Loads a checkpoint; no code of its own is ever run.
 
@@ -84,12 +87,10 @@ def load_model(
     max_positions: longest text that will be run, at most and by default what config.json says; sizes the rotary table.
     overrides: what the operator says of the model; it goes before what its files say.
     report: told how far the weights are.
+    group: the ranks that share the model: this one's share is loaded, and nothing else of the files is read.
     Raises ModelLoadError, one line naming the file and what is wrong with it.
     """
-    if not is_present(directory) or not directory.is_dir():
-        raise ModelLoadError(f"There is no model directory {directory}.")
-    config_file = ConfigFile.read(directory / "config.json")
-    generation = ConfigFile.read(directory / "generation_config.json", optional=True)
+    config_file, generation = _read_configs(directory)
     description = describe_model(config_file, generation, overrides)
     adapter_directory = overrides.draft_adapter or _find_adapter(directory, description)
     adapter = None if adapter_directory is None else _read_adapter(adapter_directory, description)
@@ -100,16 +101,27 @@ def load_model(
     files = {} if load_format == "dummy" else find_weight_files(directory)
     matrices = find_matrices(published, files) if published is not None and files else StoredMatrices({}, files)
     kept = kept_schemes(matrices, description.names.decoder_names, published)
-    storage = choose_storage(config, dtype, device, quantization, draft_quantization, kept)
+    storage = choose_storage(config, dtype, device, quantization, draft_quantization, kept, group)
     with _told(device):
-        decoder = Decoder(config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage)
+        decoder = Decoder(
+            config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage, group=group
+        )
     if load_format == "dummy":
         fill_with_random({**decoder.targets(), **decoder.adapter_targets()}, device)
-        return LoadedModel(decoder, description.spec, config)
-    _fill_decoder(decoder, matrices, description, report)
-    if adapter_directory is not None:
+    else:
+        _fill_decoder(decoder, matrices, description, report)
         _fill_adapter(decoder, adapter_directory, description)
     return LoadedModel(decoder, description.spec, config, _in_words(matrices, dtype, storage))
+
+
+def _read_configs(directory: Path) -> tuple[ConfigFile, ConfigFile]:
+    """config.json and generation_config.json, which may be missing."""
+    if not is_present(directory) or not directory.is_dir():
+        raise ModelLoadError(f"There is no model directory {directory}.")
+    return (
+        ConfigFile.read(directory / "config.json"),
+        ConfigFile.read(directory / "generation_config.json", optional=True),
+    )
 
 
 @contextmanager
@@ -162,8 +174,10 @@ def _fill_decoder(
             )
 
 
-def _fill_adapter(decoder: Decoder, directory: Path, description: ModelDescription) -> None:
-    """Loads the weights of the model's draft adapter."""
+def _fill_adapter(decoder: Decoder, directory: Path | None, description: ModelDescription) -> None:
+    """Loads the weights of the model's draft adapter, if there is one."""
+    if directory is None:
+        return
     names, files = description.names, find_weight_files(directory, "adapter_model")
     fill_from_files(decoder.adapter_targets(), files, names.adapter_names, names.published_name)
 
@@ -175,17 +189,19 @@ def choose_storage(
     quantization: str,
     draft_quantization: str = "none",
     kept: KeptSchemes = NOTHING_KEPT,
+    group: RankGroup = ALONE,
 ) -> Storage:
     """How the matrices of a model are stored. Raises ModelLoadError for what cannot run on the device.
 
-    kept: how a quantized checkpoint stores them.
+    kept: how a quantized checkpoint stores them. group: the ranks that share the model.
     """
+    config = share_of(config, group)
     if config.experts is not None and device.type == "cuda":
         _check_experts_on_gpu(dtype, device, quantization, draft_quantization)
         return Storage()
     for name in (quantization, draft_quantization):
         if name not in ("auto", "none"):
-            check_quantization(name, device)
+            check_quantization(name, device, divided=group.size > 1)
     draft = None if draft_quantization == "none" else draft_quantization
     if quantization not in ("auto", "none"):
         return Storage.quantized(quantization, draft)
@@ -194,6 +210,10 @@ def choose_storage(
     if quantization == "auto":
         layers = storage_that_keeps(kept.layers, shapes, device)
         head = storage_that_keeps(kept.head, [(config.vocab_size, config.hidden_size)], device)
+    if group.size > 1:
+        # Each rank would measure for itself, and might choose another storage.
+        layers, head = (None if name in BY_WHOLE_ROWS else name for name in (layers, head))
+        return Storage(layers or "dense", head or "dense", draft)
     best = "" if layers and head else choose_float_storage(shapes, config.num_layers, dtype, device)
     return Storage(layers or best, head or best, draft)
 

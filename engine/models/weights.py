@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelLoadError
+from engine.models.divided.linears import AbsentTarget
 from engine.models.files import ConfigFile, is_present
 from engine.models.linear.base import Target
 from engine.models.quantized.matrices import QuantizedMatrix, StoredMatrices
@@ -108,11 +109,12 @@ def holds_the_same(path: Path, name: str, target: Target) -> bool:
     bits = SAME_SIZE[loaded.element_size()]
     with _open(path) as file:
         part = _slice(file, path, name, target.shape)
+        first = target.piece[0].start if target.piece else 0
         if loaded.is_meta:  # only shapes are looked at
             return True
         for start in range(0, len(loaded), PIECE):
             rows = loaded[start : start + PIECE]
-            converted = torch.empty_like(rows).copy_(part[start : start + len(rows)])
+            converted = torch.empty_like(rows).copy_(part[first + start : first + start + len(rows)])
             if not torch.equal(converted.view(bits), rows.view(bits)):
                 return False
     return True
@@ -182,10 +184,29 @@ def _load(file: Any, path: Path, name: str, targets: list[Target]) -> None:
     stack = tuple(file.get_slice(name).get_shape())
     if len(stack) == len(expected) + 1 and _is_stack(stack[:2], rows):
         expected = (*stack[:2], *expected[1:])
-    _slice(file, path, name, expected)
+    stored = _slice(file, path, name, expected)
+    if any(target.piece for target in targets):
+        _load_pieces(stored, expected, targets)
+        return
     tensor = file.get_tensor(name)
     for target, part in zip(targets, tensor.flatten(0, -len(targets[0].shape)).split_with_sizes(rows), strict=True):
         target.load(part)
+
+
+def _load_pieces(stored: Any, shape: tuple[int, ...], targets: list[Target]) -> None:
+    """As `_load`, for a rank: of a stored tensor of this shape only the targets' pieces are read."""
+    at = 0
+    for target in targets:
+        length = target.shape[0]
+        rows, *cut = target.piece or (slice(0, length),)
+        if rows.stop > rows.start:
+            place: tuple[slice, ...] = (slice(at + rows.start, at + rows.stop),)
+            if len(shape) > len(target.shape):  # the rows of one matrix of a stack
+                number, start = divmod(at, shape[1])
+                place = (slice(number, number + 1), slice(start + rows.start, start + rows.stop))
+            piece = stored[(*place, *cut)]
+            target.load_piece(piece.squeeze(0) if len(place) == 2 else piece)
+        at += length
 
 
 def _is_stack(shape: tuple[int, ...], rows: list[int]) -> bool:
@@ -210,6 +231,8 @@ def _load_matrix(
             found: torch.Tensor = other.get_tensor(name)
             return found
 
+    if all(isinstance(target, AbsentTarget) for target in targets):
+        return
     rows = [target.shape[0] for target in targets]
     try:
         if len(targets[0].shape) != 2:

@@ -9,6 +9,7 @@ from engine.kv_cache.pool import KVCachePool
 from engine.models.decoder import Decoder
 from engine.runner.device_pass import DevicePass
 from engine.runner.pack import Packer
+from engine.sampling.divided import Logits
 
 
 class ModelRunner:
@@ -29,17 +30,23 @@ class ModelRunner:
         """The KV pool."""
         return self.device_pass.pool
 
-    def forward(self, plan: BatchPlan) -> list[torch.Tensor | None]:
+    def forward(self, plan: BatchPlan) -> list[Logits | None]:
         """One packed pass. Returns for each group its logits [n, num_logits, V] of the model's dtype, or None if it
         needs none.
 
         K and V of every query token are written to its pages; nothing else changes, so a pass may be repeated.
         """
-        return split_logits(plan, self.device_pass.run(self.packer.pack(plan)))
+        return [*split_logits(plan, self.device_pass.run(self.packer.pack(plan)))]
 
     def clear(self, pages: list[int]) -> None:
         """Zeroes pages before the next pass, so that non-finite values in them cannot reach their next owner."""
         self.packer.clear(pages)
+
+    def idle(self) -> None:
+        """Called instead of `forward` in a step without work."""
+
+    def close(self) -> None:
+        """Ends what was started to run the model."""
 
 
 def split_logits(plan: BatchPlan, logits: torch.Tensor | None) -> list[torch.Tensor | None]:

@@ -10,6 +10,7 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.kv_cache.pool import KVCachePool
 from engine.models.decoder_config import DecoderConfig
+from engine.ranks.group import ALONE, RankGroup
 
 CPU_POOL_BYTES = 2 * 1024**3
 """Most memory an automatically sized pool takes on a CPU."""
@@ -24,7 +25,12 @@ class PoolSize:
 
 
 def choose_pool_size(
-    config: EngineConfig, shape: DecoderConfig, dtype: torch.dtype, device: torch.device, block_length: int = 1
+    config: EngineConfig,
+    shape: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    block_length: int = 1,
+    group: RankGroup = ALONE,
 ) -> PoolSize:
     """Sizes the pool from the configuration, or from free memory. Raises ConfigError if a promised length cannot fit.
 
@@ -32,7 +38,9 @@ def choose_pool_size(
     for activations and captured passes. On a CPU: enough for `max_running` sequences of the longest length, within two
     gigabytes.
 
-    block_length: of the blocks that context is encoded by: the longest length is a whole number of them.
+    block_length: of the blocks that context is encoded by: the longest length is a whole number of them. group: the
+    ranks that share the model, each of which keeps KV of its own heads (shape is that of a share): all have as many
+    pages as the one with the least room.
     """
     if config.max_model_len is not None and config.max_model_len > shape.max_positions:
         raise ConfigError(
@@ -43,19 +51,7 @@ def choose_pool_size(
             f"max_model_len ({config.max_model_len}) must be a multiple of {block_length}, this model's block length."
         )
     wanted = config.max_model_len or shape.max_positions
-    page_bytes = KVCachePool.bytes_per_page(
-        num_layers=shape.num_layers, page_size=config.page_size, num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim, dtype=dtype,
-    )  # fmt: skip
-    if config.kv_cache_tokens is not None:
-        num_pages = config.kv_cache_tokens // config.page_size
-    elif device.type == "cuda":
-        torch.cuda.empty_cache()  # what loading the model has left over is free, too
-        free, total = torch.cuda.mem_get_info(device)
-        num_pages = int(free - (1 - config.gpu_memory_utilization) * total) // page_bytes
-    else:
-        per_sequence = -(-wanted // config.page_size)
-        num_pages = min(config.max_running * per_sequence, max(CPU_POOL_BYTES // page_bytes, per_sequence))
+    num_pages = group.least(_room(config, shape, dtype, device, wanted))
     if num_pages < 1:
         raise ConfigError("No memory is left for a single KV page: lower max_model_len or raise kv_cache_tokens.")
     capacity = num_pages * config.page_size
@@ -70,3 +66,19 @@ def choose_pool_size(
             f"The KV pool holds {capacity} tokens, not one block of {block_length}: raise kv_cache_tokens."
         )
     return PoolSize(num_pages, longest)
+
+
+def _room(config: EngineConfig, shape: DecoderConfig, dtype: torch.dtype, device: torch.device, wanted: int) -> int:
+    """Pages that there is room for. wanted: tokens of the longest sequence."""
+    page_bytes = KVCachePool.bytes_per_page(
+        num_layers=shape.num_layers, page_size=config.page_size, num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim, dtype=dtype,
+    )  # fmt: skip
+    if config.kv_cache_tokens is not None:
+        return config.kv_cache_tokens // config.page_size
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading the model has left over is free, too
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free - (1 - config.gpu_memory_utilization) * total) // page_bytes
+    per_sequence = -(-wanted // config.page_size)
+    return min(config.max_running * per_sequence, max(CPU_POOL_BYTES // page_bytes, per_sequence))

@@ -52,3 +52,14 @@ class TokenHistory:
         prompt[seq.row, to_device(seq.request.prompt_token_ids, self._device)] = True
         self._owners[seq.row] = seq
         self._counted[seq.row] = seq.num_prompt
+
+
+def unsettled_counts(tokens: torch.Tensor, vocab_size: int, cumulative: bool, without_own: bool) -> torch.Tensor:
+    """How often each token occurs among the visible ones. tokens: [k, r], -1 for none. Returns [k, r or 1, V] int."""
+    k, r = tokens.shape
+    one_hot = torch.zeros(k, r, vocab_size, dtype=torch.int32, device=tokens.device)
+    one_hot.scatter_(-1, tokens.clamp(min=0)[..., None], (tokens >= 0).to(torch.int32)[..., None])
+    if cumulative:
+        return one_hot.cumsum(dim=1, dtype=torch.int32)
+    counts = one_hot.sum(dim=1, keepdim=True, dtype=torch.int32)
+    return counts - one_hot if without_own else counts

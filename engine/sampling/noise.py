@@ -44,9 +44,9 @@ def _mix(x: _Words, inject: _Words | None = None) -> _Words:
 
 
 @lru_cache(maxsize=8)
-def _token_hashes(vocab_size: int, device: torch.device) -> torch.Tensor:
-    """[vocab_size] int32: one well-mixed word a token id."""
-    return _mix(torch.arange(vocab_size, dtype=torch.int32, device=device) * _GOLDEN + 1)
+def _token_hashes(vocab_size: int, device: torch.device, first: int = 0) -> torch.Tensor:
+    """[vocab_size] int32: one well-mixed word a token id, from `first` on."""
+    return _mix(torch.arange(first, first + vocab_size, dtype=torch.int32, device=device) * _GOLDEN + 1)
 
 
 def _keys(low: _Words, high: _Words, place: _Words) -> tuple[_Words, _Words]:
@@ -56,15 +56,15 @@ def _keys(low: _Words, high: _Words, place: _Words) -> tuple[_Words, _Words]:
     return first, second
 
 
-def noise_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """The integers behind the noise.
+def noise_bits(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int, first_token: int = 0) -> torch.Tensor:
+    """The integers behind the noise, of `vocab_size` token ids from `first_token` on.
 
     seeds: [n] int64 in [0, 2**53); positions: [n, r] int64. Returns [n, r, vocab_size] int32, uniform over 32 bits.
     """
     low = (seeds & 0xFFFFFFFF).to(torch.int32)[:, None]
     high = (seeds >> 32).to(torch.int32)[:, None]
     first, second = _keys(low, high, positions.to(torch.int32))
-    return _mix(_token_hashes(vocab_size, seeds.device) ^ first[..., None], second[..., None])
+    return _mix(_token_hashes(vocab_size, seeds.device, first_token) ^ first[..., None], second[..., None])
 
 
 def step_uniforms(seed: int, positions: np.ndarray, step: int) -> np.ndarray:
@@ -82,15 +82,15 @@ def step_uniforms(seed: int, positions: np.ndarray, step: int) -> np.ndarray:
     return uniforms
 
 
-def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Standard Gumbel noise, float32 [n, r, vocab_size], finite everywhere.
+def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int, first_token: int = 0) -> torch.Tensor:
+    """Standard Gumbel noise, float32 [n, r, vocab_size], finite everywhere, for token ids from `first_token` on.
 
     seeds: [n] int64; positions: [n, r] int64, the absolute positions of the tokens to choose.
     The upper tail, which decides rare tokens, is resolved to 2**-32: v is small there and floats are dense near 0.
     """
     if seeds.device.type == "cpu":
-        return torch.from_numpy(_on_host(seeds.numpy(), positions.numpy(), vocab_size))
-    return to_gumbel(noise_bits(seeds, positions, vocab_size))
+        return torch.from_numpy(_on_host(seeds.numpy(), positions.numpy(), vocab_size, first_token))
+    return to_gumbel(noise_bits(seeds, positions, vocab_size, first_token))
 
 
 def to_gumbel(bits: torch.Tensor) -> torch.Tensor:
@@ -100,13 +100,13 @@ def to_gumbel(bits: torch.Tensor) -> torch.Tensor:
     return exponential.log_().neg_()
 
 
-def _on_host(seeds: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.ndarray:
+def _on_host(seeds: np.ndarray, positions: np.ndarray, vocab_size: int, first_token: int) -> np.ndarray:
     """`gumbel_noise` by numpy, block by block and in place: a few rows take half the time that torch needs to start so
     many operations, and many rows of a large vocabulary a fifth."""
     low, high = (seeds & 0xFFFFFFFF).astype(np.int32)[:, None], (seeds >> 32).astype(np.int32)[:, None]
     keys = _keys(low, high, positions.astype(np.int32))
     first, second = (key.reshape(-1, 1).view(np.uint32) for key in keys)
-    tokens = _token_hashes(vocab_size, torch.device("cpu")).numpy().view(np.uint32)
+    tokens = _token_hashes(vocab_size, torch.device("cpu"), first_token).numpy().view(np.uint32)
     noise = np.empty((len(first), vocab_size), dtype=np.float32)
     step = max(1, _HOST_BLOCK // vocab_size)
     for at in range(0, len(first), step):

@@ -9,40 +9,20 @@ r logit rows each, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
 
 import torch
 
 from engine.device.transfer import to_device
 from engine.grammar.state import GrammarState, token_masks
 from engine.request import GREEDY_BELOW
+from engine.sampling.chosen import Chosen
+from engine.sampling.divided import DividedLogits, Logits, plain_choice
 from engine.sampling.filters import NEGATIVE_INFINITY, best_tokens, noisy_scores, sample
-from engine.sampling.history import TokenHistory
-from engine.sampling.logprobs import all_finite, log_probabilities, widened
+from engine.sampling.history import TokenHistory, unsettled_counts
+from engine.sampling.logprobs import all_finite, widened
 from engine.sampling.picker import TokenPicker
 from engine.sampling.restrictions import apply_restrictions
 from engine.sequence import Sequence
-
-
-@dataclass(slots=True)
-class Chosen:
-    """What was chosen at every logit row of a group, on the device."""
-
-    token_ids: torch.Tensor
-    """[n, r] int64; -1 where a grammar leaves nothing to choose."""
-    finite: torch.Tensor
-    """[n] bool: the model's logits held no NaN and no infinity."""
-    logits: torch.Tensor
-    """[n, r, V]: after bans, grammar, bias and penalties, before temperature: the distribution confidence is taken
-    from. With a kernel of the model's dtype where nothing but bans changed it."""
-    logprobs: torch.Tensor | None = None
-    """[n, r]: natural-log probability of each chosen token; None until it has been computed."""
-
-    def log_probabilities(self) -> torch.Tensor:
-        """[n, r]: natural-log probability of each chosen token; any number where none was chosen."""
-        if self.logprobs is None:
-            self.logprobs = log_probabilities(widened(self.logits), self.token_ids.clamp(min=0))
-        return self.logprobs
 
 
 class Sampler:
@@ -64,7 +44,7 @@ class Sampler:
 
     def choose(
         self,
-        logits: torch.Tensor,
+        logits: Logits,
         seqs: Rows[Sequence],
         positions: torch.Tensor | None,
         *,
@@ -84,12 +64,15 @@ class Sampler:
         first i of them. None: grammars bind the rows that `grammar_rows` names; the rest of the result is a draft.
         grammar_rows: for each span the one row that follows its settled tokens; None: no such row, or no grammar.
         """
-        plain = all(seq.plain for seq in seqs)
-        if positions is None and not plain:
-            raise ValueError("positions are needed: parameters have a say in the choice")
+        plain = _are_plain(seqs, positions)
         bound = [] if plain else _bound(seqs, draft_tokens, grammar_rows)
         barred = any(seq.barred_token_ids for seq in seqs)
         edited = bool(bound) or (not plain and any(seq.request.sampling.edits for seq in seqs))
+        if isinstance(logits, DividedLogits):
+            choice = None if bound else plain_choice(seqs)
+            if choice is not None:
+                return Chosen.of(logits, logits.pick(choice, positions))
+            logits = logits.whole()
         finite = None
         if edited or barred or self._kernel is None:
             finite, logits = all_finite(logits), widened(logits)
@@ -101,11 +84,8 @@ class Sampler:
             self._bar_ends(logits, seqs, positions)
             self._apply_penalties(logits, seqs, unsettled, cumulative, without_own)
             apply_restrictions(logits, seqs, draft_tokens)
-        bound_seqs = [seqs[i] for i in bound]
-        if bound and draft_tokens is not None:
-            self._apply_grammars(logits, bound, bound_seqs, [draft_tokens[i] for i in bound])
-        elif bound and grammar_rows is not None:
-            self._apply_grammars_to_rows(logits, bound, bound_seqs, [grammar_rows[i] for i in bound])
+        if bound:
+            self._bind(logits, bound, seqs, draft_tokens, grammar_rows)
         if finite is not None:
             logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY)
         chosen = self._pick(logits, finite, seqs, None if plain else positions)
@@ -167,6 +147,21 @@ class Sampler:
         best, ids = scores.topk(min(count, logits.shape[-1]), dim=-1)
         logprobs = logits.gather(-1, ids) - logits.logsumexp(dim=-1, keepdim=True)
         return ids, logprobs if keep_filtered else logprobs.masked_fill(best == NEGATIVE_INFINITY, NEGATIVE_INFINITY)
+
+    def _bind(
+        self,
+        logits: torch.Tensor,
+        bound: list[int],
+        seqs: Rows[Sequence],
+        draft_tokens: Rows[Rows[int]] | None,
+        grammar_rows: Rows[int | None] | None,
+    ) -> None:
+        """Applies the grammars of the spans at `bound`; see `choose`."""
+        bound_seqs = [seqs[i] for i in bound]
+        if draft_tokens is not None:
+            self._apply_grammars(logits, bound, bound_seqs, [draft_tokens[i] for i in bound])
+        elif grammar_rows is not None:
+            self._apply_grammars_to_rows(logits, bound, bound_seqs, [grammar_rows[i] for i in bound])
 
     def _apply_grammars(
         self, logits: torch.Tensor, index: list[int], seqs: Rows[Sequence], draft_tokens: Rows[Rows[int]]
@@ -245,7 +240,7 @@ class Sampler:
         generated, prompt = self._history.counts(subset)  # [k, V] each
         counts = generated[:, None, :]
         if unsettled is not None:
-            counts = counts + _unsettled_counts(unsettled[index], logits.shape[-1], cumulative, without_own)
+            counts = counts + unsettled_counts(unsettled[index], logits.shape[-1], cumulative, without_own)
         params = to_device(
             [
                 (s.request.sampling.repetition_penalty, s.request.sampling.frequency_penalty,
@@ -267,6 +262,14 @@ def _scores_of(chosen: Chosen, logits: torch.Tensor) -> torch.Tensor:
     return logits.gather(-1, chosen.token_ids[..., None])[..., 0]
 
 
+def _are_plain(seqs: Rows[Sequence], positions: torch.Tensor | None) -> bool:
+    """Whether every sequence takes the likeliest token, whatever came before it."""
+    plain = all(seq.plain for seq in seqs)
+    if positions is None and not plain:
+        raise ValueError("positions are needed: parameters have a say in the choice")
+    return plain
+
+
 def _bound(
     seqs: Rows[Sequence], draft_tokens: Rows[Rows[int]] | None, grammar_rows: Rows[int | None] | None
 ) -> list[int]:
@@ -280,14 +283,3 @@ def _grammar_of(seq: Sequence) -> GrammarState:
     if seq.grammar is None:
         raise ValueError(f"request {seq.request.request_id} has no grammar")
     return seq.grammar
-
-
-def _unsettled_counts(tokens: torch.Tensor, vocab_size: int, cumulative: bool, without_own: bool) -> torch.Tensor:
-    """How often each token occurs among the visible ones. tokens: [k, r], -1 for none. Returns [k, r or 1, V] int."""
-    k, r = tokens.shape
-    one_hot = torch.zeros(k, r, vocab_size, dtype=torch.int32, device=tokens.device)
-    one_hot.scatter_(-1, tokens.clamp(min=0)[..., None], (tokens >= 0).to(torch.int32)[..., None])
-    if cumulative:
-        return one_hot.cumsum(dim=1, dtype=torch.int32)
-    counts = one_hot.sum(dim=1, keepdim=True, dtype=torch.int32)
-    return counts - one_hot if without_own else counts

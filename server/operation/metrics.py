@@ -63,6 +63,7 @@ class Metrics:
         self.step_sequences = self._gauge("step_batch_sequences", "Sequences of the latest pass")
         self.step_tokens = self._gauge("step_batch_tokens", "Query tokens of the latest pass")
         self.engine_up = self._gauge("engine_up", "1 while the engine is loaded and alive")
+        self._ranks = self._gauge("tensor_parallel_size", "Ranks that run the model together")
         self._cache_info = Gauge(
             "lightcone_cache_config_info", "Shape of the KV pool", ["model", "page_size", "num_pages"],
             registry=self._registry,
@@ -112,6 +113,7 @@ class Metrics:
         self.engine_up.set(1)
         known = info.device_bandwidth > 0 and info.device_rate > 0
         self._speed = (info.device_bandwidth, info.device_rate) if known else None
+        self._ranks.set(info.tensor_parallel_size)
         self._cache_info.clear()
         self._cache_info.labels(self._model, str(info.page_size), str(info.num_pages)).set(1)
 

@@ -42,7 +42,10 @@ _T = TypeVar("_T")
 def loaded_text(name: str, info: EngineInfo) -> str:
     """The start-up line for people. It says so where answers are approximate."""
     weights = "" if info.quantization == "none" else f", {info.quantization} weights"
-    text = f"model loaded: {name}, {info.dtype}{weights} on {info.device}, context of {info.max_model_len} tokens"
+    device = info.device
+    if info.tensor_parallel_size > 1:
+        device = f"{info.tensor_parallel_size} ranks ({device})"
+    text = f"model loaded: {name}, {info.dtype}{weights} on {device}, context of {info.max_model_len} tokens"
     if info.published:
         text += f"; {info.published}"
     if info.context_cache != "none":

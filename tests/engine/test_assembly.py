@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.assembly import UNMEASURED, assemble, captures, load_parts, make_pool, parts_around, warm_up
+from engine.assembly import UNMEASURED, assemble, load_parts, parts_around
 from engine.attention.sdpa import SdpaAttention
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -18,6 +18,7 @@ from engine.runner.device_pass import DevicePass
 from engine.runner.kernels import make_kernels
 from engine.runner.model_runner import ModelRunner
 from engine.runner.pool_size import PoolSize
+from engine.runner.rank_parts import captures, make_pool, warm_up
 from tests.engine.driving import ask, drive
 from tests.reference.block_checkpoints import write_block_checkpoint
 
@@ -93,7 +94,7 @@ def test_a_cpu_warms_nothing_up(model: LoadedModel, monkeypatch: pytest.MonkeyPa
 
 def test_a_bad_configuration_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large model would be read for minutes first."""
-    monkeypatch.setattr("engine.assembly.load_model", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("engine.runner.rank_parts.load_model", lambda *args, **kwargs: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match="page_size"):
         load_parts(config(page_size=3))
 

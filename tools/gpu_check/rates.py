@@ -27,6 +27,7 @@ from engine.events import Finished, TokensSettled
 from engine.measure.roofline import DeviceSpeed
 from engine.models.files import model_directory
 from engine.request import Decoding, DecodingParams, Request, SamplingParams
+from engine.sampling.divided import whole
 from engine.sequence import Block, Sequence
 from tools.gpu_check.report import Bar, Part
 
@@ -154,7 +155,7 @@ def passes(engine: Engine, kinds: list[tuple[PassKind, float]], speed: DeviceSpe
 def _logits(engine: Engine, kind: PassKind) -> torch.Tensor:
     """Logits of the first span of one pass."""
     logits = engine.runner.forward(make_plan(engine, kind))[0]
-    return torch.zeros(1) if logits is None else logits[0].float().cpu()
+    return torch.zeros(1) if logits is None else whole(logits)[0].float().cpu()
 
 
 class WholeBlocks(WidthController):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.contract import DecodingPolicy
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
 from engine.device.transfer import to_device
+from engine.sampling.divided import Logits
 from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
 
@@ -20,7 +19,7 @@ class Autoregressive(DecodingPolicy):
     def plan(self, seq: Sequence) -> list[Span]:
         return [decode_span(seq)]
 
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         return next_token_choices(self.sampler, group, logits)
 
     def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:
@@ -32,7 +31,7 @@ def decode_span(seq: Sequence) -> Span:
     return Span(seq, Phase.DECODE, seq.num_cached, seq.token_ids[-1:], CAUSAL, num_logits=1)
 
 
-def next_token_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
+def next_token_choices(sampler: Sampler, group: StepGroup, logits: Logits) -> Choices:
     """One causal choice a span: the next token of AR decoding, or the anchor after a prefill or a commit."""
     seqs = [span.seq for span in group.spans]
     positions = None

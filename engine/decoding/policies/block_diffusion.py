@@ -11,8 +11,6 @@ chooses the next block's first token (`anchors_blocks`), that step has to wait f
 
 from __future__ import annotations
 
-import torch
-
 from engine.batch import Phase, Span, StepGroup
 from engine.decoding.blocks import block_span, open_tail_block
 from engine.decoding.contract import DecodingPolicy
@@ -21,6 +19,7 @@ from engine.decoding.policies.diffusion import denoise_choices, denoise_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.decoding.unmask import DenoisingTraits
 from engine.models.spec import ModelSpec
+from engine.sampling.divided import Logits
 from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
 
@@ -77,7 +76,7 @@ class BlockDiffusion(DecodingPolicy):
         span.logit_start, span.num_logits = first - shift, end - first
         return span
 
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         if group.phase is Phase.COMMIT:
             return next_token_choices(self.sampler, group, logits)
         return denoise_choices(self.sampler, group, logits, self._traits)

@@ -31,6 +31,7 @@ from engine.decoding.unmask import (
 )
 from engine.device.transfer import to_device
 from engine.models.spec import BlockStart
+from engine.sampling.divided import Logits
 from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
 
@@ -67,7 +68,7 @@ class Diffusion(DecodingPolicy):
         denoise.second = True
         return [commit, denoise]
 
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         if group.phase is Phase.COMMIT:
             return next_token_choices(self.sampler, group, logits)
         return denoise_choices(self.sampler, group, logits)
@@ -91,7 +92,7 @@ class Diffusion(DecodingPolicy):
 def denoise_choices(
     sampler: Sampler,
     group: StepGroup,
-    logits: torch.Tensor,
+    logits: Logits,
     traits: DenoisingTraits = PLAIN,
     *,
     reconsiders: bool = False,

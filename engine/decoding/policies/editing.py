@@ -21,6 +21,7 @@ from engine.decoding.policies.block_diffusion import BlockDiffusion
 from engine.decoding.policies.diffusion import block_of, denoise_choices, unsettled_ids
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob
 from engine.device.transfer import to_device
+from engine.sampling.divided import Logits
 from engine.sequence import Block, Sequence
 
 
@@ -30,7 +31,7 @@ class EditingDiffusion(BlockDiffusion):
     def _is_open(self, seq: Sequence, block: Block) -> bool:
         return any(block.masked) or (_edits(seq) and block.num_settled < len(block))
 
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         if group.phase is Phase.COMMIT or not any(_edits(span.seq) for span in group.spans):
             return super().decide(group, logits)
         choices = denoise_choices(self.sampler, group, logits, self._traits, reconsiders=True)

@@ -6,13 +6,12 @@ anchor, and end and stop tokens are barred because the gap's length is given.
 
 from __future__ import annotations
 
-import torch
-
 from engine.batch import KVLimits, Phase, Span, StepGroup
 from engine.decoding.blocks import block_span
 from engine.decoding.contract import DecodingPolicy
 from engine.decoding.policies.diffusion import denoise_choices, denoise_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome
+from engine.sampling.divided import Logits
 from engine.sequence import Block, Sequence
 
 
@@ -37,7 +36,7 @@ class Infill(DecodingPolicy):
     def positions_wanted(self, seq: Sequence) -> int:
         return seq.num_prompt + seq.request.max_tokens + len(seq.request.suffix_token_ids or ())
 
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         return denoise_choices(self.sampler, group, logits)
 
     def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:

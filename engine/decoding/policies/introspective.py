@@ -12,13 +12,12 @@ the tokens are AR's own at any temperature.
 
 from __future__ import annotations
 
-import torch
-
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import refined_block
 from engine.decoding.policies.autoregressive import decode_span, next_token_outcome
 from engine.decoding.policies.speculation import SelfSpeculation, draft_choices, fit_draft
 from engine.decoding.results import Choices, HostChoices, StepOutcome
+from engine.sampling.divided import Logits
 from engine.sequence import Block, Candidates, Sequence
 
 
@@ -46,7 +45,7 @@ class IntrospectiveSpeculation(SelfSpeculation):
         draft = Span(seq, Phase.DRAFT, known.end, masks, CAUSAL, num_logits=len(masks), second=True, optional=True)
         return [known, draft]
 
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         if group.phase is Phase.DRAFT:
             return draft_choices(self.sampler, group, logits, shift=1)
         return super().decide(group, logits)

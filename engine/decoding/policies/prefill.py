@@ -16,6 +16,7 @@ from engine.decoding.policies.autoregressive import next_token_choices, next_tok
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.device.transfer import to_device
 from engine.events import TokenLogprob
+from engine.sampling.divided import Logits, whole
 from engine.sampling.logprobs import all_finite, log_probabilities, top_log_probabilities, widened
 from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
@@ -56,9 +57,10 @@ class Prefill(GroupStep):
             num_logits=num_logits, logit_start=first,
         )  # fmt: skip
 
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         if not any(span.seq.scores_prompt for span in group.spans):
             return next_token_choices(self.sampler, group, logits)
+        logits = whole(logits)
         finite = all_finite(logits)
         scores = score_prompts(group, widened(logits))
         last = StepGroup(group.mode, group.phase, 1, [_last_row(span) for span in group.spans])

@@ -25,6 +25,7 @@ from engine.decoding.policies.autoregressive import (
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
 from engine.decoding.width import VERIFY_STEP, WidthController
 from engine.device.transfer import to_device
+from engine.sampling.divided import Logits
 from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Candidates, Sequence
 
@@ -79,7 +80,7 @@ class SelfSpeculation(DecodingPolicy):
         draft.second = draft.optional = True
         return [verify, draft]
 
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         if group.phase is Phase.DRAFT:
             return draft_choices(self.sampler, group, logits)
         if group.phase is Phase.VERIFY:
@@ -109,7 +110,7 @@ class Auto(SelfSpeculation):
         return self.controller.draft_width(seq, self.num_running, seq.request.decoding.block_length)
 
 
-def draft_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor, shift: int = 0) -> Choices:
+def draft_choices(sampler: Sampler, group: StepGroup, logits: Logits, shift: int = 0) -> Choices:
     """Fills every position of the blocks, with the noise that verification will use. logits: [n, r, V].
 
     shift: how far behind its own position a row chooses a token for.
@@ -173,7 +174,7 @@ def _share(candidates: list[int], logprobs: list[float], token: int) -> float:
     return 1.0
 
 
-def verify_choices(sampler: Sampler, group: StepGroup, logits: torch.Tensor) -> Choices:
+def verify_choices(sampler: Sampler, group: StepGroup, logits: Logits) -> Choices:
     """AR's own choice after every prefix of the drafts, and how many drafts equal it. logits: [n, r, V]."""
     drafts = to_device([span.token_ids for span in group.spans], logits.device)
     history = drafts.clone()

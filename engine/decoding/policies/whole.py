@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from engine.batch import KVLimits, Phase, Span, StepGroup
 from engine.decoding.blocks import open_block, shown_ids
 from engine.decoding.contract import DecodingPolicy
@@ -24,6 +22,7 @@ from engine.decoding.orders import skip_idle_steps
 from engine.decoding.policies.diffusion import denoise_choices, denoise_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.decoding.unmask import PLAIN, DenoisingTraits
+from engine.sampling.divided import Logits
 from engine.sampling.sampler import Sampler
 from engine.sequence import Block, Sequence
 
@@ -116,7 +115,7 @@ class Whole(DecodingPolicy):
         masks = seq.request.text_length - len(suffix) - start
         return ([self.mask_token_id] * masks + suffix)[: end - start]
 
-    def decide(self, group: StepGroup, logits: torch.Tensor) -> Choices:
+    def decide(self, group: StepGroup, logits: Logits) -> Choices:
         return denoise_choices(self.sampler, group, logits, self.traits)
 
     def conclude(self, span: Span, choices: HostChoices, i: int) -> StepOutcome:

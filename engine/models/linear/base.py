@@ -18,6 +18,8 @@ class Target(ABC):
     """One tensor that a checkpoint must bring, and the place in the model that it fills."""
 
     shape: tuple[int, ...]
+    piece: tuple[slice, ...] = ()
+    """The part of the tensor that is kept, by its leading dimensions, where a rank has a part of it; (): the whole."""
 
     @abstractmethod
     def load(self, tensor: torch.Tensor) -> None:
@@ -26,6 +28,10 @@ class Target(ABC):
     @abstractmethod
     def values(self) -> torch.Tensor:
         """The stored values, dense: of `shape`, in the model's dtype. Of a quantized storage: what it stands for."""
+
+    def load_piece(self, tensor: torch.Tensor) -> None:
+        """Stores `piece` of the tensor, where the rest of it has not been read."""
+        self.load(tensor)
 
     def load_quantized(self, weight: QuantizedWeight) -> None:
         """Stores a matrix that a checkpoint brings quantized: as it is where the storage can hold it, else expanded."""

@@ -37,6 +37,16 @@ class QuantizedWeight:
             grouped = grouped - self.zeros.float()[..., None]
         return (grouped * self.scales.float()[..., None]).view(outputs, -1)
 
+    def cut(self, rows: slice, columns: slice) -> QuantizedWeight | None:
+        """Some rows and columns of the matrix; None if that would cut a group of inputs that share a scale."""
+        kept = slice(None)
+        if self.group_size is not None:
+            if columns.start % self.group_size or columns.stop % self.group_size:
+                return None
+            kept = slice(columns.start // self.group_size, columns.stop // self.group_size)
+        zeros = None if self.zeros is None else self.zeros[rows, kept]
+        return QuantizedWeight(self.values[rows, columns], self.scales[rows, kept], zeros, self.bits)
+
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
         """The matrix cut into parts of so many rows: a checkpoint may store q, k and v one below the other."""
         values, scales = self.values.split_with_sizes(list(rows)), self.scales.split_with_sizes(list(rows))

@@ -39,6 +39,13 @@ HEADS: Mapping[str, str] = dict.fromkeys(("int4-weights", "int4-weights-64", "in
 """Where the output head is stored in another way than the layers: 4 bits of it change answers more than all layers'."""
 
 
+BY_WHOLE_ROWS = ("int8", "fp8")
+"""Those that quantize a row of activations by its largest element: a rank that has a part of the row would do it by
+another one."""
+INDIVISIBLE = (*BY_WHOLE_ROWS, "int8-weights")
+"""Those, and what rounds a row of weights by its largest element while it loads."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """How a model's matrices are stored: keys of LINEARS."""
@@ -54,8 +61,16 @@ class Storage:
         return cls(name, HEADS.get(name, name), draft)
 
 
-def check_quantization(name: str, device: torch.device) -> None:
-    """Raises ModelLoadError where weights of that name (a key of LINEARS) cannot be multiplied on the device."""
+def check_quantization(name: str, device: torch.device, *, divided: bool = False) -> None:
+    """Raises ModelLoadError where weights of that name (a key of LINEARS) cannot be multiplied on the device.
+
+    divided: several ranks have a part of each matrix, quantized while it loads.
+    """
+    if divided and name in INDIVISIBLE:
+        raise ModelLoadError(
+            f"quantization {name} cannot be divided among ranks, which would round other numbers than one rank: choose "
+            "none or int4-weights, or a tensor_parallel_size of 1."
+        )
     if name == "fp8":
         if device.type != "cuda":
             raise ModelLoadError(f"quantization fp8 runs on NVIDIA GPUs, not on {device}: choose int8 there.")

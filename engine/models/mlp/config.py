@@ -30,6 +30,13 @@ class ExpertConfig:
     """Intermediate size of one more MLP that every token takes, unweighed; 0: there is none."""
     num_dense_layers: int = 0
     """So many first layers have one plain MLP instead."""
+    held: range | None = None
+    """The experts whose weights are here, where others are on other ranks. None: all."""
+
+    @property
+    def numbers(self) -> range:
+        """The experts whose weights are here."""
+        return range(self.num_experts) if self.held is None else self.held
 
     def expected_share(self, tokens: int) -> float:
         """The share of a layer's experts that so many tokens touch, if every choice is as likely as any other."""

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from engine.models.divided.linears import AbsentTarget
 from engine.models.elementwise import Elementwise
 from engine.models.linear.base import Linear, Target, TensorTarget
 from engine.models.mlp.config import ExpertConfig
@@ -35,18 +36,37 @@ class Experts(ABC):
         weights, chosen: [T, per_token], the experts of each row and what each of them counts.
         """
         tokens, count = chosen.shape
-        ordered, order = chosen.flatten().sort(stable=True)  # [T * per_token]
+        ordered, order = self._place_of(chosen).flatten().sort(stable=True)  # [T * per_token]
         products = self.multiply(x.index_select(0, order.div(count, rounding_mode="floor")), ordered, elementwise)
         own = torch.empty_like(products).index_copy_(0, order, products).view(tokens, count, -1)
         total.unsqueeze(1).baddbmm_(weights.unsqueeze(1), own)
 
-    @abstractmethod
-    def multiply(self, rows: torch.Tensor, experts: torch.Tensor, elementwise: Elementwise) -> torch.Tensor:
-        """Each row's own MLP. rows: [R, hidden_size]; experts: [R], ascending. Returns [R, hidden_size]."""
+    def _place_of(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Experts by their place among those that are here; of those that are not, the place after the last one."""
+        numbers = self.config.numbers
+        if len(numbers) == self.config.num_experts:
+            return chosen
+        places = chosen - numbers.start
+        return places.masked_fill_((places < 0) | (places >= len(numbers)), len(numbers))
 
     @abstractmethod
+    def multiply(self, rows: torch.Tensor, experts: torch.Tensor, elementwise: Elementwise) -> torch.Tensor:
+        """Each row's own MLP, zeros where that is not here. rows: [R, hidden_size]; experts: [R], ascending places.
+        Returns [R, hidden_size]."""
+
     def targets(self) -> dict[str, Target]:
-        """The tensors of a checkpoint that fill them: those of a GatedMLP, after `NUMBER.`."""
+        """The tensors of a checkpoint that fill them: those of a GatedMLP, after `NUMBER.`, of every expert."""
+        numbers = self.config.numbers
+        absent: dict[str, Target] = {name: AbsentTarget(own.shape) for name, own in self.expert_targets(0).items()}
+        return {
+            f"{number}.{name}": target
+            for number in range(self.config.num_experts)
+            for name, target in (self.expert_targets(number - numbers.start) if number in numbers else absent).items()
+        }
+
+    @abstractmethod
+    def expert_targets(self, place: int) -> dict[str, Target]:
+        """The tensors that fill one of the experts that are here, counted from 0."""
 
     @property
     @abstractmethod
@@ -61,7 +81,12 @@ class Experts(ABC):
     @property
     @abstractmethod
     def operations(self) -> int:
-        """Operations for each row of x; a multiply-add is two."""
+        """Operations for each row of x; a multiply-add is two. Of experts on several ranks: this one's, on average."""
+
+    @property
+    def _used(self) -> float:
+        """Of the experts that are here, those that a row is sent to, on average."""
+        return self.config.per_token * len(self.config.numbers) / self.config.num_experts
 
 
 class SeparateExperts(Experts):
@@ -74,22 +99,27 @@ class SeparateExperts(Experts):
         self, config: ExpertConfig, hidden: int, dtype: torch.dtype, device: torch.device, storage: str
     ) -> None:
         super().__init__(config)
-        self._mlps = [
-            GatedMLP(hidden, config.intermediate_size, dtype, device, storage) for _ in range(config.num_experts)
-        ]
+        self._mlps = [GatedMLP(hidden, config.intermediate_size, dtype, device, storage) for _ in config.numbers]
 
     def multiply(self, rows: torch.Tensor, experts: torch.Tensor, elementwise: Elementwise) -> torch.Tensor:
         """See Experts."""
-        counts = experts.bincount(minlength=len(self._mlps)).tolist()
+        counts = experts.bincount(minlength=len(self._mlps) + 1).tolist()
+        elsewhere = counts.pop()
         used = [mlp for mlp, count in zip(self._mlps, counts, strict=True) if count]
         sizes = [count for count in counts if count]
-        between = [mlp.gate_up(part) for mlp, part in zip(used, rows.split_with_sizes(sizes), strict=True)]
-        parts = elementwise.silu_mul(torch.cat(between)).split_with_sizes(sizes)
-        return torch.cat([mlp.down(part) for mlp, part in zip(used, parts, strict=True)])
+        products = []
+        if used:
+            here = rows[: len(rows) - elsewhere].split_with_sizes(sizes)
+            between = [mlp.gate_up(part) for mlp, part in zip(used, here, strict=True)]
+            parts = elementwise.silu_mul(torch.cat(between)).split_with_sizes(sizes)
+            products = [mlp.down(part) for mlp, part in zip(used, parts, strict=True)]
+        if elsewhere:
+            products.append(rows.new_zeros(elsewhere, rows.shape[1]))
+        return torch.cat(products)
 
-    def targets(self) -> dict[str, Target]:
+    def expert_targets(self, place: int) -> dict[str, Target]:
         """See Experts."""
-        return {f"{i}.{name}": target for i, mlp in enumerate(self._mlps) for name, target in mlp.targets().items()}
+        return self._mlps[place].targets()
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -104,7 +134,7 @@ class SeparateExperts(Experts):
     @property
     def operations(self) -> int:
         """See Experts."""
-        return self.config.per_token * sum(linear.operations for linear in self._mlps[0].linears)
+        return round(self._used * sum(linear.operations for linear in self._mlps[0].linears))
 
 
 class GroupedExperts(Experts):
@@ -116,24 +146,26 @@ class GroupedExperts(Experts):
     def __init__(self, config: ExpertConfig, hidden: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(config)
         inner = config.intermediate_size
-        self._gate_up = torch.empty((config.num_experts, 2 * inner, hidden), dtype=dtype, device=device)
-        self._down = torch.empty((config.num_experts, hidden, inner), dtype=dtype, device=device)
-        self._numbers = torch.arange(config.num_experts, device=device)
+        here = len(config.numbers)
+        self._gate_up = torch.empty((here, 2 * inner, hidden), dtype=dtype, device=device)
+        self._down = torch.empty((here, hidden, inner), dtype=dtype, device=device)
+        self._places = torch.arange(here, device=device)
 
     def multiply(self, rows: torch.Tensor, experts: torch.Tensor, elementwise: Elementwise) -> torch.Tensor:
         """See Experts."""
-        ends = torch.searchsorted(experts, self._numbers, right=True, out_int32=True)
+        ends = torch.searchsorted(experts, self._places, right=True, out_int32=True)
         between = torch._grouped_mm(rows, self._gate_up.transpose(1, 2), offs=ends)
-        return torch._grouped_mm(elementwise.silu_mul(between), self._down.transpose(1, 2), offs=ends)
+        products = torch._grouped_mm(elementwise.silu_mul(between), self._down.transpose(1, 2), offs=ends)
+        if len(self._places) < self.config.num_experts:
+            # Rows after the last end are not written: whatever stood in that memory is there.
+            products.masked_fill_((experts == len(self._places))[:, None], 0)
+        return products
 
-    def targets(self) -> dict[str, Target]:
+    def expert_targets(self, place: int) -> dict[str, Target]:
         """See Experts."""
-        found: dict[str, Target] = {}
-        for number in range(self.config.num_experts):
-            gate, up = self._gate_up[number].chunk(2)
-            parts = {"gate_proj": gate, "up_proj": up, "down_proj": self._down[number]}
-            found |= {f"{number}.{name}.weight": TensorTarget(part) for name, part in parts.items()}
-        return found
+        gate, up = self._gate_up[place].chunk(2)
+        parts = {"gate_proj": gate, "up_proj": up, "down_proj": self._down[place]}
+        return {f"{name}.weight": TensorTarget(part) for name, part in parts.items()}
 
     @property
     def num_bytes(self) -> int:
@@ -143,4 +175,4 @@ class GroupedExperts(Experts):
     @property
     def operations(self) -> int:
         """See Experts."""
-        return 2 * self.config.per_token * (self._gate_up[0].numel() + self._down[0].numel())
+        return round(2 * self._used * (self._gate_up[0].numel() + self._down[0].numel()))

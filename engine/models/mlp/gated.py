@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from engine.models.adapter import LayerUpdates
+from engine.models.divided.linears import summed
 from engine.models.elementwise import Elementwise
 from engine.models.linear.base import Linear, Target
 from engine.models.linear.storages import LINEARS
+from engine.ranks.group import ALONE, RankGroup
 
 
 class GatedMLP:
@@ -18,11 +20,22 @@ class GatedMLP:
     experts = None
     """No part of it is for some tokens alone."""
 
-    def __init__(self, hidden: int, inner: int, dtype: torch.dtype, device: torch.device, storage: str) -> None:
-        """hidden, inner: the sizes of its inputs and outputs, and between. storage: a key of LINEARS."""
+    def __init__(
+        self,
+        hidden: int,
+        inner: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        storage: str,
+        group: RankGroup = ALONE,
+    ) -> None:
+        """hidden, inner: the sizes of its inputs and outputs, and between. storage: a key of LINEARS.
+
+        group: the ranks that share it, each with a part of `inner`, and sum what they make of it.
+        """
         make = LINEARS[storage]
         self.gate_up = make({"gate": inner, "up": inner}, hidden, dtype, device, False)
-        self.down = make({"down": hidden}, inner, dtype, device, False)
+        self.down = summed(make({"down": hidden}, inner, dtype, device, False), group)
 
     def add_to(self, total: torch.Tensor, x: torch.Tensor, elementwise: Elementwise) -> None:
         """Adds the MLP of x to total, in place. Both: [T, hidden_size]."""

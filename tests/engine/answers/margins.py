@@ -9,8 +9,8 @@ import torch
 
 from engine.engine import Engine
 from engine.request import GREEDY_BELOW
+from engine.sampling.chosen import Chosen
 from engine.sampling.noise import gumbel_noise
-from engine.sampling.sampler import Chosen
 from engine.sequence import Sequence
 
 NEAR_TIE = 1e-4

@@ -28,8 +28,16 @@ LIMITS = {"max_block_length": 16, "max_infill_window": 24, "max_model_len": MODE
 class Solo:
     """Answers of requests that had an engine of their own, with room for everything."""
 
-    def __init__(self, make: MakeEngine, *, shared_commit: bool, limits: dict[str, Any] = LIMITS) -> None:
-        self.make, self.shared_commit, self.limits = make, shared_commit, limits
+    def __init__(
+        self,
+        make: MakeEngine,
+        *,
+        shared_commit: bool,
+        limits: dict[str, Any] = LIMITS,
+        company: MakeEngine | None = None,
+    ) -> None:
+        """company: makes the engines that requests share; None: as those that they have for themselves."""
+        self.make, self.shared_commit, self.limits, self.company = make, shared_commit, limits, company or make
         self.known: dict[bytes, Answer] = {}
 
     def __call__(self, request: Request) -> Answer:
@@ -42,7 +50,7 @@ class Solo:
 
     def check(self, visits: list[Visit], **pool: Any) -> Counter[str]:
         """Runs the visits together and compares. Returns how often what could have changed an answer took place."""
-        company = drive(self.make(**self.limits, **pool, shared_commit=self.shared_commit), visits)
+        company = drive(self.company(**self.limits, **pool, shared_commit=self.shared_commit), visits)
         seen: Counter[str] = Counter()
         for visit in visits:
             answer, alone = company[visit.request.request_id], self(visit.request)

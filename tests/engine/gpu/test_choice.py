@@ -20,11 +20,12 @@ from engine.gpu import choice as triton_choice
 from engine.gpu import choice_kernels
 from engine.gpu.choice import TritonChoice
 from engine.request import SamplingParams
+from engine.sampling.chosen import Chosen
 from engine.sampling.filters import filter_top
 from engine.sampling.history import TokenHistory
 from engine.sampling.noise import gumbel_noise
 from engine.sampling.picker import Picked
-from engine.sampling.sampler import Chosen, Sampler
+from engine.sampling.sampler import Sampler
 from tests.engine.sampling.test_sampler import BANNED, MIXED, V, group
 
 torch.set_num_threads(1)

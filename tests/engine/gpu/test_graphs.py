@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("tests.engine.gpu.interpreted", exc_type=ImportError)
 
-from engine.assembly import make_pool, parts_around
+from engine.assembly import parts_around
 from engine.batch import CAUSAL, BatchPlan, Phase, Span, StepGroup
 from engine.engine import Engine
 from engine.events import TokensSettled
@@ -24,6 +24,7 @@ from engine.runner.device_pass import DevicePass
 from engine.runner.kernels import Kernels
 from engine.runner.model_runner import ModelRunner
 from engine.runner.pool_size import PoolSize
+from engine.runner.rank_parts import make_pool
 from engine.sequence import Sequence
 from tests.conftest import MakeEngine, engine_maker
 from tests.engine.gpu.tape import TapeCapturer

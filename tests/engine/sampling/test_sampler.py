@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from engine.request import Request, SamplingParams
+from engine.sampling.chosen import Chosen
 from engine.sampling.history import TokenHistory
-from engine.sampling.sampler import Chosen, Sampler
+from engine.sampling.sampler import Sampler
 from engine.sequence import Sequence
 from tests.reference import sampling as reference
 from tests.reference.sampling import Sampling
