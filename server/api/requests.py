@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, WithJsonSchema, model_validator
 
 from engine.request import MAX_FACTOR, MAX_POST_STEPS, Editing, Remasking, Unmasking
-from server.api.fields import FieldFacts, Strict, invalid, take_known
+from server.api.fields import FieldFacts, Strict, invalid, not_here, take_known
 from server.api.parameters.parsing import as_object, parse
 from server.api.parameters.sampling import SamplingFields
 from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS, OptionalText
@@ -139,6 +139,35 @@ class GenerationRequest(SamplingFields):
         if self.diffusing and self.return_token_ids:
             raise invalid("'return_token_ids' cannot be combined with 'diffusing', whose chunks replace each other")
         return self
+
+
+class UntoldTokens(Strict):
+    """The part of a request whose answer tells text and no tokens: what would need them is refused.
+
+    It stands in front of the request model that has these fields otherwise.
+    """
+
+    prompt_logprobs: Annotated[None, *not_here("use /v1/completions or /v1/chat/completions")] = None
+    """Log-probabilities of a prompt are told by /v1/completions and /v1/chat/completions."""
+    return_token_ids: Literal[False] = False
+    """Ids of tokens are told by /v1/completions and /v1/chat/completions."""
+    return_tokens_as_token_ids: Literal[False] = False
+    """There are no log-probabilities that it could name."""
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return None
+
+
+class SettledText(UntoldTokens, GenerationRequest):
+    """The part of a request with one answer, of which what is told has settled."""
+
+    n: Literal[1] = 1
+    """A request has one answer."""
+    diffusing: Literal[False] = False
+    """Events hold text to append."""
+    include_drafts: Literal[False] = False
+    """Events hold what has settled."""
 
 
 _Generation = TypeVar("_Generation", bound=GenerationRequest)
