@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from server.api.completions.request import CompletionRequest
 from server.api.fields import Strict, invalid, not_here
 from server.api.parameters.values import MAX_COUNT, OptionalText, Seed
-from server.api.requests import GenerationRequest, SettledText, UntoldTokens, parse_generation
+from server.api.requests import SettledText, UntoldTokens, parse_generation, shared_values
 from server.generation.job import EndpointName
 
 MAX_EXTRAS = 1024
@@ -122,11 +122,7 @@ def to_completion(fields: InfillRequest) -> InfillCompletion:
     before = [
         f"{extra.filename}\n{extra.text}\n" if extra.filename else f"{extra.text}\n" for extra in fields.input_extra
     ]
-    values: dict[str, Any] = {
-        name: getattr(fields, name)
-        for name in fields.model_fields_set
-        if name in GenerationRequest.model_fields and name not in _OTHERWISE
-    }
+    values = shared_values(fields, _OTHERWISE)
     values |= {"prompt": "".join([*before, fields.input_prefix, fields.prompt]), "n_indent": fields.n_indent}
     if fields.n_predict == 0:
         values |= {"max_tokens": 0, "echo": True}

@@ -12,7 +12,7 @@ from server.api.chat.request import ChatRequest
 from server.api.chat.tools import check_tools
 from server.api.fields import Strict, invalid, not_here
 from server.api.parameters.values import MAX_COUNT
-from server.api.requests import GenerationRequest, SettledText, StreamOptions
+from server.api.requests import SettledText, StreamOptions, shared_values
 from server.api.responses_api.items import Input
 from server.api.responses_api.tools import FlatToolChoice, FlatTools, choice_for_chat
 from server.api.structured_outputs import JsonSchemaFormat, ResponseFormat
@@ -156,11 +156,7 @@ def to_chat(fields: ResponsesRequest, messages: Sequence[Message]) -> ResponseCh
         text = f"The conversation has {len(messages)} messages; at most {MAX_MESSAGES} are allowed."
         raise BadRequest(text, "input", "invalid_value")
     system = [] if fields.instructions is None else [Message(role="system", content=fields.instructions)]
-    values: dict[str, Any] = {
-        name: getattr(fields, name)
-        for name in fields.model_fields_set
-        if name in GenerationRequest.model_fields and name not in _OTHERWISE
-    }
+    values = shared_values(fields, _OTHERWISE)
     values |= {
         "messages": [*system, *messages],
         "max_completion_tokens": fields.max_output_tokens,
