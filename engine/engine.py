@@ -74,6 +74,8 @@ class Engine:
         if request.request_id in self._compiling or request.request_id in self.scheduler:
             raise RequestError(f"request id {request.request_id!r} is in use", "request_id")
         ends, model_ends = frozenset(request.stop_token_ids), self._end_token_ids
+        if request.passes_ends:
+            model_ends = frozenset()
         barred = model_ends - ends if request.ignore_eos else frozenset()
         ends |= model_ends - barred
         barred |= {banned[0] for banned in request.sampling.banned_sequences if len(banned) == 1}

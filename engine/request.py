@@ -98,6 +98,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     chooses one after another."""
     logprobs: int | None = None
     """None: no log-probabilities. k: those of the chosen token and of the k most likely ones."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """With `logprobs`: the log-probabilities of these tokens are told, in place of the most likely ones'."""
 
     @property
     def penalises(self) -> bool:
@@ -162,6 +164,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Ends the answer besides the model's own end tokens."""
     ignore_eos: bool = False
     """The model's own end tokens are never chosen, unless `stop_token_ids` names them."""
+    passes_ends: bool = False
+    """The model's own end tokens are chosen like any others and end nothing, unless `stop_token_ids` names them."""
     priority: int = 0
     """Lower is served first; equal priorities are served first come first."""
     cache_salt: str = ""

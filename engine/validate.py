@@ -264,9 +264,13 @@ def _check_sampling(request: Request, info: EngineInfo) -> None:
         )
     if sampling.logprobs is not None and sampling.logprobs < 0:
         raise RequestError(f"logprobs must be at least 0, not {sampling.logprobs}.", "logprobs")
-    for token in sampling.logit_bias:
-        if not 0 <= token < info.vocab_size:
-            raise RequestError(f"logit_bias names token id {token}, outside the vocabulary.", "logit_bias")
+    for name, tokens in (("logit_bias", sampling.logit_bias), ("logprob_token_ids", sampling.logprob_token_ids)):
+        for token in tokens:
+            if not 0 <= token < info.vocab_size:
+                raise RequestError(f"{name} names token id {token}, outside the vocabulary.", name)
+    if sampling.logprob_token_ids and request.grammar is not None and request.decoding.mode == "diffusion":
+        message = "logprob_token_ids cannot be used with a form of the answer in 'diffusion': it keeps few candidates."
+        raise RequestError(message, "logprob_token_ids", "unsupported_parameter")
 
 
 def _check_infill(request: Request, info: EngineInfo) -> None:

@@ -14,8 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from server.api import info, tokens
 from server.api.chat import route as chat
 from server.api.completions import route as completions
+from server.api.decisions_api import route as decisions
 from server.api.documents import openapi, page
 from server.api.fill import route as fill
+from server.api.messages_api import route as messages
 from server.api.responses_api import route as responses
 from server.api.responses_api.store import ResponseStore
 from server.engine_link.client import EngineClient
@@ -58,6 +60,8 @@ def create_app(config: Config | None = None, engine: EngineLink | None = None) -
         completions,
         chat,
         responses,
+        messages,
+        decisions,
         fill,
         info,
         tokens,

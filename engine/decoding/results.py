@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.batch import Span, StepGroup
+from engine.device.transfer import to_device
 from engine.events import TokenLogprob
 from engine.sampling.chosen import Chosen
-from engine.sampling.logprobs import top_log_probabilities, widened
+from engine.sampling.logprobs import listed_log_probabilities, top_log_probabilities, widened
 from engine.sequence import Sequence
 
 STEP_FAILED = "The engine failed while it ran this request."
@@ -37,6 +38,9 @@ class Choices:
     """[n, r, k] int64: the likeliest tokens. Of a draft under a grammar: the likeliest choices, best first."""
     top_logprobs: torch.Tensor | None = None
     """[n, r, k]"""
+    listed_logprobs: torch.Tensor | None = None
+    """[n, r, k]: natural-log probabilities of the tokens that each span's request lists; where it lists fewer, the rest
+    means nothing."""
     candidate_rows: torch.Tensor | None = None
     """[n] int64: index among the b spans that denoise under a grammar; -1 for any other."""
     candidate_ids: torch.Tensor | None = None
@@ -66,6 +70,7 @@ class HostChoices:
     logprobs: list[list[float]] = field(default_factory=list)
     top_ids: list[list[list[int]]] = field(default_factory=list)
     top_logprobs: list[list[list[float]]] = field(default_factory=list)
+    listed_logprobs: list[list[list[float]]] = field(default_factory=list)
     candidate_rows: list[int] = field(default_factory=list)
     candidate_ids: list[list[list[int]]] = field(default_factory=list)
     candidate_logprobs: list[list[list[float]]] = field(default_factory=list)
@@ -136,15 +141,24 @@ def with_logprobs(choices: Choices, chosen: Chosen, group: StepGroup) -> Choices
     most = max(count or 0 for count in wanted)
     if most:
         choices.top_ids, choices.top_logprobs = top_log_probabilities(widened(chosen.logits), most)
+    listed = [span.seq.request.sampling.logprob_token_ids for span in group.spans]
+    if any(listed):
+        longest = max(map(len, listed))
+        ids = to_device([[*own, *[0] * (longest - len(own))] for own in listed], chosen.logits.device)
+        choices.listed_logprobs = listed_log_probabilities(widened(chosen.logits), ids)
     return choices
 
 
 def read_logprob(seq: Sequence, choices: HostChoices, i: int, row: int) -> TokenLogprob | None:
     """The log-probabilities of row `row` of span i, if its request asked for them."""
-    count = seq.request.sampling.logprobs
+    sampling = seq.request.sampling
+    count, listed = sampling.logprobs, sampling.logprob_token_ids
     if count is None:
         return None
     top: list[tuple[int, float]] = []
-    if count:
+    if listed:
+        pairs = zip(listed, choices.listed_logprobs[i][row][: len(listed)], strict=True)
+        top = sorted(pairs, key=lambda pair: -pair[1])
+    elif count:
         top = list(zip(choices.top_ids[i][row][:count], choices.top_logprobs[i][row][:count], strict=True))
     return TokenLogprob(choices.token_ids[i][row], choices.logprobs[i][row], top)

@@ -27,3 +27,12 @@ def top_log_probabilities(logits: torch.Tensor, count: int) -> tuple[torch.Tenso
     """The `count` likeliest tokens, best first. logits: [n, r, V]. Returns ids and log-probabilities, [n, r, count]."""
     top, ids = logits.topk(min(count, logits.shape[-1]), dim=-1)
     return ids, top - logits.logsumexp(dim=-1, keepdim=True)
+
+
+def listed_log_probabilities(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Natural-log softmax probabilities of tokens that are the same at all rows of a span.
+
+    logits: [n, r, V]; token_ids: [n, k]. Returns [n, r, k].
+    """
+    listed = logits.gather(-1, token_ids[:, None].expand(-1, logits.shape[1], -1))
+    return listed - logits.logsumexp(dim=-1, keepdim=True)

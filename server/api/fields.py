@@ -69,6 +69,16 @@ def not_here(hint: str) -> tuple[BeforeValidator, WithJsonSchema]:
     return BeforeValidator(refuse), WithJsonSchema({"type": "null"})
 
 
+def _refuse_true(value: Any) -> Any:
+    if value is True:
+        raise invalid("has no meaning at this endpoint: it tells text, and no tokens")
+    return value
+
+
+FALSE_HERE = (BeforeValidator(_refuse_true), WithJsonSchema({"type": "boolean", "const": False}))
+"""The metadata of a switch that an endpoint does not share with the others: it may be false, and nothing else."""
+
+
 @dataclass(frozen=True)
 class FieldFacts:
     """Stands among the metadata of a request model's field (`typing.Annotated`)."""
@@ -114,6 +124,7 @@ class Unsupported:
 _CHAT: tuple[EndpointName, ...] = ("chat",)
 _RESPONSES: tuple[EndpointName, ...] = ("responses",)
 _CHATS: tuple[EndpointName, ...] = ("chat", "responses")
+_MESSAGES: tuple[EndpointName, ...] = ("messages",)
 _COMPLETIONS: tuple[EndpointName, ...] = ("completions",)
 
 UNSUPPORTED: dict[str, Unsupported] = {
@@ -125,7 +136,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "typical_p": Unsupported((1.0,)),
     "spaces_between_special_tokens": Unsupported((True, False)),
     "detokenize": Unsupported((True,)),
-    "truncate_prompt_tokens": Unsupported(),
     "logits_processors": Unsupported(([],)),
     "guided_json": Unsupported(hint="Use 'structured_outputs': {'json': ...}."),
     "guided_regex": Unsupported(hint="Use 'structured_outputs': {'regex': ...}."),
@@ -138,8 +148,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "regex": Unsupported((), hint="Use 'structured_outputs'."),
     "ebnf": Unsupported(hint="Use 'structured_outputs': {'grammar': ...}."),
     "no_stop_trim": Unsupported((False,), hint="Use 'include_stop_str_in_output'."),
-    "logprob_token_ids": Unsupported(),
-    "truncation_side": Unsupported(("left", "right")),  # nothing is truncated
     "request_id": Unsupported((), hint="Send the header 'x-request-id'."),
     "kv_transfer_params": Unsupported(({},)),
     "ec_transfer_params": Unsupported(({},)),
@@ -176,10 +184,17 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "prompt_cache_retention": Unsupported((), _CHATS),
     "moderation": Unsupported((), _CHATS),
     "conversation": Unsupported((), _RESPONSES, hint="Use 'previous_response_id'."),
-    "context_management": Unsupported(([],), _RESPONSES),
+    "context_management": Unsupported(
+        ([], {"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}), ("responses", "messages")
+    ),  # the whole conversation is read
     "access_programs": Unsupported((), _RESPONSES),
     "background_options": Unsupported((), _RESPONSES),
     "image": Unsupported((), _RESPONSES),
+    "container": Unsupported((), _MESSAGES),
+    "diagnostics": Unsupported((), _MESSAGES),
+    "inference_geo": Unsupported((), _MESSAGES),
+    "mcp_servers": Unsupported(([],), _MESSAGES),
+    "speed": Unsupported(("standard",), _MESSAGES),
 }
 
 

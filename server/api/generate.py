@@ -41,25 +41,27 @@ class Endpoint(Generic[Fields]):
 
     async def respond(self, request: Request) -> Response:
         """Serves one request. Raises ApiError, or ClientGone."""
-        service, model = _open(request)
+        service, model = open_service(request)
         call = await parse_body(request, lambda data: validate(self.parse(data), model))
         job = await self.prepare(call, model, _limits_of(service))
-        generation = await _admit(job, model, service, request)
-        return await self._answer(generation, model, service, request)
-
-    async def _answer(self, generation: Generation, model: ServedModel, service: Service, request: Request) -> Response:
-        options = service.config.server
-        limits = TimeLimits(options.request_timeout, options.stream_stall_timeout, options.sse_keepalive)
-        text_by = model.tokenizer if options.log_text else None
-        span = getattr(request.state, "span", None)
-        log = RequestLog(generation, service.metrics, request.state.request_id, text_by, span)
-        writer = self.writer(generation.job, model.tokenizer)
-        if generation.job.stream is not None:
-            return answer_streamed(generation, writer, log, limits)
-        return await answer_whole(generation, writer, log, limits, request)
+        return await run_job(job, self.writer(job, model.tokenizer), request)
 
 
-def _open(request: Request) -> tuple[Service, ServedModel]:
+async def run_job(job: Job, writer: AnswerWriter, request: Request) -> Response:
+    """Lets a job in and answers it, whole or as a stream. Raises ApiError, or ClientGone."""
+    service = service_of(request)
+    model, options = service.require_model(), service.config.server
+    generation = await _admit(job, model, service, request)
+    limits = TimeLimits(options.request_timeout, options.stream_stall_timeout, options.sse_keepalive)
+    text_by = model.tokenizer if options.log_text else None
+    span = getattr(request.state, "span", None)
+    log = RequestLog(generation, service.metrics, request.state.request_id, text_by, span)
+    if job.stream is not None:
+        return answer_streamed(generation, writer, log, limits)
+    return await answer_whole(generation, writer, log, limits, request)
+
+
+def open_service(request: Request) -> tuple[Service, ServedModel]:
     """Refuses work that cannot be taken at all, before its body is read: 503 while loading, 429 with a full queue."""
     service = service_of(request)
     model = service.require_model()

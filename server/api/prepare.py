@@ -25,7 +25,7 @@ from engine.request import (
 )
 from engine.validate import check_request
 from server.api.call import Call, Fields
-from server.api.requests import GenerationRequest
+from server.api.requests import GenerationRequest, TruncatedPrompt
 from server.generation.job import Choice, Echo, Job, StreamForm
 from server.http.errors import BadRequest
 from server.text.served_model import ServedModel
@@ -100,6 +100,24 @@ def fit_max_tokens(
     if asked is None:
         return min(default, left)
     return min(asked, left) if clip else asked
+
+
+def truncated(prompt: list[int], fields: TruncatedPrompt, max_tokens: int | None, model: ServedModel) -> list[int]:
+    """The prompt, cut to as many tokens as the request allows. max_tokens: None: unset. Raises BadRequest."""
+    most, context = fields.truncate_prompt_tokens, model.info.max_model_len
+    if most is None:
+        return prompt
+    if most > context:
+        message = f"'truncate_prompt_tokens' is {most}; this model's maximum context length is {context} tokens."
+        raise BadRequest(message, "truncate_prompt_tokens", "invalid_value")
+    if most == -1:
+        most = max(1, context - (max_tokens or 1))
+    if len(prompt) <= most:
+        return prompt
+    if fields.truncation_side == "right":
+        return prompt[:most]
+    kept = prompt[len(prompt) - most :]
+    return [prompt[0], *kept[1:]] if most > 1 and prompt[0] == model.info.bos_token_id else kept
 
 
 def request_template(

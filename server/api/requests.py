@@ -6,15 +6,16 @@ own fields stand beside them.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, WithJsonSchema, model_validator
 
 from engine.request import MAX_FACTOR, MAX_POST_STEPS, Editing, Remasking, Unmasking
-from server.api.fields import FieldFacts, Strict, invalid, take_known
+from server.api.fields import FALSE_HERE, FieldFacts, Strict, invalid, not_here, take_known
 from server.api.parameters.parsing import as_object, parse
 from server.api.parameters.sampling import SamplingFields
-from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS, OptionalText
+from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS, ListedTokens, OptionalText
 from server.api.structured_outputs import ResponseFormat, StructuredOutputs
 from server.generation.job import EndpointName
 
@@ -95,6 +96,8 @@ class GenerationRequest(SamplingFields):
     prompt_logprobs: Annotated[int | None, SCORES, Field(ge=0, le=MAX_LOGPROBS)] = None
     """How many of the likeliest tokens to list beside each token of the prompt, with log-probabilities and ranks. Not
     in a stream."""
+    logprob_token_ids: ListedTokens = ()
+    """Tokens to list beside each token of the answer, in place of the likeliest. Needs logprobs."""
     return_token_ids: bool = False
     """Tell the ids of the prompt's tokens and of the answer's, an end token included."""
     return_tokens_as_token_ids: bool = False
@@ -134,6 +137,8 @@ class GenerationRequest(SamplingFields):
             raise invalid("'include_drafts' requires 'stream': true")
         if self.diffusing and self.wants_drafts:
             raise invalid("'diffusing' and 'stream_options.include_drafts' are two forms of one thing: choose one")
+        if self.logprob_token_ids and self.wanted_logprobs is None:
+            raise invalid("'logprob_token_ids' requires 'logprobs'")
         if self.stream and self.prompt_logprobs is not None:
             raise invalid("'prompt_logprobs' cannot be combined with 'stream'")
         if self.diffusing and self.return_token_ids:
@@ -141,7 +146,72 @@ class GenerationRequest(SamplingFields):
         return self
 
 
+class TruncatedPrompt(Strict):
+    """The part of a request whose prompt may be cut."""
+
+    truncate_prompt_tokens: Annotated[int | None, Field(ge=-1, le=MAX_COUNT)] = None
+    """Most tokens of the prompt, BOS included; the rest is left out. -1: what the context leaves beside max_tokens. Not
+    with echo."""
+    truncation_side: Literal["left", "right"] = "left"
+    """Where a prompt that is too long is cut: left keeps its end, and BOS where there is one; right keeps its
+    beginning."""
+
+    @property
+    def truncates(self) -> bool:
+        """The prompt may be cut."""
+        return self.truncate_prompt_tokens is not None
+
+    @model_validator(mode="after")
+    def _check_truncation(self) -> Self:
+        if self.truncate_prompt_tokens == 0:
+            raise invalid("'truncate_prompt_tokens' must be at least 1, or -1")
+        return self
+
+
+class UntoldTokens(Strict):
+    """The part of a request whose answer tells text and no tokens: what would need them is refused.
+
+    It stands in front of the request model that has these fields otherwise.
+    """
+
+    prompt_logprobs: Annotated[int | None, *not_here("use /v1/completions or /v1/chat/completions")] = None
+    """Log-probabilities of a prompt are told by /v1/completions and /v1/chat/completions."""
+    logprob_token_ids: Annotated[tuple[int, ...], *not_here("use /v1/completions or /v1/chat/completions")] = ()
+    """Log-probabilities are told by /v1/completions and /v1/chat/completions."""
+    return_token_ids: Annotated[bool, *FALSE_HERE] = False
+    """Ids of tokens are told by /v1/completions and /v1/chat/completions."""
+    return_tokens_as_token_ids: Annotated[bool, *FALSE_HERE] = False
+    """There are no log-probabilities that it could name."""
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return None
+
+
+class SettledText(UntoldTokens, GenerationRequest):
+    """The part of a request with one answer, of which what is told has settled."""
+
+    n: Literal[1] = 1
+    """A request has one answer."""
+    diffusing: Literal[False] = False
+    """Events hold text to append."""
+    include_drafts: Literal[False] = False
+    """Events hold what has settled."""
+
+
 _Generation = TypeVar("_Generation", bound=GenerationRequest)
+
+
+def shared_values(fields: GenerationRequest, otherwise: Container[str]) -> dict[str, Any]:
+    """What was sent of the fields that all endpoints share, for a request that is made of this one.
+
+    otherwise: fields that the other request has from elsewhere.
+    """
+    return {
+        name: getattr(fields, name)
+        for name in fields.model_fields_set
+        if name in GenerationRequest.model_fields and name not in otherwise
+    }
 
 
 def parse_generation(kind: type[_Generation], data: Any) -> _Generation:

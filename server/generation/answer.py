@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 
 from server.generation.generation import Generation
 from server.generation.request_log import RequestLog
-from server.generation.sse import KEEPALIVE, sse_event
 from server.generation.writer import AnswerWriter
 from server.http.errors import (
     CLIENT_CLOSED_REQUEST,
@@ -73,7 +72,7 @@ async def answer_whole(
 
 def answer_streamed(generation: Generation, writer: AnswerWriter, log: RequestLog, limits: TimeLimits) -> EventStream:
     """The response that runs the generation and sends it as it forms."""
-    return EventStream(chunks(generation, writer, log, limits), log, limits.stall)
+    return EventStream(chunks(generation, writer, log, limits), writer, log, limits.stall)
 
 
 async def chunks(
@@ -89,7 +88,7 @@ async def chunks(
                     deltas = await generation.next()
             except TimeoutError:
                 if limits.keepalive and time.monotonic() < deadline:
-                    yield KEEPALIVE
+                    yield writer.keepalive
                     continue
                 raise limits.timed_out from None
             log.chunk()
@@ -129,11 +128,13 @@ def _status_of(exc: Exception) -> int:
 class EventStream(Response):
     """Sends events as they come. The headers go with the first of them, so a failure before it is a plain error."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], log: RequestLog, stall_timeout: float) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], writer: AnswerWriter, log: RequestLog, stall_timeout: float
+    ) -> None:
         """log: told how the stream ended. stall_timeout: seconds, see TimeLimits."""
         super().__init__(status_code=200, headers=HEADERS)
         del self.headers["content-length"]
-        self._events, self._log, self._stall_timeout = events, log, stall_timeout
+        self._events, self._writer, self._log, self._stall_timeout = events, writer, log, stall_timeout
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,9 +165,9 @@ class EventStream(Response):
 
     async def _send_error(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         if self._started:
-            await self._send(send, sse_event(error.body()), more=False)
+            await self._send(send, self._writer.failure(error, scope["state"]["request_id"]), more=False)
         else:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
         """Sends within the stall limit. Raises TimeoutError for a reader that takes nothing for longer."""

@@ -59,12 +59,14 @@ class Generation:
         self._engine, self._on_tokens = engine, on_tokens
         self._by_id = {request.request_id: state for request, state in zip(job.requests, self.choices, strict=True)}
         self._unreported = set(range(len(self.choices)))
+        self._stages = list(job.stages) or [len(self.choices)]
+        self._submitted = self._unfinished = 0  # choices: so far; of them, of the latest stage
         self._changed: set[int] = set()
         self._error: ApiError | None = None
         self._wake = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._engine.submit(self.job.requests, self)
+        self._submit_stage()
         return self
 
     async def __aexit__(
@@ -83,6 +85,10 @@ class Generation:
             self.fail(EngineFailure(state.error, None, "generation_failed"))
         elif running and state.done:  # by a stop string: the engine does not know yet
             self._engine.abort([event.request_id])
+        if running and state.done:
+            self._unfinished -= 1
+            if not self._unfinished and self._stages and self._error is None:
+                self._go_on()
         if self.first_text is None and state.text:
             self.first_text = time.monotonic()
         if self.first_draft is None and isinstance(event, DraftUpdated):
@@ -99,6 +105,19 @@ class Generation:
     def reported(self) -> bool:
         """Every choice has been reported to its end."""
         return not self._unreported
+
+    def _submit_stage(self) -> None:
+        count = self._stages.pop(0)
+        self._unfinished = count
+        self._submitted += count
+        self._engine.submit(self.job.requests[self._submitted - count : self._submitted], self)
+
+    def _go_on(self) -> None:
+        """Submits the next stage, from within an event: the reader is told if that fails."""
+        try:
+            self._submit_stage()
+        except ApiError as error:
+            self.fail(error)
 
     async def next(self) -> list[Delta]:
         """Waits for news; empty once every choice has been reported to its end. Raises ApiError."""

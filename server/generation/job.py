@@ -9,7 +9,7 @@ from typing import Literal
 from engine.request import Decoding, Grammar, Request
 from server.formats.parts import OutputParser
 
-EndpointName = Literal["completions", "chat", "responses", "fim", "infill"]
+EndpointName = Literal["completions", "chat", "responses", "messages", "decisions", "fim", "infill", "edit"]
 """The endpoints that generate, by the name that metrics and the request log use."""
 
 
@@ -113,11 +113,13 @@ class Job:
     """Beside log-probabilities tokens are called by their ids, not by their text."""
     reading: AnswerReading | None = None
     """None: answers are text and nothing else."""
+    stages: tuple[int, ...] = ()
+    """How many choices are submitted together, each stage once the one before it has ended. Empty: all at once."""
 
     @property
     def continues_prompt(self) -> bool:
         """Answers go on where their prompts end, so that a space may begin them; else each is a text of its own."""
-        return self.continues_message or self.endpoint not in ("chat", "responses")
+        return self.continues_message or self.endpoint not in ("chat", "responses", "messages", "edit")
 
     @property
     def requests(self) -> list[Request]:

@@ -8,7 +8,7 @@ from server.http.errors import ApiError, ClientGone
 from server.tracing.span import RequestSpan, Value
 
 PROVIDER = "lightcone"
-OPERATIONS: dict[EndpointName, str] = {"chat": "chat", "responses": "chat"}
+OPERATIONS: dict[EndpointName, str] = {"chat": "chat", "responses": "chat", "messages": "chat", "edit": "chat"}
 """GenAI's name of the operation, where it is not TEXT_COMPLETION."""
 TEXT_COMPLETION = "text_completion"
 

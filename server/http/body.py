@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from server.http.errors import BadRequest, BodyTooLarge, ClientGone
 from server.http.json_codec import InvalidJson, decode_json
 
-EXACT_MEMBERS = ("response_format", "structured_outputs", "tools", "text")
+EXACT_MEMBERS = ("response_format", "structured_outputs", "tools", "text", "output_config")
 """Members of a request that may hold JSON schemas: its numbers are limits of the answer, and are kept as written."""
 LARGE_BODY = 64 * 1024
 """Bytes from which a body is parsed in a thread, one such body at a time, so that no other request waits for it."""

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import NamedTuple
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from engine.errors import RequestError
+from server.http.error_forms import Error, ErrorDetail, MessagesError, messages_error, speaks_messages
 from server.http.json_codec import encode_json
 
 logger = logging.getLogger("lightcone.server")
@@ -28,21 +29,6 @@ SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, 
 
 CLIENT_CLOSED_REQUEST = 499
 """The status that proxies log for a client that went away before its answer."""
-
-
-class ErrorDetail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The inner object of OpenAI's error answer."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """OpenAI's error answer."""
-
-    error: ErrorDetail
 
 
 class ClientGone(Exception):
@@ -80,6 +66,11 @@ class ApiError(Exception):
     def body(self) -> Error:
         """OpenAI's error object."""
         return Error(ErrorDetail(self.message, self.type, self.param, self.code))
+
+    def body_at(self, path: str, request_id: str) -> Error | MessagesError:
+        """The error object in the form that a path speaks."""
+        body = self.body()
+        return messages_error(body.error, self.status, request_id) if speaks_messages(path) else body
 
 
 class BadRequest(ApiError):
@@ -195,7 +186,7 @@ class ErrorHandler:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         error = to_api_error(exc, request)
         self._report(request, error.status, error.code or "unknown")
-        return error_response(error)
+        return error_response(error, request.scope)
 
     def _report(self, request: Request, status: int, code: str) -> None:
         state = request.state
@@ -205,9 +196,10 @@ class ErrorHandler:
             self._on_refused(Refusal(state.request_id, status, code, request.method, _shown_path(request), trace_id))
 
 
-def error_response(error: ApiError) -> Response:
-    """The error as an HTTP response."""
-    return Response(encode_json(error.body()), error.status, error.headers, "application/json")
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """The error as an HTTP response. scope: of the request, whose path says in which form."""
+    body = error.body_at(scope["path"], scope["state"]["request_id"])
+    return Response(encode_json(body), error.status, error.headers, "application/json")
 
 
 def error_bytes(error: ApiError, request_id: str) -> bytes:

@@ -18,7 +18,7 @@ but for those that `Keys.load` is given."""
 
 KEY_HEADERS = ("authorization", "api-key", "x-api-key")
 """Headers that may carry a key, the first one that is there counting: OpenAI's clients send the first, Azure's the
-second."""
+second, Anthropic's the third."""
 
 
 class Keys:

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.http.error_forms import speaks_messages
 from server.http.errors import BadRequest, ErrorHandler, Unavailable
 from server.http.keys import OPEN_PATHS, Keys
 
@@ -26,7 +27,10 @@ def new_request_id() -> str:
 
 
 class RequestIds:
-    """The outermost middleware: every answer carries `x-request-id`. It is plain ASGI, so streams pass unchanged."""
+    """The outermost middleware: every answer carries `x-request-id`. It is plain ASGI, so streams pass unchanged.
+
+    Anthropic's clients read it from `request-id`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,7 +46,10 @@ class RequestIds:
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if speaks_messages(scope["path"]):
+                    headers["request-id"] = request_id
             await send(message)
 
         await self._app(scope, receive, send_marked)

@@ -138,12 +138,15 @@ class ServedModel:
 
     # -- text to tokens -----------------------------------------------------------------------------------------
 
-    async def encode_prompts(self, texts: list[str], *, add_bos: bool = True, param: str = "prompt") -> list[list[int]]:
+    async def encode_prompts(
+        self, texts: list[str], *, add_bos: bool = True, param: str = "prompt", bounded: bool = True
+    ) -> list[list[int]]:
         """Token ids of completion prompts, or of other text without BOS.
 
-        param: the request's field that a refusal names. Raises BadRequest for text that cannot fit the context.
+        param: the request's field that a refusal names. bounded: BadRequest is raised for text that cannot fit the
+        context.
         """
-        for text in texts:
+        for text in texts if bounded else ():
             self._check_length(len(text), param)
         encode = self.tokenizer.encode_prompt
         try:
@@ -155,17 +158,19 @@ class ServedModel:
         """Token ids of messages, up to where the assistant speaks. Raises as `chat_prompt` does."""
         return (await self.chat_prompt(Chat(messages))).token_ids
 
-    async def chat_prompt(self, asked: Chat) -> ChatPrompt:
+    async def chat_prompt(self, asked: Chat, *, bounded: bool = True) -> ChatPrompt:
         """The prompt of a chat, up to where the assistant speaks.
 
-        Raises BadRequest where the model has no template, the template refuses, or the text cannot fit the context.
+        Raises BadRequest where the model has no template, the template refuses, or, if bounded, the text cannot fit the
+        context.
         """
         chat = self.chat
         if chat is None:
             raise BadRequest(self.no_chat, "messages", "unsupported_parameter")
 
         def check_length(characters: int) -> None:
-            self._check_length(characters, "messages")
+            if bounded:
+                self._check_length(characters, "messages")
 
         check_length(sum(_characters(message.get("content", "")) for message in asked.messages))
         try:

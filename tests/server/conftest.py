@@ -38,6 +38,10 @@ class Api:
     async def respond(self, **body: Any) -> httpx.Response:
         return await self.http.post("/v1/responses", json={"input": "Hello", **body})
 
+    async def message(self, **body: Any) -> httpx.Response:
+        messages = [{"role": "user", "content": "Hello"}]
+        return await self.http.post("/v1/messages", json={"messages": messages, "max_tokens": 120, **body})
+
 
 ApiFactory = Callable[..., AbstractAsyncContextManager[Api]]
 

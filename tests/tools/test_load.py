@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from loadtest.records import Record
+from tools.decisions import Way, chat_at_once, chat_in_turn, decide, report
 from tools.overload import answered
 from tools.soak import MEBIBYTE, Result, body_of, growth, slope
 
@@ -33,3 +36,35 @@ def test_goodput_counts_answers_within_the_time_alone() -> None:
         return Record(index=0, start_s=1.0, end_s=end, error=error)
 
     assert answered([record(2.0), record(9.5), record(1.0, "http_429")], until=10.0) == 1
+
+
+def test_questions_are_compared_by_the_medians_of_their_rounds() -> None:
+    ways = [Way("decisions", decide, [1.0, 2.0, 9.0], [2.0, 4.0, 4.0]), Way("chats", chat_in_turn, [8.0], [40.0])]
+    assert report(ways, 10) == [
+        {"way": "decisions", "questions_per_second": 5.0, "passes_per_question": 0.4},
+        {"way": "chats", "questions_per_second": 1.2, "passes_per_question": 4.0},
+    ]
+
+
+def test_every_way_asks_the_same_questions() -> None:
+    """Else the comparison would compare tasks."""
+    import json
+
+    import httpx
+
+    sent: list[tuple[str, dict[str, Any]]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append((request.url.path, json.loads(request.content)))
+        return httpx.Response(200, json={})
+
+    with httpx.Client(transport=httpx.MockTransport(answer), base_url="http://x") as client:
+        for way in (decide, chat_in_turn, chat_at_once):
+            way(client, "The owl sleeps.", ["It is day.", "It is night."])
+    (path, decision), *chats = sent
+    assert path == "/v1/decisions"
+    asked = [question["instructions"] for question in decision["questions"]]
+    for part in (chats[:2], chats[2:]):
+        contents = sorted(body["messages"][0]["content"] for _, body in part)
+        assert all(content.startswith(decision["input"]) for content in contents)
+        assert [statement in content for statement, content in zip(asked, contents, strict=True)] == [True, True]

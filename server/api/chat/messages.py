@@ -144,7 +144,7 @@ def _check_content(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, list):
         kinds = ("text", "refusal") if role == "assistant" else ("text",)
         for part in value:
-            kind = part.get("type") if isinstance(part, dict) else None
+            kind = part.get("type") if isinstance(part, dict) else part.type if isinstance(part, ContentPart) else None
             if kind not in kinds:
                 raise invalid(f"has a part of type {str(kind)[:32]!r}; this model takes only parts of type 'text'")
         return value

@@ -10,7 +10,7 @@ from server.api.chat.messages import Messages
 from server.api.chat.tools import ToolChoice, Tools, check_tools
 from server.api.fields import invalid
 from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS
-from server.api.requests import GenerationRequest
+from server.api.requests import GenerationRequest, TruncatedPrompt
 from server.generation.job import EndpointName
 from server.text.chat_template import Ending
 
@@ -55,7 +55,7 @@ def ending_of(continues: bool, opens: bool) -> Ending:
     return "continued" if continues else "open" if opens else "closed"
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(TruncatedPrompt, GenerationRequest):
     """POST /v1/chat/completions"""
 
     endpoint: ClassVar[EndpointName] = "chat"

@@ -13,6 +13,7 @@ from server.api.prepare import (
     fit_max_tokens,
     make_job,
     request_template,
+    truncated,
     with_prompt,
 )
 from server.generation.job import Echo, Job
@@ -24,7 +25,8 @@ async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Lim
     """A completion as a job. Raises BadRequest."""
     fields, prompts = call.fields, call.fields.prompts
     check_num_choices(len(prompts), fields.n, limits.max_choices)
-    encoded = await _encode(prompts, model, add_bos=fields.add_special_tokens)
+    encoded = await _encode(prompts, model, add_bos=fields.add_special_tokens, bounded=not fields.truncates)
+    encoded = [truncated(ids, fields, fields.max_tokens or DEFAULT_MAX_TOKENS, model) for ids in encoded]
     suffix = await _encode_suffix(fields, model)
     template = request_template(
         call, model, suffix=suffix, prompt_logprobs=_prompt_logprobs(call, model.info.decodings)
@@ -45,9 +47,11 @@ async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Lim
     return make_job(call, model, list(zip(requests, echoes, strict=True)))
 
 
-async def _encode(prompts: list[str] | list[list[int]], model: ServedModel, *, add_bos: bool) -> list[list[int]]:
+async def _encode(
+    prompts: list[str] | list[list[int]], model: ServedModel, *, add_bos: bool, bounded: bool
+) -> list[list[int]]:
     if isinstance(prompts[0], str):
-        return await model.encode_prompts(prompts, add_bos=add_bos)
+        return await model.encode_prompts(prompts, add_bos=add_bos, bounded=bounded)
     return prompts
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from server.api.fields import invalid
 from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS, OptionalText
-from server.api.requests import GenerationRequest
+from server.api.requests import GenerationRequest, TruncatedPrompt
 from server.generation.job import EndpointName
 
 
@@ -51,7 +51,7 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for completions."""
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(TruncatedPrompt, GenerationRequest):
     """POST /v1/completions"""
 
     endpoint: ClassVar[EndpointName] = "completions"
@@ -95,6 +95,10 @@ class CompletionRequest(GenerationRequest):
             raise invalid("'max_tokens' must be at least 1, or 0 with 'echo' or 'prompt_logprobs'")
         if self.echo and self.suffix is not None:
             raise invalid("'echo' and 'suffix' cannot be combined: the answer to a suffix is the middle only")
+        if self.echo and self.truncates:
+            raise invalid(
+                "'truncate_prompt_tokens' cannot be combined with 'echo', which repeats the prompt as it was sent"
+            )
         if self.diffusing and self.logprobs is not None:
             raise invalid("'logprobs' cannot be combined with 'diffusing', whose chunks replace each other")
         return self

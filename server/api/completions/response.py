@@ -137,8 +137,9 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         Of tokens with the same text the likeliest has it; the others are named by their ids.
         """
         scores = token.scores
+        top = scores.top[: self.job.logprobs] if token.of_prompt else scores.top
         found: dict[str, float] = {}
-        for token_id, logprob in dict([*scores.top[: self.job.logprobs], (scores.token_id, scores.logprob)]).items():
+        for token_id, logprob in dict([*top, (scores.token_id, scores.logprob)]).items():
             text = self._name(token_id)
             found[name_by_id(token_id) if text in found else text] = finite(logprob)
         return found

@@ -11,28 +11,35 @@ from server.api.chat.request import ChatRequest
 from server.api.chat.response import ChatCompletion, ChatCompletionChunk
 from server.api.completions.request import CompletionRequest
 from server.api.completions.response import Completion, CompletionChunk
+from server.api.decisions_api.request import DecisionsRequest
+from server.api.decisions_api.response import Decision
 from server.api.fields import UNSUPPORTED, WITHOUT_EFFECT, FieldFacts, Strict
+from server.api.fill.edit import EditRequest
 from server.api.fill.request import FimRequest, InfillRequest
 from server.api.fill.response import FimChunk, FimCompletion, InfillAnswer, InfillChunk
 from server.api.info import Health, Load, Model, ModelList, Ready, TokenizerInfo, Version
+from server.api.messages_api.objects import MESSAGES_EVENTS, AnswerMessage, MessagesEvent, TokenCount
+from server.api.messages_api.request import CountTokensRequest, MessagesRequest
 from server.api.requests import GenerationRequest
 from server.api.responses_api.objects import EVENTS, DeletedResponse, Event, ModelResponse
 from server.api.responses_api.request import ResponsesRequest
 from server.api.tokens import DetokenizeRequest, Prompt, TokenizeRequest, Tokens
 from server.generation.job import EndpointName
-from server.http.errors import Error
+from server.http.error_forms import Error, MessagesError
 from server.http.keys import OPEN_PATHS
 from server.version import VERSION
 
 Schema = dict[str, Any]
 
 REQUESTS: tuple[type[Strict], ...] = (
-    CompletionRequest, ChatRequest, ResponsesRequest, FimRequest, InfillRequest, TokenizeRequest, DetokenizeRequest,
+    CompletionRequest, ChatRequest, ResponsesRequest, MessagesRequest, CountTokensRequest, DecisionsRequest, FimRequest,
+    InfillRequest, EditRequest, TokenizeRequest, DetokenizeRequest,
 )  # fmt: skip
 RESPONSES: tuple[type[msgspec.Struct], ...] = (
     Error, Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, Model, ModelList, Tokens, Prompt, Health,
     Ready, Version, Load, TokenizerInfo, ModelResponse, DeletedResponse, *EVENTS,
-    FimCompletion, FimChunk, InfillAnswer, InfillChunk,
+    MessagesError, AnswerMessage, TokenCount, *MESSAGES_EVENTS, Decision, FimCompletion, FimChunk, InfillAnswer,
+    InfillChunk,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/"
 
@@ -54,6 +61,7 @@ _DETAILS = {
 _READING = ("400", "401", "404", "413", "500", "503")
 _EVENTS: dict[type[msgspec.Struct], str] = {
     Event: f"Events with names, whose data is one of: {', '.join(kind.__name__ for kind in EVENTS)}.",
+    MessagesEvent: f"Events with names, whose data is one of: {', '.join(kind.__name__ for kind in MESSAGES_EVENTS)}.",
     InfillChunk: "Events whose data is an InfillChunk; that of the last is an InfillAnswer.",
 }
 """What is said of streams that do not end with [DONE]."""
@@ -87,12 +95,13 @@ def build(*, needs_key: bool, public_metrics: bool) -> Schema:
 
 
 def _add_security(document: Schema, *, public_metrics: bool) -> None:
-    """A key on every path but the open ones, in one of two headers."""
+    """A key on every path but the open ones, in one of three headers."""
     document["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer"},
         "azure_key": {"type": "apiKey", "in": "header", "name": "api-key"},
+        "anthropic_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     }
-    document["security"] = [{"key": []}, {"azure_key": []}]
+    document["security"] = [{"key": []}, {"azure_key": []}, {"anthropic_key": []}]
     for path in OPEN_PATHS | ({"/metrics"} if public_metrics else set()):
         operation = document["paths"][path]["get"]
         operation["security"] = []
@@ -116,10 +125,18 @@ def _paths() -> Schema:
             "get": get("A stored response", None, ModelResponse, ("400", "401", "404", "500", "503")),
             "delete": _operation("Forget a stored response", None, DeletedResponse, ("401", "404", "500", "503")),
         },
+        "/v1/messages": {"post": post("Answer a conversation, in Anthropic's form", MessagesRequest, AnswerMessage,
+                                      _GENERATING, events=MessagesEvent, error=MessagesError)},
+        "/v1/messages/count_tokens": {"post": post("Tokens of a conversation, in Anthropic's form", CountTokensRequest,
+                                                   TokenCount, _READING, error=MessagesError)},
+        "/v1/decisions": {"post": post("Answer questions with probabilities", DecisionsRequest, Decision, _GENERATING)},
         "/v1/fim/completions": {"post": post("Fill the gap before a suffix", FimRequest, FimCompletion, _GENERATING,
                                              events=FimChunk)},
         "/infill": {"post": post("Fill the gap between two texts, for editors", InfillRequest, InfillAnswer,
                                  _GENERATING, events=InfillChunk)},
+        "/v1/edit/completions": {"post": post("Edit a region of code", EditRequest, ChatCompletion, _GENERATING,
+                                              events=ChatCompletionChunk)},
+        "/invocations": {"post": _either("Answer a conversation, or continue a prompt")},
         "/v1/models": {"get": get("The served model and its aliases", None, ModelList, ("401", "500", "503"))},
         "/v1/models/{name}": {"get": get("One model or alias", None, Model, ("401", "404", "500", "503"))},
         "/tokenize": {"post": post("Tokens of a prompt or a chat", TokenizeRequest, Tokens, _READING)},
@@ -151,6 +168,7 @@ def _operation(
     answer: type[msgspec.Struct] | None,
     errors: tuple[str, ...],
     events: type[msgspec.Struct] | None = None,
+    error: type[msgspec.Struct] = Error,
 ) -> Schema:
     text = {"text/plain": {"schema": {"type": "string"}}}
     success: Schema = {"description": "Success.", "content": text} if answer is None else _response("Success.", answer)
@@ -158,7 +176,7 @@ def _operation(
         told = _EVENTS.get(events, f"Events whose data is a {events.__name__}; the last is [DONE].")
         shape = {"type": "string", "description": told}
         success["content"]["text/event-stream"] = {"schema": shape}
-    responses = {"200": success} | {status: _response(_DETAILS[status], Error) for status in errors}
+    responses = {"200": success} | {status: _response(_DETAILS[status], error) for status in errors}
     for status in ("429", "503"):
         if status in responses:
             wait = {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
@@ -166,6 +184,19 @@ def _operation(
     operation: Schema = {"summary": summary, "responses": responses}
     if request is not None:
         operation["requestBody"] = {"required": True, "content": _json_content(request)}
+    return operation
+
+
+def _either(summary: str) -> Schema:
+    """A chat or a completion, by what the body has."""
+    kinds = ((ChatRequest, ChatCompletion, ChatCompletionChunk), (CompletionRequest, Completion, CompletionChunk))
+    operation, other = (_operation(summary, asked, told, _GENERATING, events) for asked, told, events in kinds)
+    for place, more in (
+        (operation["requestBody"]["content"], other["requestBody"]["content"]),
+        (operation["responses"]["200"]["content"], other["responses"]["200"]["content"]),
+    ):
+        shapes = [place["application/json"]["schema"], more["application/json"]["schema"]]
+        place["application/json"] = {"schema": {"anyOf": shapes}}
     return operation
 
 
@@ -186,7 +217,7 @@ def _add_request(components: dict[str, Schema], model: type[Strict]) -> None:
     for name, field in model.model_fields.items():
         if modes := FieldFacts.of(field).modes:
             schema["properties"][field.alias or name][MODES] = list(modes)
-    if issubclass(model, GenerationRequest):
+    if issubclass(model, GenerationRequest | DecisionsRequest):
         _make_nullable(schema)
         schema["properties"] = _accepted_fields(model.endpoint) | schema["properties"]
     schema["additionalProperties"] = False

@@ -10,13 +10,13 @@ from pydantic import Field, model_validator
 from server.api.completions.request import CompletionRequest
 from server.api.fields import Strict, invalid, not_here
 from server.api.parameters.values import MAX_COUNT, OptionalText, Seed
-from server.api.requests import GenerationRequest, parse_generation
+from server.api.requests import SettledText, UntoldTokens, parse_generation, shared_values
 from server.generation.job import EndpointName
 
 MAX_EXTRAS = 1024
 
 
-class FimRequest(CompletionRequest):
+class FimRequest(UntoldTokens, CompletionRequest):
     """POST /v1/fim/completions"""
 
     endpoint: ClassVar[EndpointName] = "fim"
@@ -32,12 +32,6 @@ class FimRequest(CompletionRequest):
     """Log-probabilities are told by /v1/completions."""
     echo: Literal[False] = False
     """The answer is the middle only."""
-    prompt_logprobs: Annotated[None, *not_here("use /v1/completions")] = None
-    """Log-probabilities of the prompt are told by /v1/completions."""
-    return_token_ids: Literal[False] = False
-    """Ids of tokens are told by /v1/completions."""
-    return_tokens_as_token_ids: Literal[False] = False
-    """There are no log-probabilities that it could name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -58,7 +52,7 @@ class Extra(Strict):
     """Where it comes from; a line in front of the text says so."""
 
 
-class InfillRequest(GenerationRequest):
+class InfillRequest(SettledText):
     """POST /infill"""
 
     endpoint: ClassVar[EndpointName] = "infill"
@@ -90,26 +84,10 @@ class InfillRequest(GenerationRequest):
     response_fields: list[str] = Field(default=[], max_length=64, fail_fast=True)
     """Accepted; has no effect: the answer has few fields, and always the same."""
     # Fields of the other endpoints, by which this one says what is asked for in another way.
-    n: Literal[1] = 1
-    """A request has one answer."""
     max_tokens: Annotated[None, *not_here("use 'n_predict'")] = None
     """Its name here is n_predict."""
     stream_options: Annotated[None, *not_here("use /v1/completions")] = None
     """The last event of a stream always has the counts."""
-    diffusing: Literal[False] = False
-    """Events hold text to append."""
-    include_drafts: Literal[False] = False
-    """Events hold what has settled."""
-    prompt_logprobs: Annotated[None, *not_here("use /v1/completions")] = None
-    """Log-probabilities of the prompt are told by /v1/completions."""
-    return_token_ids: Literal[False] = False
-    """Ids of tokens are told by /v1/completions."""
-    return_tokens_as_token_ids: Literal[False] = False
-    """There are no log-probabilities that it could name."""
-
-    @property
-    def wanted_logprobs(self) -> int | None:
-        return None
 
     @model_validator(mode="after")
     def _check_infill(self) -> Self:
@@ -144,11 +122,7 @@ def to_completion(fields: InfillRequest) -> InfillCompletion:
     before = [
         f"{extra.filename}\n{extra.text}\n" if extra.filename else f"{extra.text}\n" for extra in fields.input_extra
     ]
-    values: dict[str, Any] = {
-        name: getattr(fields, name)
-        for name in fields.model_fields_set
-        if name in GenerationRequest.model_fields and name not in _OTHERWISE
-    }
+    values = shared_values(fields, _OTHERWISE)
     values |= {"prompt": "".join([*before, fields.input_prefix, fields.prompt]), "n_indent": fields.n_indent}
     if fields.n_predict == 0:
         values |= {"max_tokens": 0, "echo": True}

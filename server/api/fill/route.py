@@ -1,4 +1,4 @@
-"""POST /v1/fim/completions and POST /infill"""
+"""POST /v1/fim/completions, POST /infill and POST /v1/edit/completions"""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.chat import prepare as chat
+from server.api.chat.response import ChatWriter
 from server.api.common import renamed
 from server.api.completions.prepare import prepare
+from server.api.fill.edit import parse_edit
 from server.api.fill.request import NAMES, FimRequest, InfillCompletion, parse_infill
 from server.api.fill.response import FimWriter, InfillWriter
 from server.api.generate import Endpoint
@@ -19,6 +22,7 @@ from server.http.errors import BadRequest
 router = APIRouter()
 
 FIM = Endpoint(partial(parse_generation, FimRequest), prepare, FimWriter)
+EDIT = Endpoint(parse_edit, chat.prepare, ChatWriter)
 
 
 @router.post("/v1/fim/completions")
@@ -41,3 +45,9 @@ async def infill(request: Request) -> Response:
         return await endpoint.respond(request)
     except BadRequest as error:
         raise renamed(error, NAMES) if asked else error from None
+
+
+@router.post("/v1/edit/completions")
+async def edit_completions(request: Request) -> Response:
+    """Tells how a region of code should become."""
+    return await EDIT.respond(request)

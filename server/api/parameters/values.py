@@ -14,6 +14,7 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKENS = 128
 MAX_ALLOWED_TOKENS = 4096
+MAX_LISTED_TOKENS = 128
 MAX_BAD_WORDS = 128
 MAX_COUNT = 2**31
 """Bound of numbers that count tokens or candidates; each has a tighter limit of its own elsewhere."""
@@ -70,21 +71,24 @@ LogitBias = Annotated[
 ]
 
 
-def _check_allowed(value: Any) -> Any:
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise invalid("must be a list of token ids")
-    if not 1 <= len(value) <= MAX_ALLOWED_TOKENS:
-        raise invalid(f"must hold 1 to {MAX_ALLOWED_TOKENS} token ids, not {len(value)}")
-    return tuple(dict.fromkeys(value))
+def _tokens(least: int, most: int) -> tuple[BeforeValidator, WithJsonSchema]:
+    """The metadata of a field that holds so many token ids, each of which counts once."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list) or not all(type(token) is int for token in value):
+            raise invalid("must be a list of token ids")
+        if not least <= len(value) <= most:
+            raise invalid(f"must hold {least} to {most} token ids, not {len(value)}")
+        return tuple(dict.fromkeys(value))
+
+    items = {"type": "integer", "minimum": 0}
+    return BeforeValidator(check), WithJsonSchema(
+        {"type": "array", "minItems": least, "maxItems": most, "items": items}
+    )
 
 
-AllowedTokens = Annotated[
-    tuple[int, ...],
-    BeforeValidator(_check_allowed),
-    WithJsonSchema(
-        {"type": "array", "minItems": 1, "maxItems": MAX_ALLOWED_TOKENS, "items": {"type": "integer", "minimum": 0}}
-    ),
-]
+AllowedTokens = Annotated[tuple[int, ...], *_tokens(1, MAX_ALLOWED_TOKENS)]
+ListedTokens = Annotated[tuple[int, ...], *_tokens(0, MAX_LISTED_TOKENS)]
 BadWord = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 

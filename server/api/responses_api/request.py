@@ -12,7 +12,7 @@ from server.api.chat.request import ChatRequest
 from server.api.chat.tools import check_tools
 from server.api.fields import Strict, invalid, not_here
 from server.api.parameters.values import MAX_COUNT
-from server.api.requests import GenerationRequest, StreamOptions
+from server.api.requests import SettledText, StreamOptions, shared_values
 from server.api.responses_api.items import Input
 from server.api.responses_api.tools import FlatToolChoice, FlatTools, choice_for_chat
 from server.api.structured_outputs import JsonSchemaFormat, ResponseFormat
@@ -83,7 +83,7 @@ class ResponseStreamOptions(StreamOptions):
     """Events hold settled text alone."""
 
 
-class ResponsesRequest(GenerationRequest):
+class ResponsesRequest(SettledText):
     """POST /v1/responses"""
 
     endpoint: ClassVar[EndpointName] = "responses"
@@ -126,26 +126,10 @@ class ResponsesRequest(GenerationRequest):
     stream_options: ResponseStreamOptions | None = None
     """What a stream carries besides its events."""
     # Fields of the other endpoints, by which this one says what is asked for in another way.
-    n: Literal[1] = 1
-    """A request has one response."""
     max_tokens: Annotated[None, *not_here("use 'max_output_tokens'")] = None
     """Its name here is max_output_tokens."""
     response_format: Annotated[None, *not_here("use 'text': {'format': ...}")] = None
     """Its name here is text.format."""
-    diffusing: Literal[False] = False
-    """The events of responses are append-only."""
-    include_drafts: Literal[False] = False
-    """The events of responses tell what has settled."""
-    prompt_logprobs: Annotated[None, *not_here("use /v1/chat/completions")] = None
-    """Log-probabilities of the prompt are told by /v1/chat/completions."""
-    return_token_ids: Literal[False] = False
-    """Ids of tokens are told by /v1/chat/completions."""
-    return_tokens_as_token_ids: Literal[False] = False
-    """There are no log-probabilities that it could name."""
-
-    @property
-    def wanted_logprobs(self) -> int | None:
-        return None
 
     @model_validator(mode="after")
     def _check_response(self) -> Self:
@@ -172,11 +156,7 @@ def to_chat(fields: ResponsesRequest, messages: Sequence[Message]) -> ResponseCh
         text = f"The conversation has {len(messages)} messages; at most {MAX_MESSAGES} are allowed."
         raise BadRequest(text, "input", "invalid_value")
     system = [] if fields.instructions is None else [Message(role="system", content=fields.instructions)]
-    values: dict[str, Any] = {
-        name: getattr(fields, name)
-        for name in fields.model_fields_set
-        if name in GenerationRequest.model_fields and name not in _OTHERWISE
-    }
+    values = shared_values(fields, _OTHERWISE)
     values |= {
         "messages": [*system, *messages],
         "max_completion_tokens": fields.max_output_tokens,

@@ -101,6 +101,42 @@ def _include_drafts(asker: Asker) -> None:
     assert asker.send(include_drafts=True).status_code == 400
 
 
+def _logprob_token_ids(asker: Asker) -> None:
+    """The listed tokens stand beside each token of the answer, whether they are likely or not."""
+    plain = asker.answer(logprobs=1, return_tokens_as_token_ids=True)["choices"][0]["logprobs"]
+    listed = [40, *(int(name.removeprefix("token_id:")) for name in plain["tokens"][:2])]
+    fields = {"logprob_token_ids": listed, "logprobs": 0, "return_tokens_as_token_ids": True}
+    told = asker.answer(**fields)["choices"][0]["logprobs"]
+    assert told["tokens"] == plain["tokens"]
+    for name, logprob, entries in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+        assert set(entries) == {name, *(f"token_id:{token}" for token in listed)}
+        assert abs(entries[name] - logprob) < 1e-3
+    assert asker.send(logprob_token_ids=listed).json()["error"]["param"] == "logprob_token_ids"
+    assert asker.send(logprob_token_ids=[10**6], logprobs=0).json()["error"]["param"] == "logprob_token_ids"
+
+
+def _truncate_prompt_tokens(asker: Asker) -> None:
+    """The end of the prompt is kept, and BOS in front; a prompt beyond the context is cut, too."""
+    ids = asker.prompt_ids()
+    cut = asker.answer(truncate_prompt_tokens=6, return_token_ids=True)
+    assert cut["choices"][0]["prompt_token_ids"] == [ids[0], *ids[-5:]]
+    assert cut["usage"]["prompt_tokens"] == 6
+    assert asker.text(truncate_prompt_tokens=500) == asker.text(truncate_prompt_tokens=-1) == asker.text()
+    long = asker.decoded(ids) * 900
+    assert asker.send(prompt=long).status_code == 400
+    whole = asker.usage(prompt=long, truncate_prompt_tokens=-1, max_tokens=3)
+    context = asker.http.get("/v1/models").json()["data"][0]["max_model_len"]
+    assert whole["prompt_tokens"] == context - 3
+    for wrong in (0, -2, context + 1):
+        assert asker.send(truncate_prompt_tokens=wrong).json()["error"]["param"] == "truncate_prompt_tokens"
+    assert asker.send(truncate_prompt_tokens=5, echo=True).json()["error"]["param"] == "truncate_prompt_tokens"
+
+
+def _truncation_side(asker: Asker) -> None:
+    fields = {"truncate_prompt_tokens": 6, "truncation_side": "right", "return_token_ids": True}
+    assert asker.answer(**fields)["choices"][0]["prompt_token_ids"] == asker.prompt_ids()[:6]
+
+
 TOKENS: dict[str, Callable[[Asker], None]] = {
     "skip_special_tokens": _skip_special_tokens,
     "add_special_tokens": _add_special_tokens,
@@ -109,4 +145,7 @@ TOKENS: dict[str, Callable[[Asker], None]] = {
     "bad_words": _bad_words,
     "return_token_ids": _return_token_ids,
     "return_tokens_as_token_ids": _return_tokens_as_token_ids,
+    "logprob_token_ids": _logprob_token_ids,
+    "truncate_prompt_tokens": _truncate_prompt_tokens,
+    "truncation_side": _truncation_side,
 }

@@ -40,11 +40,12 @@ async def test_every_sampling_parameter_reaches_the_engine(model: ServedModel) -
     asked: dict[str, Any] = {
         "temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "seed": 11, "presence_penalty": 0.2,
         "frequency_penalty": 0.3, "repetition_penalty": 1.1, "logit_bias": {"9": 2}, "min_tokens": 3, "logprobs": 4,
+        "logprob_token_ids": [9, 5],
     }  # fmt: skip
     # `bad_words` are banned sequences, with allowed tokens in tests/clients/parameters.
     assert set(asked) | {"allowed_token_ids", "banned_sequences"} == set(SamplingParams.__struct_fields__)
     job = await completion(model, **asked)
-    expected = SamplingParams(**{**asked, "logit_bias": {9: 2.0}})
+    expected = SamplingParams(**{**asked, "logit_bias": {9: 2.0}, "logprob_token_ids": (9, 5)})
     assert job.choices[0].request.sampling == expected
 
 

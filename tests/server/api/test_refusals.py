@@ -68,7 +68,9 @@ async def test_known_fields_that_are_not_built_are_refused_and_neutral_values_ar
     """Nothing is accepted and ignored; and no client fails for sending a default."""
     entry = UNSUPPORTED[name]
     for endpoint in entry.endpoints:
-        send = {"completions": api.complete, "chat": api.chat, "responses": api.respond}[endpoint]
+        send = {
+            "completions": api.complete, "chat": api.chat, "responses": api.respond, "messages": api.message,
+        }[endpoint]  # fmt: skip
         for value in (None, *entry.neutral_at(endpoint)):
             assert (await send(**{name: value})).status_code == 200, (name, value)
         error = refused(await send(**{name: {"strange": "value"}}), name)

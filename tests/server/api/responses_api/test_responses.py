@@ -115,3 +115,10 @@ def test_one_turn_of_the_assistant_is_one_message() -> None:
     assert (messages[1]["content"], messages[1]["reasoning_content"]) == ("I look.", "Hm.")
     assert [call["id"] for call in messages[1]["tool_calls"]] == ["1", "2"]
     assert [message["content"] for message in messages[2:]] == ["a", "b", "Done.", "No more."]
+
+
+def test_text_in_several_parts_stays_in_parts() -> None:
+    """Clients that attach files send several; they were answered with a 500."""
+    parts = [{"type": "input_text", "text": text} for text in ("a", "b")]
+    [message] = to_messages([InputItem(role="user", content=parts)])  # type: ignore[arg-type]
+    assert [part["text"] for part in message.for_template()["content"]] == ["a", "b"]
