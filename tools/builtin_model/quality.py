@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 
@@ -38,11 +39,11 @@ class Quality:
         return mean(self.exact.values())
 
 
-def measure(directory: Path, each: int, cells: list[Cell], in_flight: int = 16) -> tuple[list[Quality], int]:
-    """Answers `each` held-out prompts a category in every way of `cells`, the first being ar; with their number."""
+def measure(directory: Path, lines: list[dict[str, Any]], cells: list[Cell]) -> list[Quality]:
+    """Answers prompts, as `held_out_prompts` gives them, in every way of `cells`, the first being ar."""
     engine = Engine.load(EngineConfig(model=str(directory)))
     text = Text(directory, engine.info.bos_token_id)
-    prompts = [Prompt(**line) for line in held_out_prompts(each)]
+    prompts = [Prompt(**line) for line in lines]
     encoded = [text.encode(prompt.prompt) for prompt in prompts]
     results: list[Quality] = []
     reference: list[str] = []
@@ -51,7 +52,7 @@ def measure(directory: Path, each: int, cells: list[Cell], in_flight: int = 16) 
         answers = [text.decode(ids) for ids in tokens]
         reference = reference or answers
         results.append(_quality(cell, prompts, answers, reference, stats))
-    return results, len(prompts)
+    return results
 
 
 def _quality(
@@ -75,9 +76,14 @@ def cells() -> list[Cell]:
     return rows
 
 
-def table(results: list[Quality], number: int) -> str:
+def tool_cells() -> list[Cell]:
+    """Every row of the table of chats with tools."""
+    return [Cell("ar", 16, 32), Cell("speculative", 16, 32), Cell("diffusion", 16, 32, 0.9)]
+
+
+def table(results: list[Quality], number: int, what: str = "prompts") -> str:
     """Two Markdown tables: one row a way, and one row a category."""
-    lines = [f"{number} held-out prompts.", "", "| mode | block | threshold | exact | same as ar | tokens a pass |"]
+    lines = [f"{number} held-out {what}.", "", "| mode | block | threshold | exact | same as ar | tokens a pass |"]
     lines.append("|---|---|---|---|---|---|")
     for one in results:
         mode, length, threshold = one.cell.way
