@@ -131,4 +131,7 @@ def test_the_chats_stay_the_same() -> None:
     """The published weights could not be made again."""
     rng = random.Random(7)
     sample = [[tuple(part) for part in tool_chat(rng)] for _ in range(300)]
-    assert hashlib.sha256(repr(sample).encode()).hexdigest() == "1b5813ba26b26795b64fc1f82ac6e871a07a33858e38c20c4f2e23bbb2d9739e"
+    assert (
+        hashlib.sha256(repr(sample).encode()).hexdigest()
+        == "1b5813ba26b26795b64fc1f82ac6e871a07a33858e38c20c4f2e23bbb2d9739e"
+    )

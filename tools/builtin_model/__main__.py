@@ -74,6 +74,7 @@ def main() -> None:
         lines = tool_prompts(arguments.each)
         results = quality.measure(arguments.model, lines, quality.tool_cells())
         print("\n" + quality.table(results, len(lines), "prompts with tools"))
+        print("\n" + quality.call_table(arguments.model, arguments.each))
         print("\n" + quality.calibration_table(quality.calibration(arguments.model, arguments.each)))
         return
     work: Path = arguments.work

@@ -182,7 +182,9 @@ class Output:
             return []
         item = self._open.as_item(status)
         done = ItemDone(sequence_number=0, output_index=len(self.items), item=item)
-        events = [self._numbered(event) for event in [*self._open.closing(self._place()), done]]
+        is_half = isinstance(self._open, OpenCall) and status == "incomplete"  # its arguments are never done
+        closing = [] if is_half else self._open.closing(self._place())
+        events = [self._numbered(event) for event in [*closing, done]]
         self.items.append(item)
         self._open = None
         return events
