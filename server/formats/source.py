@@ -63,7 +63,7 @@ class Source:
         while self.at >= len(self.text):
             if self.ended:
                 return ""
-            yield
+            yield None
         return self.text[self.at]
 
     def skip_space(self) -> Reading[None]:
@@ -80,7 +80,7 @@ class Source:
                 return True
             if self.ended or not literal.startswith(found):
                 return False
-            yield
+            yield None
 
     def expect(self, literal: str) -> Reading[None]:
         """Reads this text. Raises Malformed where another one comes."""
@@ -94,7 +94,7 @@ class Source:
             seen = max(start, len(self.text) - len(literal) + 1)
             if self.ended:
                 raise Malformed
-            yield
+            yield None
         self.at = found + len(literal)
         return self.text[start:found]
 

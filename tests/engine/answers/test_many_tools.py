@@ -14,7 +14,7 @@ import pytest
 
 from engine.grammar.structure import Exact, structure_grammar
 from server.formats.call_parser import CallParser
-from server.formats.json_calls import HermesCalls
+from server.formats.json_calls import MistralCalls
 from server.formats.parts import ToolCallArguments, ToolCallStart
 from server.formats.tools import Tool
 from tests.conftest import MakeEngine
@@ -55,13 +55,13 @@ def prompt_of(tools: list[Tool], rng: random.Random) -> list[int]:
 def test_required_calls_are_valid_and_the_same_in_every_exact_mode(
     builtin_engine: MakeEngine, temperature: float
 ) -> None:
-    rng, form = random.Random(int(temperature * 10)), HermesCalls(line_end="")
+    rng, form = random.Random(int(temperature * 10)), MistralCalls(has_middle=False)  # the shortest one
     offered = [[tool_of(rng, number + i) for i in range(rng.choice((1, 1, 2)))] for number in range(CALLS)]
     grammars = [structure_grammar(form.calls(tools, False, Exact)) for tools in offered]
     prompts = [prompt_of(tools, rng) for tools in offered]
     requests = [
         ask(
-            f"{i} {mode}", prompts[i], mode, block_length=32, max_tokens=90, seed=i, temperature=temperature,
+            f"{i} {mode}", prompts[i], mode, block_length=32, max_tokens=50, seed=i, temperature=temperature,
             grammar=grammars[i],
         )
         for mode in WAYS
