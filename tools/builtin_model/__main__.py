@@ -47,10 +47,22 @@ def _parser() -> argparse.ArgumentParser:
         training.add_argument("--save-every", type=int, default=200, help="steps (%(default)s)")
     written = commands.add_parser("export", allow_abbrev=False, help="write the published layout")
     written.add_argument("target", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
-    judged = commands.add_parser("quality", allow_abbrev=False, help="the model card's tables, in Markdown (minutes)")
-    judged.add_argument("model", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
-    judged.add_argument("--each", type=int, default=32, help="held-out prompts of a category (%(default)s)")
+    quality_ = commands.add_parser("quality", allow_abbrev=False, help="the model card's tables, in Markdown (minutes)")
+    calls = commands.add_parser("calls", allow_abbrev=False, help="tokens a pass of calls of tools, beside stories")
+    for judged in (quality_, calls):
+        judged.add_argument("model", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
+        judged.add_argument("--each", type=int, default=32, help="held-out prompts of a category (%(default)s)")
     return parser
+
+
+def _judge(model: Path, each: int) -> None:
+    """Prints the model card's tables."""
+    lines = held_out_prompts(each)
+    print(quality.table(quality.measure(model, lines, quality.cells()), len(lines)))
+    lines = tool_prompts(each)
+    print("\n" + quality.table(quality.measure(model, lines, quality.tool_cells()), len(lines), "prompts with tools"))
+    print("\n" + quality.call_table(model, each))
+    print("\n" + quality.calibration_table(quality.calibration(model, each)))
 
 
 def _trainer(arguments: argparse.Namespace) -> Trainer:
@@ -69,13 +81,10 @@ def main() -> None:
     parser = _parser()
     arguments = parser.parse_args()
     if arguments.command == "quality":
-        lines = held_out_prompts(arguments.each)
-        print(quality.table(quality.measure(arguments.model, lines, quality.cells()), len(lines)))
-        lines = tool_prompts(arguments.each)
-        results = quality.measure(arguments.model, lines, quality.tool_cells())
-        print("\n" + quality.table(results, len(lines), "prompts with tools"))
-        print("\n" + quality.call_table(arguments.model, arguments.each))
-        print("\n" + quality.calibration_table(quality.calibration(arguments.model, arguments.each)))
+        _judge(arguments.model, arguments.each)
+        return
+    if arguments.command == "calls":
+        print(quality.call_table(arguments.model, arguments.each))
         return
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)

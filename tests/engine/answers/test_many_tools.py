@@ -32,7 +32,7 @@ _VALUES: list[dict[str, Any]] = [
     {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 2}, {"$ref": "#/$defs/flag"},
     {"anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["auto"]}]},
     {"type": "object", "properties": {"k": {"type": "boolean"}}, "required": ["k"], "additionalProperties": False},
-    {"type": "string", "format": "date"}, {"type": "number", "multipleOf": 1, "minimum": 0, "maximum": 5},
+    {"type": "string", "format": "date"}, {"enum": ["kg", "lb", "g"]},
 ]  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_required_calls_are_valid_and_the_same_in_every_exact_mode(
     prompts = [prompt_of(tools, rng) for tools in offered]
     requests = [
         ask(
-            f"{i} {mode}", prompts[i], mode, block_length=32, max_tokens=50, seed=i, temperature=temperature,
+            f"{i} {mode}", prompts[i], mode, block_length=32, max_tokens=64, seed=i, temperature=temperature,
             grammar=grammars[i],
         )
         for mode in WAYS
@@ -82,4 +82,4 @@ def test_required_calls_are_valid_and_the_same_in_every_exact_mode(
         assert isinstance(arguments, ToolCallArguments)
         schema = next(tool.parameters for tool in tools if tool.name == start.name)
         assert jsonschema_rs.is_valid(schema, json.loads(arguments.text)), (schema, text)
-    assert whole > 0.9 * len(offered), "too few calls came to their end: little was checked"
+    assert whole > 0.9 * len(offered), f"{whole} calls came to their end: little was checked"
