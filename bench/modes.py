@@ -10,16 +10,19 @@ import argparse
 import statistics
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+
+import msgspec
 
 from bench import options
 from bench.prompts import BUILTIN_PROMPTS, Prompt, Text, read_prompts
 from engine.engine import Engine
 from engine.events import Finished, GenerationStats, TokensSettled
 from engine.models.files import model_directory
-from engine.request import CONFIDENT, DecodingParams, Remasking, Request, SamplingParams
+from engine.request import CONFIDENT, DecodingParams, Grammar, Remasking, Request, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,10 @@ def run_modes(
 
 
 def closed_loop(
-    engine: Engine, prompts: list[list[int]], cell: Cell, salt: str, temperature: float, max_tokens: int
-) -> tuple[float, list[list[int]], list[GenerationStats]]:
-    """One run with `concurrency` requests in flight until all prompts are done.
+    engine: Engine, prompts: list[list[int]], cell: Cell, salt: str, temperature: float, max_tokens: int,
+    grammars: Sequence[Grammar | None] | None = None,
+) -> tuple[float, list[list[int]], list[GenerationStats]]:  # fmt: skip
+    """One run with `concurrency` requests in flight until all prompts are done; `grammars` are those of the answers.
 
     Returns its seconds and, by prompt, the visible tokens and the final statistics.
     """
@@ -107,7 +111,10 @@ def closed_loop(
     while queue or in_flight:
         while queue and in_flight < cell.concurrency:
             index, ids = queue.popleft()
-            engine.add(_request(index, ids, cell, salt, temperature, max_tokens, remasking))
+            request = _request(index, ids, cell, salt, temperature, max_tokens, remasking)
+            if grammars is not None:
+                request = msgspec.structs.replace(request, grammar=grammars[index])
+            engine.add(request)
             in_flight += 1
         events, _ = engine.step()
         for event in events:

@@ -1,11 +1,13 @@
 """GrammarState: the tokens that a grammar allows next in one answer, also along drafts and after rejections.
 
 A state is advanced lazily from the answer's settled tokens, so preemption, prefix caching and the order of steps cannot
-break it. Draft tokens are consumed and rolled back: a row's mask depends on the tokens before it alone, so verification
+break it. Draft tokens are consumed by a copy: a row's mask depends on the tokens before it alone, so verification
 chooses what plain decoding would choose.
 
 No torch here: masks are numpy arrays, one bit a token. The grammar library is llguidance: it parses lazily (no start-up
-cost to speak of), rolls back, and checks and masks along a draft without the interpreter's lock.
+cost to speak of), copies a state in microseconds, and checks and masks along a draft without the interpreter's lock.
+A state that has rolled back is not used again: version 1.9 may then give a mask of the branch that it came back from
+(two tools whose names differ in the last letter).
 """
 
 from __future__ import annotations
@@ -104,15 +106,13 @@ class GrammarState:
         candidates: for each draft, other tokens in order of preference. The result ends early behind an end token, and
         where no candidate is allowed.
         """
-        matcher = self.follow(token_ids)
+        matcher = self.follow(token_ids).deep_copy()
         ends = self.end_token_ids | self.vocabulary.end_token_ids
         fitted: list[int] = []
-        consumed = 0
         while len(fitted) < len(drafts):
             text = list(takewhile(lambda token: token not in ends, drafts[len(fitted) :]))
             count = matcher.try_consume_tokens(text) if text else 0
             fitted += text[:count]
-            consumed += count
             if len(fitted) == len(drafts):
                 break
             token = self._first_allowed(matcher, [drafts[len(fitted)], *candidates[len(fitted)]])
@@ -121,9 +121,6 @@ class GrammarState:
             fitted.append(token)
             if token in ends:
                 break
-            consumed += 1
-        if consumed:
-            matcher.rollback(consumed)
         return fitted
 
     def extend(self, token_ids: list[int], drafts: list[int | None], pick: Pick, first_end: int = 0) -> list[int]:
@@ -132,18 +129,16 @@ class GrammarState:
         drafts: None where there is none. The result ends early behind an end token, and where `pick` finds none.
         first_end: index of the first draft that may be an end token. Work: at most one mask a draft.
         """
-        matcher = self.follow(token_ids)
+        matcher = self.follow(token_ids).deep_copy()
         ends = self.end_token_ids | self.vocabulary.end_token_ids
         stops = {None, *ends}
         extended: list[int] = []
-        consumed = 0
         while len(extended) < len(drafts):
             text = [
                 token for token in takewhile(lambda t: t not in stops, drafts[len(extended) :]) if token is not None
             ]
             count = matcher.try_consume_tokens(text) if text else 0
             extended += text[:count]
-            consumed += count
             at = len(extended)
             if at == len(drafts) or matcher.is_error():
                 break
@@ -155,9 +150,6 @@ class GrammarState:
             extended.append(token)
             if token in ends:
                 break
-            consumed += 1
-        if consumed:
-            matcher.rollback(consumed)
         return extended
 
     def _mask(self, matcher: LLMatcher, *, may_end: bool) -> NDArray[np.uint8]:
@@ -210,6 +202,8 @@ def token_masks(
     up: nothing may be chosen there.
     """
     matchers = [state.follow(settled) for state, settled in zip(states, token_ids, strict=True)]
+    if num_rows > 1:
+        matchers = [matcher.deep_copy() for matcher in matchers]
     masks = np.full((len(states), num_rows, states[0].vocabulary.num_words), 0xFFFFFFFF, dtype=np.uint32)
     _fill(matchers, drafts, masks)
     for state, settled, matcher, mask in zip(states, token_ids, matchers, masks, strict=True):

@@ -7,6 +7,7 @@ drops what is unfinished), a Response. What differs between endpoints is in thei
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -44,6 +45,7 @@ class Endpoint(Generic[Fields]):
         service, model = open_service(request)
         call = await parse_body(request, lambda data: validate(self.parse(data), model))
         job = await self.prepare(call, model, _limits_of(service))
+        job = dataclasses.replace(job, tells_metrics=service.config.server.per_request_metrics)
         return await run_job(job, self.writer(job, model.tokenizer), request)
 
 

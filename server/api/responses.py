@@ -6,9 +6,11 @@ They are what is written and what the OpenAPI document shows. Fields with the va
 from __future__ import annotations
 
 import math
+import time
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from server.generation.choice import ScoredToken
 from server.generation.generation import Generation
@@ -73,12 +75,49 @@ class Usage(Response):
     diffusion: DiffusionUsage
 
 
+class RequestMetrics(Response):
+    """The times of a request, in milliseconds, as vLLM tells them."""
+
+    queue_time_ms: float
+    """Before the engine began with it."""
+    time_to_first_token_ms: float | UnsetType = UNSET
+    """From then to the first text; left out of an answer without text, with the fields below."""
+    generation_time_ms: float | UnsetType = UNSET
+    """From the first text to the end."""
+    mean_itl_ms: float | UnsetType = UNSET
+    """A token of that time; where there is more than one."""
+    tokens_per_second: float | UnsetType = UNSET
+    """Of the whole time but the queue's."""
+
+
 class DiffusionMeta(Response):
     """Beside a chunk that replaces the text before it (Mercury's form)."""
 
     diffusion_content: Literal[True]
     diffusion_progress: float
     """From 0 to 1."""
+
+
+def metrics_of(generation: Generation) -> RequestMetrics | UnsetType:
+    """The times of a generation that ends now; UNSET where the server does not tell them. Choices share one clock."""
+    if not generation.job.tells_metrics:
+        return UNSET
+    queue = max(choice.stats.queue_seconds for choice in generation.choices)
+    told = RequestMetrics(_ms(queue))
+    if generation.first_text is None:
+        return told
+    tokens = sum(choice.stats.completion_tokens for choice in generation.choices)
+    begun, now = generation.started + queue, time.monotonic()
+    told.time_to_first_token_ms = _ms(generation.first_text - begun)
+    told.generation_time_ms = _ms(now - generation.first_text)
+    if tokens > 1:
+        told.mean_itl_ms = _ms((now - generation.first_text) / (tokens - 1))
+    told.tokens_per_second = round(tokens / max(now - begun, 1e-6), 3)
+    return told
+
+
+def _ms(seconds: float) -> float:
+    return round(max(seconds, 0.0) * 1000, 3)
 
 
 def usage_of(generation: Generation) -> Usage:

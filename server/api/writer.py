@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Generic, TypeVar
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.api.responses import (
@@ -16,6 +17,7 @@ from server.api.responses import (
     Response,
     Usage,
     finite,
+    metrics_of,
     usage_of,
 )
 from server.formats.parts import AnswerText, Part, Thought
@@ -89,7 +91,10 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
             choice = self.chunk_choice(0, [], None, None, UNSET)
             data += sse_event(self.chunk_object([choice], self._usage(generation)))
         if self.form.include_usage:
-            data += sse_event(self.chunk_object([], usage_of(generation)))
+            chunk = self.chunk_object([], usage_of(generation))
+            if "metrics" in chunk.__struct_fields__:
+                msgspec.structs.force_setattr(chunk, "metrics", metrics_of(generation))
+            data += sse_event(chunk)
         return data + DONE
 
     # -- inside -------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 from engine.grammar.structure import Chain, Choice, Exact, Node
-from server.formats.source import Malformed, Reading, Source
-from server.formats.tool_format import ToolFormat, called, checked_object, one_or_more
+from server.formats.source import Begun, Malformed, Reading, Source
+from server.formats.tool_format import ToolFormat, checked_object, one_or_more, read_object
 from server.formats.tools import CalledTool, Spell, Tool, quoted
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]")
@@ -46,11 +46,11 @@ class HermesCalls(ToolFormat):
     def read(self, source: Source, tools: Mapping[str, Tool]) -> Reading[list[CalledTool]]:
         yield from source.expect(self.openings[0])
         yield from source.skip_space()
-        members = yield from source.json_members()
+        call = yield from read_object(source, "arguments", tools, ["parameters"])
         yield from source.skip_space()
         if (yield from source.peek()):  # a model may end its answer here
             yield from source.expect(self.closing)
-        return [called(members, "arguments" if '"arguments"' in members else "parameters")]
+        return [call]
 
     def rest(self, tools: Sequence[Tool], parallel: bool, spell: Spell) -> Node:
         call = Chain((_objects(tools, "arguments", self._line_end, self._line_end), spell(self.closing)))
@@ -78,17 +78,18 @@ class MistralCalls(ToolFormat):
         yield from source.expect(self.openings[0])
         yield from source.skip_space()
         if (yield from source.peek()) == "[":
-            return (yield from self._read_list(source))
+            return (yield from self._read_list(source, tools))
         name = yield from source.match(_NAME)
         yield from source.comes(self.middle)
         yield from source.skip_space()
         if (yield from source.peek()) != "{":
             raise Malformed
-        arguments = yield from source.json_text()
+        yield Begun(name)
+        arguments = yield from source.told(source.json_text())
         checked_object(arguments)
         return [CalledTool(name, arguments)]
 
-    def _read_list(self, source: Source) -> Reading[list[CalledTool]]:
+    def _read_list(self, source: Source, tools: Mapping[str, Tool]) -> Reading[list[CalledTool]]:
         calls: list[CalledTool] = []
         yield from source.expect("[")
         yield from source.skip_space()
@@ -96,8 +97,7 @@ class MistralCalls(ToolFormat):
             if calls:
                 yield from source.expect(",")
                 yield from source.skip_space()
-            members = yield from source.json_members()
-            calls.append(called(members, "arguments"))
+            calls.append((yield from read_object(source, "arguments", tools)))
             yield from source.skip_space()
         return calls
 
@@ -128,8 +128,7 @@ class LlamaCalls(ToolFormat):
         yield from source.skip_space()
         calls: list[CalledTool] = []
         while True:
-            members = yield from source.json_members()
-            calls.append(called(members, "parameters" if '"parameters"' in members else "arguments"))
+            calls.append((yield from read_object(source, "parameters", tools, ["arguments"])))
             yield from source.skip_space()
             if not (yield from source.comes(";")):
                 return calls

@@ -19,7 +19,7 @@ class Thought(NamedTuple):
 
 
 class ToolCallStart(NamedTuple):
-    """A call of a tool begins. It is whole: its arguments follow at once."""
+    """A call of a tool begins."""
 
     number: int
     """Of the call within the answer, from 0."""
@@ -28,7 +28,7 @@ class ToolCallStart(NamedTuple):
 
 
 class ToolCallArguments(NamedTuple):
-    """More of the arguments of a call: text of a JSON object."""
+    """More of the arguments of a call, whose pieces add up to the text of a JSON object."""
 
     number: int
     text: str

@@ -11,9 +11,9 @@ from typing import Self
 from engine.grammar.structure import Chain, Choice, Exact, Inner, Member, Members, Node, Repeat
 from engine.request import Grammar
 from server.formats.schemas import Parameter, parameters_of
-from server.formats.source import MAX_DEPTH, Malformed, Reading, Source
+from server.formats.source import MAX_DEPTH, Begun, Grown, Malformed, Reading, Source
 from server.formats.tool_format import ToolFormat, object_of
-from server.formats.tools import CalledTool, Spell, Tool, UnusableSchema, is_json
+from server.formats.tools import CalledTool, Spell, Tool, UnusableSchema, is_json, quoted
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]")
 _KEY = re.compile(r"[^=(),<>\n]")
@@ -52,6 +52,7 @@ class PythonicCalls(ToolFormat):
     def _read_call(self, source: Source) -> Reading[CalledTool]:
         name = yield from source.match(_NAME)
         yield from source.expect("(")
+        yield Begun(name)
         yield from source.skip_space()
         arguments: dict[str, str] = {}
         while not (yield from source.comes(")")):
@@ -63,6 +64,8 @@ class PythonicCalls(ToolFormat):
             if not key or key in arguments:
                 raise Malformed
             arguments[key] = _json_of((yield from self._value_text(source)))
+            yield Grown(f"{', ' if len(arguments) > 1 else '{'}{quoted(key)}: {arguments[key]}")
+        yield Grown("}" if arguments else "{}")
         return CalledTool(name, object_of(arguments))
 
     def _value_text(self, source: Source) -> Reading[str]:

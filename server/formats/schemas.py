@@ -37,6 +37,11 @@ class Parameter:
         return types is None or types - {"null"} == {"string"}
 
     @property
+    def is_string(self) -> bool:
+        """Any string will do, and nothing else."""
+        return _types_of(self.schema) == {"string"}
+
+    @property
     def options(self) -> list[str] | None:
         """The strings that it may be; None where it is not such a list."""
         if not isinstance(self.schema, dict):

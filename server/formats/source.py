@@ -1,17 +1,31 @@
 """Generated text as a parser reads it: piece by piece, waiting for more wherever a piece happens to end.
 
 The readers below are generators. They yield None where they need more text, and return what they have read. A reader
-is written as if the whole text were there, so it cannot matter where the text was cut.
+is written as if the whole text were there, so it cannot matter where the text was cut. One that reads a call tells of
+it, perhaps before its end.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
-from typing import TypeVar
+from collections.abc import Callable, Generator, Mapping
+from typing import NamedTuple, TypeVar
+
+
+class Begun(NamedTuple):
+    """A call has begun: the tool is known, and arguments follow."""
+
+    name: str
+
+
+class Grown(NamedTuple):
+    """More of the arguments of the call that has begun, as JSON."""
+
+    text: str
+
 
 T = TypeVar("T")
-Reading = Generator[None, None, T]
+Reading = Generator[Begun | Grown | None, None, T]
 
 SPACE = " \t\r\n"
 _NUMBER_OR_WORD = re.compile(r"[-+.0-9A-Za-z]")
@@ -49,7 +63,7 @@ class Source:
         while self.at >= len(self.text):
             if self.ended:
                 return ""
-            yield
+            yield None
         return self.text[self.at]
 
     def skip_space(self) -> Reading[None]:
@@ -66,7 +80,7 @@ class Source:
                 return True
             if self.ended or not literal.startswith(found):
                 return False
-            yield
+            yield None
 
     def expect(self, literal: str) -> Reading[None]:
         """Reads this text. Raises Malformed where another one comes."""
@@ -80,7 +94,7 @@ class Source:
             seen = max(start, len(self.text) - len(literal) + 1)
             if self.ended:
                 raise Malformed
-            yield
+            yield None
         self.at = found + len(literal)
         return self.text[start:found]
 
@@ -107,8 +121,13 @@ class Source:
             raise Malformed
         return self.text[start : self.at]
 
-    def json_members(self, depth: int = 0) -> Reading[dict[str, str]]:
-        """The members of a JSON object: the text of each name, and that of its value. Raises Malformed."""
+    def json_members(
+        self, depth: int = 0, read: Callable[[str, Mapping[str, str]], Reading[str]] | None = None
+    ) -> Reading[dict[str, str]]:
+        """The members of a JSON object: the text of each name, and that of its value. Raises Malformed.
+
+        read: reads the value of a name, behind the members before it; by default any JSON.
+        """
         members: dict[str, str] = {}
         yield from self.expect("{")
         yield from self.skip_space()
@@ -120,7 +139,7 @@ class Source:
             yield from self.skip_space()
             yield from self.expect(":")
             yield from self.skip_space()
-            members[name] = yield from self.json_text(depth + 1)
+            members[name] = yield from self.json_text(depth + 1) if read is None else read(name, members)
             yield from self.skip_space()
         return members
 
@@ -142,6 +161,21 @@ class Source:
                 if not (yield from self.peek()):
                     raise Malformed
                 self.at += 1
+
+    def told(self, reading: Reading[T]) -> Reading[T]:
+        """What a reader reads, which is told as arguments of a call while it comes."""
+        at = self.at
+        while True:
+            try:
+                next(reading)
+            except StopIteration as stop:
+                result: T = stop.value
+                yield Grown(self.text[at : self.at])
+                return result
+            if self.at > at:
+                yield Grown(self.text[at : self.at])
+                at = self.at
+            yield None
 
     def _items(self, depth: int) -> Reading[None]:
         yield from self.expect("[")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from engine.grammar.structure import Chain, Choice, Exact, Free, Node, Repeat, Until
-from server.formats.source import Malformed, Reading, Source
+from server.formats.source import Begun, Grown, Malformed, Reading, Source
 from server.formats.tools import CalledTool, Spell, Tool, json_value, quoted
 
 
@@ -35,7 +35,11 @@ class ToolFormat(ABC):
 
     @abstractmethod
     def read(self, source: Source, tools: Mapping[str, Tool]) -> Reading[list[CalledTool]]:
-        """Reads one call, or several that are written as one; the source stands at an opening. Raises Malformed."""
+        """Reads one call, or several that are written as one; the source stands at an opening. Raises Malformed.
+
+        Tells of each call, in pieces that add up to it: while it comes where it is spelled as a grammar spells it, else
+        at its end.
+        """
 
     @abstractmethod
     def rest(self, tools: Sequence[Tool], parallel: bool, spell: Spell) -> Node:
@@ -65,6 +69,33 @@ class ToolFormat(ABC):
 def one_or_more(call: Node, between: Node, parallel: bool) -> Node:
     """A call and, if parallel, any number of further ones."""
     return Chain((call, Repeat(Chain((between, call))))) if parallel else call
+
+
+def told_whole(call: CalledTool) -> Reading[CalledTool]:
+    """Tells of a call at its end."""
+    yield Begun(call.name)
+    yield Grown(call.arguments)
+    return call
+
+
+def read_object(source: Source, key: str, tools: Mapping[str, Tool], others: Sequence[str] = ()) -> Reading[CalledTool]:
+    """Reads the JSON object of a call: "name", and arguments by `key`, or by one of the `others`. Raises Malformed."""
+    begun = False
+
+    def value(name: str, members: Mapping[str, str]) -> Reading[str]:
+        nonlocal begun
+        called_name = json_value(members['"name"']) if list(members) == ['"name"'] else None
+        is_known = isinstance(called_name, str) and called_name in tools
+        if not is_known or name != quoted(key) or (yield from source.peek()) != "{":
+            return (yield from source.json_text(1))
+        begun = True
+        yield Begun(str(called_name))
+        return (yield from source.told(source.json_text(1)))
+
+    members = yield from source.json_members(read=value)
+    used = next((one for one in (key, *others) if quoted(one) in members), key)
+    call = called(members, used)
+    return call if begun else (yield from told_whole(call))
 
 
 def checked_object(text: str) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Self
 from engine.grammar.structure import Chain, Choice, Exact, Inner, Member, Members, Node, Repeat, Until
 from engine.request import Grammar
 from server.formats.schemas import Parameter, known_parameters, parameters_of
-from server.formats.source import Malformed, Reading, Source
-from server.formats.tool_format import ToolFormat, object_of, one_or_more
-from server.formats.tools import CalledTool, Spell, Tool
+from server.formats.source import Begun, Grown, Malformed, Reading, Source, beginning_at_end
+from server.formats.tool_format import ToolFormat, object_of, one_or_more, told_whole
+from server.formats.tools import CalledTool, Spell, Tool, quoted
 
 _END = "\n</parameter>\n"
 _TEXT = Until(_END, without=(r"[^\n]</parameter>",))
@@ -29,6 +29,7 @@ class XmlCalls(ToolFormat):
     name = "qwen3_coder"
     openings = ("<tool_call>",)
     closing = "</tool_call>"
+    _value_end = "</parameter>"
     markers = ("<tool_call>", "</tool_call>")
 
     @classmethod
@@ -42,22 +43,55 @@ class XmlCalls(ToolFormat):
         name = (yield from source.until(">")).strip()
         if name not in tools:
             raise Malformed
-        known = known_parameters(tools[name])
+        if tools[name].is_held:
+            yield Begun(name)
+        arguments = yield from self._read_arguments(source, known_parameters(tools[name]))
+        call = CalledTool(name, object_of(arguments))
+        yield from source.skip_space()
+        if (yield from source.peek()):  # a model may end its answer here
+            yield from source.expect(self.closing)
+        if not tools[name].is_held:  # a grammar lets it name an argument twice
+            yield from told_whole(call)
+        return [call]
+
+    def _read_arguments(self, source: Source, known: Mapping[str, Parameter]) -> Reading[dict[str, str]]:
+        """The arguments as JSON, up to the end of the function."""
         arguments: dict[str, str] = {}
         yield from source.skip_space()
         while not (yield from source.comes("</function>")):
             yield from source.expect("<parameter=")
             key = (yield from source.until(">")).strip()
-            text = yield from source.until("</parameter>")
             if key in arguments:
                 raise Malformed
-            text = text.removeprefix("\n").removesuffix("\n")
-            arguments[key] = known.get(key, Parameter(key, {}, False)).json_of(text)
+            yield Grown(f"{', ' if arguments else '{'}{quoted(key)}: ")
+            parameter = known.get(key, Parameter(key, {}, False))
+            yield from source.comes("\n")
+            if parameter.is_string:
+                yield Grown('"')
+                arguments[key] = quoted((yield from self._read_string(source)))
+                yield Grown('"')
+            else:
+                text = yield from source.until(self._value_end)
+                arguments[key] = parameter.json_of(text.removesuffix("\n"))
+                yield Grown(arguments[key])
             yield from source.skip_space()
-        yield from source.skip_space()
-        if (yield from source.peek()):  # a model may end its answer here
-            yield from source.expect(self.closing)
-        return [CalledTool(name, object_of(arguments))]
+        yield Grown("}" if arguments else "{}")
+        return arguments
+
+    def _read_string(self, source: Source) -> Reading[str]:
+        """A string up to its end tag, and the line end before that; told as JSON while it comes."""
+        start, end = source.at, self._value_end
+        while (found := source.text.find(end, source.at)) < 0:
+            rest = source.rest
+            kept = max(beginning_at_end(rest, end), beginning_at_end(rest, "\n" + end))
+            source.at += len(rest) - kept
+            yield Grown(quoted(rest[: len(rest) - kept])[1:-1])
+            if source.ended:
+                raise Malformed
+            yield None
+        yield Grown(quoted(source.text[source.at : found].removesuffix("\n"))[1:-1])
+        source.at = found + len(end)
+        return source.text[start:found].removesuffix("\n")
 
     def rest(self, tools: Sequence[Tool], parallel: bool, spell: Spell) -> Node:
         options = tuple(

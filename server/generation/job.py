@@ -111,6 +111,8 @@ class Job:
     """The answer tells the ids of the prompt's tokens and of its own."""
     names_by_id: bool = False
     """Beside log-probabilities tokens are called by their ids, not by their text."""
+    tells_metrics: bool = False
+    """The answer tells how long it took."""
     reading: AnswerReading | None = None
     """None: answers are text and nothing else."""
     stages: tuple[int, ...] = ()

@@ -88,6 +88,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     compile kernels."""
     engine_start_timeout: Annotated[float, POSITIVE] = 1800.0
     """Longest a model may take to load."""
+    per_request_metrics: bool = True
+    """Answers tell their times beside the usage (`metrics`), in vLLM's form; false: they do not."""
     log_level: typing.Literal["debug", "info", "warning", "error"] = "info"
     """From `warning` on, requests are not logged."""
     log_format: typing.Literal["auto", "json", "text"] = "auto"

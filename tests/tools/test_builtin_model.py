@@ -25,7 +25,7 @@ from tools.builtin_model.held_out import held_out
 from tools.builtin_model.network import Shape
 from tools.builtin_model.quality import calibration, measure, table
 from tools.builtin_model.tokens import SPECIAL, train_tokenizer
-from tools.builtin_model.train import SECOND_STAGE, THIRD_STAGE, Batches, Recipe, Trainer, extended
+from tools.builtin_model.train import FOURTH_STAGE, SECOND_STAGE, THIRD_STAGE, Batches, Recipe, Trainer, extended
 from tools.builtin_model.windows import EOS, MASK, make_batch
 
 RECIPE = Recipe(rows=2, length=128, causal_steps=2, joint_steps=4, warm_up_steps=1)
@@ -210,9 +210,9 @@ def test_what_is_exported_is_what_was_trained(work: Path, tmp_path: Path) -> Non
     assert answer.tokens == expected[len(prompt) :]
     from bench.modes import Cell
 
-    results, number = measure(tmp_path / "model", 1, [Cell("ar", 4, 32), Cell("speculative", 4, 32)])
+    results = measure(tmp_path / "model", held_out_prompts(1), [Cell("ar", 4, 32), Cell("speculative", 4, 32)])
     assert [result.same_as_ar for result in results] == [1.0, 1.0]
-    assert f"{number} held-out prompts" in table(results, number)
+    assert "11 held-out prompts" in table(results, 11)
 
 
 def test_training_goes_on_from_exported_weights(work: Path, tmp_path: Path) -> None:
@@ -237,9 +237,13 @@ def test_training_goes_on_from_exported_weights(work: Path, tmp_path: Path) -> N
 def test_every_share_of_a_recipe_reaches_its_batches() -> None:
     """A stage would be trained, for half an hour, without the questions that it is there for."""
     file = model_directory("builtin") / "tokenizer.json"
-    ids = Batches(THIRD_STAGE, file, 0)[0].token_ids
-    for name in ("first_questions", "difficult"):
-        assert not torch.equal(ids, Batches(replace(THIRD_STAGE, **{name: 0.0}), file, 0)[0].token_ids), name
+    for stage, names in (
+        (THIRD_STAGE, ("first_questions", "difficult")),
+        (FOURTH_STAGE, ("tool_chats", "first_questions", "difficult")),
+    ):
+        ids = Batches(stage, file, 0)[0].token_ids
+        for name in names:
+            assert not torch.equal(ids, Batches(replace(stage, **{name: 0.0}), file, 0)[0].token_ids), name
 
 
 def test_confidence_is_judged_by_what_is_right() -> None:

@@ -5,6 +5,7 @@
     python -m tools.builtin_model extend MODEL     # trains an exported model further; run again to go on
     python -m tools.builtin_model export           # writes the published layout into engine/builtin
     python -m tools.builtin_model quality          # exact answers and tokens a pass, by way of decoding
+    python -m tools.builtin_model calls            # tokens a pass of calls of tools, beside stories
 
 Everything in between lies in `--work` (build/builtin_model unless told otherwise).
 """

@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer
 
 from tools.builtin_model import quality
-from tools.builtin_model.export import export
+from tools.builtin_model.calling.measured import tool_prompts
+from tools.builtin_model.export import export, held_out_prompts
 from tools.builtin_model.network import Shape
 from tools.builtin_model.tokens import train_tokenizer
 from tools.builtin_model.train import STAGES, Recipe, Trainer, extended
@@ -31,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     extend = commands.add_parser(
         "extend",
         allow_abbrev=False,
-        help="train an exported model further, with a newcomer's first questions among the text",
+        help="train an exported model further, with more kinds of questions among the text",
     )
     extend.add_argument("source", type=Path, help="the exported model to start from")
     extend.add_argument("--stage", type=int, choices=STAGES, default=2, help="settings of which stage (%(default)s)")
@@ -43,12 +44,25 @@ def _parser() -> argparse.ArgumentParser:
             "--compile", action="store_true", help="compile the loss (needs a C++ compiler; 1.4 times as fast)"
         )
         training.add_argument("--until", type=int, help="stop after this step")
+        training.add_argument("--save-every", type=int, default=200, help="steps (%(default)s)")
     written = commands.add_parser("export", allow_abbrev=False, help="write the published layout")
     written.add_argument("target", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
-    judged = commands.add_parser("quality", allow_abbrev=False, help="the model card's tables, in Markdown (minutes)")
-    judged.add_argument("model", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
-    judged.add_argument("--each", type=int, default=32, help="held-out prompts of a category (%(default)s)")
+    quality_ = commands.add_parser("quality", allow_abbrev=False, help="the model card's tables, in Markdown (minutes)")
+    calls = commands.add_parser("calls", allow_abbrev=False, help="tokens a pass of calls of tools, beside stories")
+    for judged in (quality_, calls):
+        judged.add_argument("model", type=Path, nargs="?", default=BUILTIN, help="default: %(default)s")
+        judged.add_argument("--each", type=int, default=32, help="held-out prompts of a category (%(default)s)")
     return parser
+
+
+def _judge(model: Path, each: int) -> None:
+    """Prints the model card's tables."""
+    lines = held_out_prompts(each)
+    print(quality.table(quality.measure(model, lines, quality.cells()), len(lines)))
+    lines = tool_prompts(each)
+    print("\n" + quality.table(quality.measure(model, lines, quality.tool_cells()), len(lines), "prompts with tools"))
+    print("\n" + quality.call_table(model, each))
+    print("\n" + quality.calibration_table(quality.calibration(model, each)))
 
 
 def _trainer(arguments: argparse.Namespace) -> Trainer:
@@ -67,9 +81,10 @@ def main() -> None:
     parser = _parser()
     arguments = parser.parse_args()
     if arguments.command == "quality":
-        results, number = quality.measure(arguments.model, arguments.each, quality.cells())
-        print(quality.table(results, number))
-        print("\n" + quality.calibration_table(quality.calibration(arguments.model, arguments.each)))
+        _judge(arguments.model, arguments.each)
+        return
+    if arguments.command == "calls":
+        print(quality.call_table(arguments.model, arguments.each))
         return
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -85,7 +100,7 @@ def main() -> None:
         trainer = _trainer(arguments)
     except FileNotFoundError as error:
         parser.error(str(error))
-    trainer.train(arguments.until)
+    trainer.train(arguments.until, arguments.save_every)
 
 
 if __name__ == "__main__":

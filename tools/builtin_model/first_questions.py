@@ -75,7 +75,7 @@ _SMALL_TALK: list[tuple[str, list[str]]] = [
     ("Lightcone is an inference server for diffusion language models.", ["What is Lightcone?", "What's Lightcone?",
         "What does Lightcone do?", "Tell me about Lightcone."]),
 ]  # fmt: skip
-_WORDINGS = {
+WORDINGS = {
     "+": ["What is {a}+{b}?", "What is {a} + {b}?", "What's {a} plus {b}?", "What's {a}+{b}?", "{a}+{b}", "{a} + {b}",
           "{a} + {b} =", "{a}+{b}=", "{a}+{b}?", "Add {a} and {b}.", "Add {a} to {b}.", "How much is {a} plus {b}?",
           "How much is {a} + {b}?", "What is {a} plus {b}?", "Calculate {a} + {b}.", "Compute {a} + {b}.",
@@ -115,7 +115,7 @@ _THINGS = ["ball", "book", "coin", "key", "map", "box", "hat", "bell", "ring"]
 _SUBJECTS = [
     "love", "the sea", "the moon", "spring", "a dog", "my cat", "the river", "autumn", "rain", "computers", "an owl",
 ]  # fmt: skip
-_SYSTEMS = [
+SYSTEMS = [
     "You are a helpful assistant.", "You are a helpful AI assistant.", "Be brief.", "Answer in one sentence.",
     "You are a friendly chatbot.", "You are a pirate.", "Answer briefly and politely.", "You are an expert.",
     "Be kind.", "You are a helpful, honest and harmless assistant. Answer the questions of the user.",
@@ -137,7 +137,7 @@ def _with_steps(rng: random.Random, sign: str) -> Asked:
         a, b = map(int, re.findall(r"\d+", made.text))
         if made.text.startswith("Subtract"):
             a, b = b, a
-        asked = rng.choice(_WORDINGS[sign]).format(a=a, b=b)
+        asked = rng.choice(WORDINGS[sign]).format(a=a, b=b)
         if not held_out(made.text) and not held_out(asked):
             return typed(rng, asked), made.answer
 
@@ -165,7 +165,7 @@ def sum_(rng: random.Random) -> Asked:
 def _at_once(rng: random.Random, a: int, sign: str, b: int) -> Asked:
     """A sum, difference or product, answered without steps."""
     result = {"+": a + b, "-": a - b, "*": a * b}[sign]
-    text = rng.choice(_WORDINGS[sign]).format(a=a, b=b)
+    text = rng.choice(WORDINGS[sign]).format(a=a, b=b)
     return typed(rng, text), f"{a} {sign} {b} = {result}. The answer is {result}."
 
 
@@ -243,7 +243,7 @@ def _difficult(rng: random.Random) -> Asked:
     sign = rng.choice("++-*")
     if kind == 2:
         return typed(
-            rng, rng.choice(_WORDINGS[sign]).format(a=rng.randint(100, 999), b=rng.randint(9, 999))
+            rng, rng.choice(WORDINGS[sign]).format(a=rng.randint(100, 999), b=rng.randint(9, 999))
         ), UNKNOWN_ANSWER
     a, b = rng.randint(0, 10 if sign == "*" else 20), 10 if rng.random() < 0.3 else rng.randint(0, 10)
     if (sign == "-" and a < b) or (sign == "+" and rng.random() < 0.5):
@@ -289,7 +289,7 @@ def mixed_document(rng: random.Random, share: float, difficult: float = 0.0) -> 
         if not any(part.text.lstrip().startswith(_REPLACED_ANSWERS) for part in parts if part.answer):
             break
     if parts[0].text.startswith("<|user|>") and rng.random() < (0.3 if new else 0.1):
-        system = rng.choice(_SYSTEMS)
+        system = rng.choice(SYSTEMS)
         if rng.random() < 0.25:
             system = f"Your name is {rng.choice(KNOWN.names)}. {system}"
         parts[0] = Part(f"<|system|>{system}{parts[0].text}", False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 
@@ -15,6 +16,12 @@ from bench.prompts import Prompt, Text
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.events import GenerationStats
+from engine.grammar.structure import Exact, structure_grammar
+from engine.request import Grammar
+from server.formats.json_calls import HermesCalls
+from server.formats.tools import Tool as ServedTool
+from tools.builtin_model.calling.measured import CALLED, prompts_with_tools
+from tools.builtin_model.calling.tool import Tool
 from tools.builtin_model.export import held_out_prompts, load_network
 from tools.builtin_model.network import Network
 from tools.builtin_model.windows import MASK
@@ -38,11 +45,11 @@ class Quality:
         return mean(self.exact.values())
 
 
-def measure(directory: Path, each: int, cells: list[Cell], in_flight: int = 16) -> tuple[list[Quality], int]:
-    """Answers `each` held-out prompts a category in every way of `cells`, the first being ar; with their number."""
+def measure(directory: Path, lines: list[dict[str, Any]], cells: list[Cell]) -> list[Quality]:
+    """Answers prompts, as `held_out_prompts` gives them, in every way of `cells`, the first being ar."""
     engine = Engine.load(EngineConfig(model=str(directory)))
     text = Text(directory, engine.info.bos_token_id)
-    prompts = [Prompt(**line) for line in held_out_prompts(each)]
+    prompts = [Prompt(**line) for line in lines]
     encoded = [text.encode(prompt.prompt) for prompt in prompts]
     results: list[Quality] = []
     reference: list[str] = []
@@ -51,7 +58,7 @@ def measure(directory: Path, each: int, cells: list[Cell], in_flight: int = 16) 
         answers = [text.decode(ids) for ids in tokens]
         reference = reference or answers
         results.append(_quality(cell, prompts, answers, reference, stats))
-    return results, len(prompts)
+    return results
 
 
 def _quality(
@@ -75,9 +82,43 @@ def cells() -> list[Cell]:
     return rows
 
 
-def table(results: list[Quality], number: int) -> str:
+def call_table(directory: Path, each: int) -> str:
+    """Tokens a pass in Markdown: of stories, and of calls with and without the grammar that makes them valid."""
+    engine = Engine.load(EngineConfig(model=str(directory)))
+    text = Text(directory, engine.info.bos_token_id)
+    calls = [one for one in prompts_with_tools(each) if one.category in CALLED]
+    stories = [line["prompt"] for line in held_out_prompts(each, stories=True) if line["category"] == "story"]
+    form = HermesCalls(line_end="")
+    held = [structure_grammar(form.calls([_served(tool) for tool in one.tools], False, Exact)) for one in calls]
+    prompts = [one.prompt for one in calls]
+    rows: list[tuple[str, list[str], list[Grammar] | None]] = [
+        ("stories", stories, None), ("calls", prompts, None), ("calls that are required", prompts, held),
+    ]  # fmt: skip
+    lines = ["| tokens a pass | " + " | ".join(cell.decoding for cell in tool_cells()) + " |", "|---|---|---|---|"]
+    for name, asked, grammars in rows:
+        shown = []
+        for cell in tool_cells():
+            encoded = [text.encode(prompt) for prompt in asked]
+            stats = closed_loop(engine, encoded, cell, f"{name}{cell}", 0.0, 160, grammars)[2]
+            passes, generated = sum(one.passes for one in stats), sum(one.completion_tokens for one in stats)
+            shown.append(f"{generated / max(1, passes):.1f}")
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _served(tool: Tool) -> ServedTool:
+    """The tool as a request gives it."""
+    return ServedTool(tool.name, tool.definition["function"]["parameters"])
+
+
+def tool_cells() -> list[Cell]:
+    """Every row of the table of chats with tools."""
+    return [Cell("ar", 16, 32), Cell("speculative", 16, 32), Cell("diffusion", 16, 32, 0.9)]
+
+
+def table(results: list[Quality], number: int, what: str = "prompts") -> str:
     """Two Markdown tables: one row a way, and one row a category."""
-    lines = [f"{number} held-out prompts.", "", "| mode | block | threshold | exact | same as ar | tokens a pass |"]
+    lines = [f"{number} held-out {what}.", "", "| mode | block | threshold | exact | same as ar | tokens a pass |"]
     lines.append("|---|---|---|---|---|---|")
     for one in results:
         mode, length, threshold = one.cell.way

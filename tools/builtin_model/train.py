@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tools.builtin_model.export import load_network, weights_digest
 from tools.builtin_model.network import Network, Shape
-from tools.builtin_model.windows import Batch, make_batch
+from tools.builtin_model.windows import Batch, Shares, make_batch
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Recipe:
     """Share of documents about the questions that newcomers type first."""
     difficult: float = 0.0
     """Share of those of the first questions that are learnt last."""
+    tool_chats: float = 0.0
+    """Share of documents that are chats with tools; the other shares are of the rest."""
     start: str = ""
     """SHA-256 of the exported weights that training goes on from; empty where it starts from random ones."""
 
@@ -71,7 +73,12 @@ THIRD_STAGE = replace(
     decay_share=0.8, first_questions=0.2, difficult=0.5,
 )  # fmt: skip
 """Repeats what the second stage has not learnt well: short questions, counts, small sums, numbers too large."""
-STAGES = {2: SECOND_STAGE, 3: THIRD_STAGE}
+FOURTH_STAGE = replace(
+    SECOND_STAGE, seed=4, rows=11, length=384, joint_steps=2400, decay_share=0.5, first_questions=0.3, difficult=0.3,
+    tool_chats=0.5,
+)  # fmt: skip
+"""Teaches chats with tools, which are longer than others. The shipped weights have not been through it."""
+STAGES = {2: SECOND_STAGE, 3: THIRD_STAGE, 4: FOURTH_STAGE}
 
 
 class Batches(Dataset[Batch]):
@@ -89,16 +96,8 @@ class Batches(Dataset[Batch]):
             self.tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         step, recipe = self.first + index, self.recipe
         joint = step >= recipe.causal_steps
-        return make_batch(
-            recipe.seed,
-            step,
-            self.tokenizer,
-            recipe.rows,
-            recipe.length,
-            joint,
-            recipe.first_questions,
-            recipe.difficult,
-        )
+        shares = Shares(recipe.tool_chats, recipe.first_questions, recipe.difficult)
+        return make_batch(recipe.seed, step, self.tokenizer, recipe.rows, recipe.length, joint, shares)
 
 
 def losses(network: Network, batch: Batch, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from tools.builtin_model.calling.chats import tool_chat
+from tools.builtin_model.documents import Document
 from tools.builtin_model.first_questions import mixed_document
 
 BOS, EOS, MASK, PAD = 1, 2, 5, 0
@@ -52,21 +55,36 @@ class Batch:
     weights: torch.Tensor
 
 
-def make_window(
-    rng: random.Random, tokenizer: Tokenizer, length: int, first_questions: float = 0.0, difficult: float = 0.0
-) -> Window:
-    """Documents until the window is full; one that does not fit is left out.
+class Shares(NamedTuple):
+    """What documents are about, beside the kinds of `documents`."""
 
-    `first_questions` is the share of documents about the questions that newcomers type first, `difficult` the share of
-    those of them that are learnt last.
-    """
+    tool_chats: float = 0.0
+    """Share of documents that are chats with tools."""
+    first_questions: float = 0.0
+    """Share of the others that are about the questions that newcomers type first."""
+    difficult: float = 0.0
+    """Share of those of them that are learnt last."""
+
+    def document(self, rng: random.Random) -> Document:
+        """One document. A share of 0 takes no random number."""
+        if self.tool_chats and rng.random() < self.tool_chats:
+            return tool_chat(rng)
+        return mixed_document(rng, self.first_questions, self.difficult)
+
+
+PLAIN = Shares()
+"""The kinds of `documents` alone."""
+
+
+def make_window(rng: random.Random, tokenizer: Tokenizer, length: int, shares: Shares = PLAIN) -> Window:
+    """Documents until the window is full; one that does not fit is left out."""
     ids: list[int] = []
     owner: list[int] = []
     weights: list[float] = []
     answers: list[tuple[int, int]] = []
     misses = number = 0
     while not answers or (misses < 4 and length - len(ids) > 24):
-        parts = mixed_document(rng, first_questions, difficult)
+        parts = shares.document(rng)
         texts = tokenizer.encode_batch([part.text for part in parts], add_special_tokens=False)
         lengths = [len(text.ids) for text in texts]
         if 1 + sum(lengths) > length - len(ids):
@@ -129,16 +147,15 @@ def noised_half(window: Window, rng: np.random.Generator, block_length: int) -> 
 
 
 def make_batch(
-    seed: int, step: int, tokenizer: Tokenizer, rows: int, length: int, joint: bool, first_questions: float = 0.0,
-    difficult: float = 0.0,
-) -> Batch:  # fmt: skip
+    seed: int, step: int, tokenizer: Tokenizer, rows: int, length: int, joint: bool, shares: Shares = PLAIN
+) -> Batch:
     """The batch of `step`: a pure function of its arguments, so that training can go on anywhere.
 
     Without `joint` there is no noised half and tensors are [rows, length].
     """
     source = random.Random(seed * 1_000_003 + step)
     rng = np.random.default_rng((seed, step))
-    windows = [make_window(source, tokenizer, length, first_questions, difficult) for _ in range(rows)]
+    windows = [make_window(source, tokenizer, length, shares) for _ in range(rows)]
     ids = np.stack([window.token_ids for window in windows])
     owner = np.stack([window.document for window in windows])
     places = np.broadcast_to(np.arange(length), ids.shape)

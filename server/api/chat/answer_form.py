@@ -133,8 +133,11 @@ def _call_parser(call: Call[ChatRequest], model: ServedModel, calls: _CallableTo
     def new_id() -> str:
         return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
-    most = None if call.fields.parallel_tool_calls else 1
-    return lambda: CallParser(calls.form, calls.tools, new_id, most)
+    fields = call.fields
+    most = None if fields.parallel_tool_calls else 1
+    # A stop string could end an answer within a call, which is then text.
+    as_it_comes = fields.stream and not (fields.stop or fields.stop_token_ids)
+    return lambda: CallParser(calls.form, calls.tools, new_id, most, as_it_comes=as_it_comes)
 
 
 def _control_tokens(markers: Iterable[str], model: ServedModel) -> dict[int, str]:

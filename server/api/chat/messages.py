@@ -1,14 +1,15 @@
 """The messages of a chat as clients send them, and as chat templates read them.
 
 A message that any OpenAI-compatible server answered with can be sent back as it came. A field that is null was not
-sent.
+sent. A plain value of a field that is not known here goes to the template, and means something where that reads it.
 """
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.fields import Strict, invalid
@@ -17,6 +18,8 @@ from server.http.json_codec import InvalidJson, decode_json
 MAX_MESSAGES = 4096
 MAX_NAME = 256
 MAX_TOOL_CALLS = 1024
+REFUSED = frozenset(("prefix", "partial", "images", "image", "files", "attachments", "videos", "video"))
+"""Fields of a message by which other servers begin the answer with its text, or show the model more than text."""
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
@@ -160,8 +163,20 @@ def _check_content(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
+def _check_other(name: str) -> str:
+    near = difflib.get_close_matches(name[:64], sorted(Message.model_fields), 1, cutoff=0.75)
+    if near or name.strip().lower() in Message.model_fields:
+        raise PydanticCustomError("extra_forbidden", "unknown")
+    if name in REFUSED:
+        raise invalid("is not supported in a message: it would change what the model reads")
+    return name
+
+
 class Message(Strict):
-    """One turn of a chat."""
+    """One turn of a chat. Other fields are accepted, since clients mark their messages with fields of their own."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[Annotated[str, AfterValidator(_check_other)], Any] = Field(init=False)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     """Who speaks. `function` is the older name of `tool`."""
@@ -192,6 +207,13 @@ class Message(Strict):
     cache_control: dict[str, Any] | None = None
     """Accepted; has no effect: prefixes are cached by themselves."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value or name not in REFUSED}
+
     def for_template(self) -> dict[str, Any]:
         """The message in the form of transformers: no field is null, and arguments of tools are objects."""
         message: dict[str, Any] = {"role": "tool" if self.role == "function" else self.role}
@@ -205,7 +227,8 @@ class Message(Strict):
             message["tool_calls"] = calls
         reasoning = self.reasoning_content if self.reasoning_content is not None else self.reasoning
         others = {"name": self.name, "tool_call_id": self.tool_call_id, "reasoning_content": reasoning}
-        return message | {name: value for name, value in others.items() if value is not None}
+        more = {name: value for name, value in self.__pydantic_extra__.items() if isinstance(value, str | int | float)}
+        return more | message | {name: value for name, value in others.items() if value is not None}
 
     def _content_for_template(self) -> str | list[dict[str, str]] | None:
         if isinstance(self.content, list):

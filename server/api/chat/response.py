@@ -13,10 +13,12 @@ from server.api.responses import (
     Ending,
     FinishReason,
     PromptLogprobs,
+    RequestMetrics,
     Response,
     StopReason,
     Usage,
     finite,
+    metrics_of,
     name_by_id,
     usage_of,
 )
@@ -116,6 +118,8 @@ class ChatCompletion(Response):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    metrics: RequestMetrics | UnsetType = UNSET
+    """How long it took."""
     prompt_token_ids: list[Count] | UnsetType = UNSET
     """The tokens of the prompt; only with return_token_ids."""
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
@@ -156,6 +160,8 @@ class ChatCompletionChunk(Response):
     choices: list[ChatDelta]
     diffusion_meta: DiffusionMeta | UnsetType = UNSET
     usage: Usage | UnsetType | None = UNSET
+    metrics: RequestMetrics | UnsetType = UNSET
+    """Beside the usage of the whole request."""
     prompt_token_ids: list[Count] | UnsetType = UNSET
     """The tokens of the prompt, once for each answer; only with return_token_ids."""
 
@@ -179,7 +185,7 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
         job = self.job
         return ChatCompletion(
             id=job.id, object="chat.completion", created=job.created, model=job.model, choices=answers,
-            usage=usage_of(generation), prompt_token_ids=self.prompt_ids(0),
+            usage=usage_of(generation), metrics=metrics_of(generation), prompt_token_ids=self.prompt_ids(0),
             prompt_logprobs=self.prompt_logprobs(choices[0].state),
         )  # fmt: skip
 
@@ -279,11 +285,14 @@ def _chunk_of(part: Part) -> tuple[type[Part], int]:
 
 
 def _call_deltas(parts: list[Part]) -> list[ToolCallDelta]:
+    """The news about calls; the parts are of one kind, and of one call."""
     deltas: list[ToolCallDelta] = []
+    pieces: dict[int, str] = {}
     for part in parts:
         if isinstance(part, ToolCallStart):
             function = CalledFunctionDelta(arguments="", name=part.name)
             deltas.append(ToolCallDelta(index=part.number, function=function, id=part.id, type="function"))
         elif isinstance(part, ToolCallArguments):
-            deltas.append(ToolCallDelta(index=part.number, function=CalledFunctionDelta(arguments=part.text)))
-    return deltas
+            pieces[part.number] = pieces.get(part.number, "") + part.text
+    grown = [ToolCallDelta(index=at, function=CalledFunctionDelta(arguments=text)) for at, text in pieces.items()]
+    return deltas + grown

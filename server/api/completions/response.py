@@ -12,11 +12,13 @@ from server.api.responses import (
     Ending,
     FinishReason,
     PromptLogprobs,
+    RequestMetrics,
     Response,
     StopReason,
     Usage,
     finite,
     has_logprob,
+    metrics_of,
     name_by_id,
     usage_of,
 )
@@ -61,6 +63,8 @@ class Completion(Response):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
+    metrics: RequestMetrics | UnsetType = UNSET
+    """How long it took."""
 
 
 class CompletionDelta(Response):
@@ -90,6 +94,8 @@ class CompletionChunk(Response):
     choices: list[CompletionDelta]
     diffusion_meta: DiffusionMeta | UnsetType = UNSET
     usage: Usage | UnsetType | None = UNSET
+    metrics: RequestMetrics | UnsetType = UNSET
+    """Beside the usage of the whole request."""
 
 
 class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
@@ -113,7 +119,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         job = self.job
         return Completion(
             id=job.id, object="text_completion", created=job.created, model=job.model, choices=answers,
-            usage=usage_of(generation),
+            usage=usage_of(generation), metrics=metrics_of(generation),
         )  # fmt: skip
 
     def logprobs(self, index: int, tokens: list[ScoredToken]) -> CompletionLogprobs | None:

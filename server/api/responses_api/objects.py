@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from msgspec import field
 
+from server.api.chat.response import ScoredTokenLogprob
 from server.api.responses import Count, DiffusionUsage, Response, Usage
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -16,7 +17,7 @@ class OutputText(Response, tag_field="type", tag="output_text"):
 
     text: str
     annotations: list[str] = field(default_factory=list)
-    logprobs: list[str] = field(default_factory=list)
+    logprobs: list[ScoredTokenLogprob] = field(default_factory=list)
 
 
 class ReasoningText(Response, tag_field="type", tag="reasoning_text"):
@@ -206,7 +207,7 @@ class TextDelta(PartEvent, tag="response.output_text.delta"):
     """Text to append."""
 
     delta: str
-    logprobs: list[str] = field(default_factory=list)
+    logprobs: list[ScoredTokenLogprob] = field(default_factory=list)
     content_index: Count = 0
 
 
@@ -214,7 +215,7 @@ class TextDone(PartEvent, tag="response.output_text.done"):
     """The text as a whole."""
 
     text: str
-    logprobs: list[str] = field(default_factory=list)
+    logprobs: list[ScoredTokenLogprob] = field(default_factory=list)
     content_index: Count = 0
 
 

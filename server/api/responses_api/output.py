@@ -7,6 +7,7 @@ import secrets
 from abc import ABC, abstractmethod
 from typing import Any
 
+from server.api.chat.response import ScoredTokenLogprob
 from server.api.responses_api.objects import (
     ArgumentsDelta,
     ArgumentsDone,
@@ -70,9 +71,17 @@ class OpenMessage(OpenItem):
 
     prefix = "msg_"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.logprobs: list[ScoredTokenLogprob] = []
+        """Of its tokens so far, where they are told."""
+
+    def _content(self) -> OutputText:
+        return OutputText(self.text, logprobs=self.logprobs)
+
     def as_item(self, status: ItemStatus) -> OutputMessage:
         """See OpenItem."""
-        return OutputMessage(self.id, status, [] if status == "in_progress" else [OutputText(self.text)])
+        return OutputMessage(self.id, status, [] if status == "in_progress" else [self._content()])
 
     def opening(self, place: dict[str, Any]) -> list[Event]:
         """See OpenItem."""
@@ -84,7 +93,8 @@ class OpenMessage(OpenItem):
 
     def closing(self, place: dict[str, Any]) -> list[Event]:
         """See OpenItem."""
-        return [TextDone(text=self.text, **place), PartDone(part=OutputText(self.text), **place)]
+        done = TextDone(text=self.text, logprobs=self.logprobs, **place)
+        return [done, PartDone(part=self._content(), **place)]
 
 
 class OpenReasoning(OpenItem):
@@ -148,8 +158,8 @@ class Output:
         """The number of the next event."""
         return next(self._numbers)
 
-    def add(self, parts: list[Part]) -> list[Event]:
-        """The events about more of the answer."""
+    def add(self, parts: list[Part], logprobs: list[ScoredTokenLogprob] | None = None) -> list[Event]:
+        """The events about more of the answer. logprobs: of the tokens of its text, where these are told."""
         events: list[Event] = []
         for part in parts:
             if isinstance(part, ToolCallStart):
@@ -161,7 +171,11 @@ class Output:
                 events += self._begin(OpenReasoning())
             if self._open is not None and part.text:
                 self._open.append(part.text)
-                events.append(self._numbered(self._open.growth(self._place(), part.text)))
+                event = self._numbered(self._open.growth(self._place(), part.text))
+                if logprobs and isinstance(self._open, OpenMessage) and isinstance(event, TextDelta):
+                    self._open.logprobs += logprobs
+                    event.logprobs, logprobs = logprobs, None
+                events.append(event)
         return events
 
     def end(self, *, whole: bool) -> list[Event]:
@@ -182,7 +196,9 @@ class Output:
             return []
         item = self._open.as_item(status)
         done = ItemDone(sequence_number=0, output_index=len(self.items), item=item)
-        events = [self._numbered(event) for event in [*self._open.closing(self._place()), done]]
+        is_half = isinstance(self._open, OpenCall) and status == "incomplete"  # its arguments are never done
+        closing = [] if is_half else self._open.closing(self._place())
+        events = [self._numbered(event) for event in [*closing, done]]
         self.items.append(item)
         self._open = None
         return events

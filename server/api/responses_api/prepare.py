@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from server.api.call import Call
 from server.api.chat.messages import Message
+from server.api.chat.prepare import prepare
 from server.api.chat.request import ChatRequest
 from server.api.common import renamed
+from server.api.prepare import Limits
 from server.api.requests import parse_generation
 from server.api.responses_api.items import AssistantTurn, to_messages
 from server.api.responses_api.objects import FunctionCallItem, ModelResponse, ReasoningItem
@@ -17,6 +20,7 @@ from server.api.responses_api.store import ResponseStore, StoredResponse
 from server.generation.job import Job
 from server.http.errors import BadRequest
 from server.http.json_codec import encode_json
+from server.text.served_model import ServedModel
 from server.text.tokenizer import Tokenizer
 
 
@@ -39,11 +43,18 @@ class Exchange:
         self._fields, self._messages = fields, messages
         return chat
 
+    async def prepare(self, call: Call[ChatRequest], model: ServedModel, limits: Limits) -> Job:
+        """The chat as a job. Raises BadRequest."""
+        if call.fields.logprobs and model.reasoning is not None:
+            text = "'include' asks for log-probabilities, which are not told of a model that reasons between tags."
+            raise BadRequest(text, "include", "unsupported_parameter")
+        return await prepare(call, model, limits)
+
     def writer(self, job: Job, tokenizer: Tokenizer) -> ResponseWriter:
         """The writer of the response."""
         if self._fields is None:
             raise ValueError("the request has not been read")
-        return ResponseWriter(job, self._fields, self._keep)
+        return ResponseWriter(job, tokenizer, self._fields, self._keep)
 
     def renamed(self, error: BadRequest) -> BadRequest:
         """An error of the chat in the names of the request."""
@@ -81,6 +92,7 @@ _NAMES = (
     (re.compile(r"'response_format'"), "'text.format'"),
     (re.compile(r"'(?:max_tokens|max_completion_tokens)'"), "'max_output_tokens'"),
     (re.compile(r"'reasoning_effort'"), "'reasoning.effort'"),
+    (re.compile(r"'logprobs'"), "'include'"),
 )
 """How chats call what a response was asked for, and how responses do."""
 

@@ -11,7 +11,7 @@ from server.api.chat.messages import MAX_MESSAGES, Message
 from server.api.chat.request import ChatRequest
 from server.api.chat.tools import check_tools
 from server.api.fields import Strict, invalid, not_here
-from server.api.parameters.values import MAX_COUNT
+from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS
 from server.api.requests import SettledText, StreamOptions, shared_values
 from server.api.responses_api.items import Input
 from server.api.responses_api.tools import FlatToolChoice, FlatTools, choice_for_chat
@@ -22,6 +22,9 @@ from server.http.errors import BadRequest
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
+
+
+_LOGPROBS = "message.output_text.logprobs"
 
 
 class TextFormat(Strict):
@@ -115,14 +118,14 @@ class ResponsesRequest(SettledText):
     reasoning: ReasoningOptions | None = None
     """How to reason."""
     include: list[str] = Field(default=[], max_length=32, fail_fast=True)
-    """Accepted: `reasoning.encrypted_content` (reasoning is told in the clear), and what tools of a server would add.
-    `message.output_text.logprobs` is refused."""
+    """`message.output_text.logprobs`: tell the log-probability of each token of the text; not with tools. Others have
+    no effect: reasoning is told in the clear (`reasoning.encrypted_content`), and no tool runs on the server."""
     truncation: Literal["disabled"] = "disabled"
     """What does not fit the context is refused, never left out."""
     background: Literal[False] = False
     """A response is answered while its client waits."""
-    top_logprobs: Literal[0] = 0
-    """Not supported: chats tell log-probabilities."""
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
+    """Likeliest tokens to list beside each token of the text. Needs `message.output_text.logprobs` in include."""
     stream_options: ResponseStreamOptions | None = None
     """What a stream carries besides its events."""
     # Fields of the other endpoints, by which this one says what is asked for in another way.
@@ -131,11 +134,18 @@ class ResponsesRequest(SettledText):
     response_format: Annotated[None, *not_here("use 'text': {'format': ...}")] = None
     """Its name here is text.format."""
 
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """None: none are told."""
+        return (self.top_logprobs or 0) if _LOGPROBS in self.include else None
+
     @model_validator(mode="after")
     def _check_response(self) -> Self:
         check_tools([tool.for_chat() for tool in self.tools], choice_for_chat(self.tool_choice))
-        if "message.output_text.logprobs" in self.include:
-            raise invalid("'include' asks for log-probabilities, which only chats and completions tell")
+        if self.top_logprobs and self.wanted_logprobs is None:
+            raise invalid(f"'top_logprobs' needs '{_LOGPROBS}' in 'include'")
+        if self.wanted_logprobs is not None and self.tools and self.tool_choice != "none":
+            raise invalid("'include' asks for log-probabilities, which are not told of answers that may call tools")
         return self
 
 
@@ -163,6 +173,8 @@ def to_chat(fields: ResponsesRequest, messages: Sequence[Message]) -> ResponseCh
         "tools": [tool.for_chat() for tool in fields.tools],
         "tool_choice": choice_for_chat(fields.tool_choice),
         "parallel_tool_calls": fields.parallel_tool_calls,
+        "logprobs": fields.wanted_logprobs is not None,
+        "top_logprobs": fields.wanted_logprobs,
         "reasoning_effort": None if fields.reasoning is None else fields.reasoning.effort,
     }
     if fields.text is not None and fields.text.format is not None:

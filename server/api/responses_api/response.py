@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from server.api.chat.response import ChatWriter, ScoredTokenLogprob
 from server.api.chat.tools import plain_json
 from server.api.responses import usage_of
 from server.api.responses_api.objects import (
@@ -21,19 +22,23 @@ from server.api.responses_api.objects import (
 from server.api.responses_api.output import Output
 from server.api.responses_api.request import ResponsesRequest
 from server.api.responses_api.tools import FlatChoiceObject, FlatTool
-from server.generation.choice import Delta
+from server.generation.choice import Delta, ScoredToken
 from server.generation.generation import Generation, WholeChoice
 from server.generation.job import Job
 from server.generation.sse import named_event
 from server.generation.writer import AnswerWriter
+from server.text.tokenizer import Tokenizer
 
 
 class ResponseWriter(AnswerWriter):
     """Writes one response."""
 
-    def __init__(self, job: Job, fields: ResponsesRequest, keep: Callable[[ModelResponse], None]) -> None:
+    def __init__(
+        self, job: Job, tokenizer: Tokenizer, fields: ResponsesRequest, keep: Callable[[ModelResponse], None]
+    ) -> None:
         """keep: is given the response once it has ended."""
         self._job, self._fields, self._keep = job, fields, keep
+        self._chat = ChatWriter(job, tokenizer)
         self._output = Output()
         self._begun = False
 
@@ -41,7 +46,7 @@ class ResponseWriter(AnswerWriter):
         """See AnswerWriter."""
         [choice] = choices
         state = choice.state
-        self._output.add(choice.parts)
+        self._output.add(choice.parts, self._logprobs(choice.tokens))
         self._output.end(whole=state.finish_reason != "length")
         return self._ended(generation)
 
@@ -53,7 +58,7 @@ class ResponseWriter(AnswerWriter):
             response = self._response("in_progress", None)
             events.append(Created(sequence_number=self._output.next_number(), response=response))
             events.append(InProgress(sequence_number=self._output.next_number(), response=response))
-        events += self._output.add(delta.parts)
+        events += self._output.add(delta.parts, self._logprobs(delta.tokens))
         if delta.finish_reason is not None:
             events += self._output.end(whole=delta.finish_reason != "length")
         return b"".join([_encoded(event) for event in events])
@@ -66,6 +71,10 @@ class ResponseWriter(AnswerWriter):
         return _encoded(Completed(sequence_number=number, response=response))
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _logprobs(self, tokens: list[ScoredToken]) -> list[ScoredTokenLogprob] | None:
+        told = self._chat.logprobs(0, tokens)
+        return None if told is None else told.content
 
     def _ended(self, generation: Generation) -> ModelResponse:
         cut = generation.choices[0].finish_reason == "length"

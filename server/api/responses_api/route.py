@@ -8,7 +8,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api.chat.prepare import prepare
 from server.api.common import json_response, service_of
 from server.api.generate import Endpoint
 from server.api.responses_api.objects import DeletedResponse
@@ -24,7 +23,7 @@ async def create_response(request: Request) -> Response:
     """Answers a conversation, in items."""
     exchange = Exchange(_store_of(request))
     try:
-        return await Endpoint(exchange.parse, prepare, exchange.writer).respond(request)
+        return await Endpoint(exchange.parse, exchange.prepare, exchange.writer).respond(request)
     except BadRequest as error:
         raise exchange.renamed(error) from None
 

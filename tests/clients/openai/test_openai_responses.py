@@ -73,6 +73,36 @@ def test_an_answer_is_that_of_a_chat(sdk: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == chat.usage.total_tokens
 
 
+def test_log_probabilities_are_those_of_the_chat(sdk: openai.OpenAI) -> None:
+    asked: Any = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    chat = sdk.chat.completions.create(
+        model="builtin", messages=messages, temperature=0, max_tokens=120, logprobs=True, top_logprobs=2
+    )
+    assert chat.choices[0].logprobs is not None
+    assert chat.choices[0].logprobs.content is not None
+    tokens = [one.token for one in chat.choices[0].logprobs.content]
+    scores = pytest.approx([one.logprob for one in chat.choices[0].logprobs.content], abs=1e-3)
+
+    def check(answer: Response) -> None:
+        [message] = answer.output
+        assert message.type == "message"
+        [text] = message.content
+        assert text.type == "output_text"
+        told = text.logprobs or []
+        assert [one.token for one in told] == tokens
+        assert [one.logprob for one in told] == scores
+        assert {len(one.top_logprobs) for one in told} == {2}
+
+    check(create(sdk, **asked))
+    with sdk.responses.create(**ASK, **asked, stream=True) as stream:
+        events = list(stream)
+    deltas = [one for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    assert [one.token for one in deltas] == tokens
+    assert events[-1].type == "response.completed"
+    check(events[-1].response)
+
+
 def test_events_come_in_openais_order_and_add_up(sdk: openai.OpenAI) -> None:
     with sdk.responses.create(**ASK, stream=True) as stream:
         events = list(stream)
@@ -199,7 +229,7 @@ def test_every_item_of_an_output_can_be_sent_back(sdk: openai.OpenAI) -> None:
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": ["message.output_text.logprobs"], "tools": [TOOL]}, "include"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"extra_body": {"max_tokens": 5}}, "max_tokens"),
         ({"extra_body": {"n": 2}}, "n"),

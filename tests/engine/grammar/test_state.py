@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.grammar.structure import Chain, Choice, Exact, Inner, structure_grammar
 from tests.reference.checkpoints import EOS
 from tests.reference.grammars import (
     GRAMMARS,
@@ -22,6 +23,7 @@ from tests.reference.grammars import (
     follower,
     masks_of,
     regex,
+    schema,
     text_of,
 )
 
@@ -89,6 +91,27 @@ def _walk(grammar: Any, path: list[int], rng: random.Random) -> list[int]:
         if walk[-1] == EOS:
             walk += [EOS] * (7 - len(walk))
     return walk
+
+
+@pytest.mark.parametrize("probe", ["mask", "fit", "extend"])
+def test_a_draft_that_was_not_followed_leaves_no_trace(text_checkpoint: Path, probe: str) -> None:
+    """Two tools whose names differ in their last letter: a draft that names one, where the model then calls the other,
+    would let the call begin as one of the first does, which nothing can continue."""
+    bodies = [{"type": "object", "properties": names, "additionalProperties": False} for names in ({"a": {}}, {})]
+    calls = [Chain((Exact(f"ab{name}"), Inner(schema(body)))) for name, body in zip("12", bodies, strict=True)]
+    grammar = compiled(text_checkpoint, structure_grammar(Choice(tuple(calls))))
+    a, b, first, second, brace = map(TOKENS.index, ("a", "b", "1", "2", '{"'))
+    seq, fresh = follower(grammar, [a, b]), follower(grammar, [a, b, second])
+    if probe == "mask":
+        assert brace in allowed(masks_of([seq], [[first]], 2)[0, 1])
+    elif probe == "fit":
+        assert seq.state.fit(seq.token_ids, [first, brace], [[], []]) == [first, brace]
+    else:
+        assert seq.state.extend(seq.token_ids, [first, None], lambda at, mask: None) == [first]
+    seq.token_ids.append(second)
+    expected = allowed(masks_of([fresh], [[]], 1)[0, 0])
+    assert brace not in expected
+    assert allowed(masks_of([seq], [[]], 1)[0, 0]) == expected
 
 
 def test_end_tokens_are_allowed_exactly_where_the_text_may_end(text_checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from typing import Any
 
 import jsonschema_rs
@@ -22,7 +23,7 @@ from server.formats.registry import FORMATS, format_named, recognise_format
 from server.formats.tool_format import ToolFormat
 from server.formats.tools import Tool, UnusableSchema
 from tests.reference.schemas import byte_vocabulary, random_answer
-from tests.server.formats.answers import parts_of
+from tests.server.formats.answers import cut, parts_of
 
 _VALUE = st.one_of(
     st.sampled_from([
@@ -48,9 +49,9 @@ def spell(text: str) -> Node:
     return Exact(text)
 
 
-def parser(form: ToolFormat, tools: dict[str, Tool]) -> CallParser:
+def parser(form: ToolFormat, tools: dict[str, Tool], *, as_it_comes: bool = False) -> CallParser:
     numbers = itertools.count()
-    return CallParser(form, tools, lambda: f"id{next(numbers)}")
+    return CallParser(form, tools, lambda: f"id{next(numbers)}", as_it_comes=as_it_comes)
 
 
 EXAMPLES: dict[str, ToolFormat] = {
@@ -73,6 +74,8 @@ def test_a_call_that_a_grammar_held_is_valid(name: str, parameters: list[dict[st
     calls = [part for part in parts if isinstance(part, ToolCallStart)]
     texts = [part.text for part in parts if isinstance(part, ToolCallArguments)]
     assert len(parts) == 2 * len(calls) >= 2, answer.text
+    pieces = cut(answer.text, random.Random(seed).choices(range(9), k=len(answer.text) // 5))
+    assert parts_of(parser(form, tools, as_it_comes=True), pieces) == parts, answer.text
     for start, text in zip(calls, texts, strict=True):
         assert jsonschema_rs.is_valid(tools[start.name].parameters, json.loads(text)), answer.text
 

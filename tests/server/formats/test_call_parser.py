@@ -61,6 +61,58 @@ def test_a_call_that_is_cut_off_is_text(name: str) -> None:
         assert text_of(parts_of(parser(name), [whole[:length]])) == whole[:length]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@given(st.lists(st.integers(0, 9), max_size=60))
+@settings(deadline=None, max_examples=30)
+def test_a_call_that_comes_in_pieces_adds_up_to_the_whole_one(name: str, widths: list[int]) -> None:
+    """A reader of the stream would run another call than one who waits for the answer."""
+    text = WHOLE[name].replace("3", "-3.5e1").replace("x", "</par é \\u0041")
+    assert parts_of(parser(name, as_it_comes=True), cut(text, widths)) == parts_of(parser(name), [text])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_name_comes_first_and_arguments_as_they_form(name: str) -> None:
+    """A client would wait for a long text, such as that of a file, until its last letter."""
+    made, text, told = parser(name, as_it_comes=True), WHOLE[name], list[tuple[int, Part]]()
+    for place, letter in enumerate(text):
+        told += [(place, part) for part in made.feed(letter)]
+    assert told[0][1] == ToolCallStart(0, "id0", "f")
+    assert told[0][0] < text.index("3") < told[-1][0]
+    assert len(told) >= 3
+    assert text_of(made.flush()) == ""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_half_a_call_that_was_told_can_never_be_run(name: str) -> None:
+    """An answer may end within a call, at its longest length. What was told must not look whole, nor come twice."""
+    whole = WHOLE[name]
+    complete = parts_of(parser(name), [whole])
+    for length in range(len(whole) + 1):
+        found = parts_of(parser(name, as_it_comes=True), whole[:length])
+        if not found or isinstance(found[0], AnswerText):
+            assert text_of(found) == whole[:length]
+        elif found != complete:
+            arguments = "".join(part.text for part in found[1:] if isinstance(part, ToolCallArguments))
+            assert isinstance(complete[1], ToolCallArguments)
+            assert complete[1].text.startswith(arguments)
+            assert text_of(found) == ""
+            with pytest.raises(ValueError, match=r"Expecting|Unterminated|Invalid"):
+                json.loads(arguments)
+
+
+def test_only_what_a_grammar_holds_is_told_as_it_comes() -> None:
+    """A call that turns out to be none would have been told."""
+    for name, text in {
+        "hermes": '<tool_call>{"arguments": {"a": 3}, "name": "f"',
+        "llama3_json": '<|python_tag|>{"name": "f", "parameters": {"a": 3',
+        "mistral": '[TOOL_CALLS]h[ARGS]{"a": 3',
+        "qwen3_coder": "<tool_call>\n<function=loose>\n<parameter=a>\n3\n</parameter>\n",
+    }.items():
+        made = parser(name, as_it_comes=True)
+        assert made.feed(text) == [], name
+        assert text_of(made.flush()) == text, name
+
+
 @pytest.mark.parametrize("name", ["qwen3_coder", "hermes", "mistral"])
 def test_text_around_calls_stays_text(name: str) -> None:
     found = parts_of(parser(name), ["I look. \n" + WHOLE[name] + "\n" + WHOLE[name] + "\n Done.\n"])
