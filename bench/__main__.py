@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from bench import auto, formats, modes, passes, speed_of_light
 from bench.compare import command as compare
+from bench.copies import command as copies
+from bench.gaps import command as gaps
 from bench.peers import command as peers
 from engine.errors import EngineError
 
@@ -18,7 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False, prog="lightcone bench", description="Measure the engine in process, without HTTP."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (modes, auto, passes, speed_of_light, formats, compare, peers):
+    for command in (modes, auto, copies, gaps, passes, speed_of_light, formats, compare, peers):
         command.add_parser(commands)
     return parser
 

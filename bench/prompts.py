@@ -49,7 +49,11 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, BOS first; control tokens may be spelled."""
-        return self._bos + list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._bos + self.encode_answer(text)
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Token ids of a text that follows another."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text without control tokens."""

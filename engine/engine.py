@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from engine.assembly import EngineParts, load_parts
@@ -22,6 +22,7 @@ from engine.measure.roofline import PassShape
 from engine.models.files import model_directory
 from engine.models.load_progress import ReportWeights
 from engine.request import Request
+from engine.scheduling.gap_search import GapSearches
 from engine.scheduling.outcome import finish_event
 from engine.sequence import Sequence
 from engine.validate import check_request
@@ -48,6 +49,7 @@ class Engine:
         self._arrivals = 0
         self._failed = False
         """The latest pass failed as a whole."""
+        self._searches = GapSearches()
         self._compiling: GrammarQueue[Sequence] = GrammarQueue(GrammarCompiler(self._load_vocabulary))
 
     @classmethod
@@ -71,8 +73,18 @@ class Engine:
         One with a grammar queues once that has been compiled, beside the passes; if that fails it ends with an error.
         """
         check_request(request, self.info)
-        if request.request_id in self._compiling or request.request_id in self.scheduler:
+        if any(request.request_id in each for each in (self._compiling, self.scheduler, self._searches)):
             raise RequestError(f"request id {request.request_id!r} is in use", "request_id")
+        if request.finds_gap:
+            self._queue_all(self._searches.begin(request))
+        else:
+            self._queue(request)
+
+    def _queue_all(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self._queue(request)
+
+    def _queue(self, request: Request) -> None:
         ends, model_ends = frozenset(request.stop_token_ids), self._end_token_ids
         if request.passes_ends:
             model_ends = frozenset()
@@ -106,6 +118,11 @@ class Engine:
 
     def abort(self, request_id: str) -> list[GenerationEvent]:
         """Drops a request; its pages are free before the next pass. Returns its Finished event, if it was there."""
+        if request_id in self._searches:
+            trials, finished = self._searches.abort(request_id)
+            for trial in trials:
+                self.scheduler.abort(trial)
+            return [finished]
         seq = self._compiling.remove(request_id)
         return self.scheduler.abort(request_id) if seq is None else [finish_event(seq, "abort")]
 
@@ -129,7 +146,17 @@ class Engine:
             telling = Phase.PREFILL not in stats.phases and not self._failed
             seconds = self._now() - began if telling else None
             self._widths.observe_pass(shape.tokens, stats.sequences, shape.cached, seconds)
-        return refused + events, stats
+        return self._without_trials(refused + events), stats
+
+    def _without_trials(self, events: list[GenerationEvent]) -> list[GenerationEvent]:
+        """The events that clients see; those of trials lead to further ones."""
+        if not self._searches:
+            return events
+        told, added, dropped = self._searches.follow(events)
+        for trial in dropped:
+            self.scheduler.abort(trial)
+        self._queue_all(added)
+        return told
 
     def _run(self, plan: BatchPlan) -> tuple[list[StepOutcome], float]:
         """The outcomes of a plan and the seconds its forward took.

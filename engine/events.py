@@ -21,6 +21,17 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """Of a prompt's token: how many tokens are at least as likely, itself included. 0: not known."""
 
 
+class TokenUnmasking(msgspec.Struct, frozen=True, array_like=True):
+    """When a token of an answer got its place, and how sure the model was of it."""
+
+    block: int
+    """Index of its block within the answer, from 0."""
+    step: int
+    """Denoising step of the block, from 1. 0: a causal pass chose it, as the first token of the block."""
+    confidence: float | None
+    """Softmax probability of the token when it was chosen; None where a causal pass chose it."""
+
+
 class GenerationStats(msgspec.Struct, kw_only=True):
     """Running totals of one choice. `passes` counts every pass but those of prefill; a shared pass once."""
 
@@ -34,6 +45,9 @@ class GenerationStats(msgspec.Struct, kw_only=True):
     """Denoising and drafting passes."""
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    """Accepted draft tokens that were taken from the request's prediction."""
+    rejected_prediction_tokens: int = 0
     blocks: int = 0
     """Blocks committed or verified."""
     edited_tokens: int = 0
@@ -52,6 +66,8 @@ class TokensSettled(msgspec.Struct, tag=True, kw_only=True):
     token_ids: list[int]
     stats: GenerationStats
     logprobs: list[TokenLogprob] | None = None
+    unmasking: list[TokenUnmasking] | None = None
+    """Of each of the tokens, where the request asked for it."""
 
 
 class PromptScored(msgspec.Struct, tag=True, kw_only=True):
@@ -89,6 +105,8 @@ class Finished(msgspec.Struct, tag=True, kw_only=True):
     """The end or stop token that ended the answer, if one did."""
     error: str | None = None
     """For reason `error`: one sanitised line."""
+    stop_unmasking: TokenUnmasking | None = None
+    """Of the end or stop token, where the request asked for it."""
 
 
 GenerationEvent = TokensSettled | PromptScored | DraftUpdated | Finished

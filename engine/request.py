@@ -174,12 +174,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Mode `infill`: the text after the gap. None in every other mode."""
     include_drafts: bool = False
     """Emit `DraftUpdated` events."""
+    trace_unmasking: bool = False
+    """Report the step in which each token was unmasked. For modes that unmask."""
     prompt_logprobs: int | None = None
     """k: emit `PromptScored` events with the log-probability of every prompt token but the first, given those before
-    it, and with those of the k most likely tokens. Such a prompt is run whole, whatever the prefix cache holds, and
-    `max_tokens` may be 0. None: no such events."""
+    it, and with those of the k most likely tokens. Such a prompt is run from the first of them on, whatever the prefix
+    cache holds, and `max_tokens` may be 0. None: no such events."""
+    score_from: int = 1
+    """Index of the first prompt token whose log-probability is wanted."""
+    finds_gap: bool = False
+    """Mode `infill`: the gap may be shorter than `max_tokens`; its length is found (engine.scheduling.gap_search)."""
     grammar: Grammar | None = None
     """Only text of this grammar is generated. None: any text."""
+    prediction_token_ids: list[int] | None = None
+    """What the answer is thought to be. A matter of speed alone: what of it is right is verified several tokens a pass,
+    in modes that choose one token after another. None: no guess."""
 
     @property
     def block_length(self) -> int:
@@ -247,6 +256,32 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         if not set(range(vocab_size) if allowed is None else allowed) - unusable:
             return RestrictionFault(f"'{param}' leaves no token to choose.", param)
         return None
+
+    def prediction_fault(self, vocab_size: int, never: Iterable[int]) -> RestrictionFault | None:
+        """What is wrong with the prediction; None: nothing. never: the tokens that the model never generates."""
+        predicted, mode = self.prediction_token_ids, self.decoding.mode
+        if predicted is None:
+            return None
+        if mode in ("diffusion", "infill"):
+            message = (
+                f"'prediction' cannot be used with decoding '{mode}', which has nothing to verify it with: 'ar', "
+                "'speculative' and 'auto' have the model's causal head."
+            )
+            return RestrictionFault(message, "prediction", of_mode=True)
+        unknown = {*never}
+        for token in predicted:
+            if not 0 <= token < vocab_size or token in unknown:
+                return RestrictionFault(f"prediction holds token id {token}, which no answer can hold.", "prediction")
+        return None
+
+    def gap_fault(self, *, scores: bool) -> RestrictionFault | None:
+        """What is wrong with a gap whose length is to be found; None: nothing. scores: the model has a causal head."""
+        if not self.finds_gap or (scores and self.decoding.mode == "infill"):
+            return None
+        message = "The length of a gap is found before a 'suffix' alone."
+        if not scores:
+            message = "This model cannot find the length of a gap: that takes a causal head, which it does not have."
+        return RestrictionFault(message, "find_gap_length", of_mode=True)
 
     def _barred_ends(self, model_ends: frozenset[int]) -> frozenset[int]:
         """End tokens that some place of the answer may not hold."""

@@ -46,6 +46,28 @@ class DraftRecord:
 
 
 @dataclass(slots=True)
+class KnownText:
+    """A text that the answer may repeat, and the place in it that the answer has come to."""
+
+    text: str
+    """Its tokens, one character each, so that the interpreter's own search finds them."""
+    predicted: bool
+    """It is the client's prediction of the answer; else it is the prompt."""
+    place: int | None = None
+    """Index of the token that the answer should go on with; None: not known."""
+    matched: int = 0
+    """Tokens before `place` known to be those before it in the answer; 0: the place is a guess."""
+    near: int = 0
+    """Where the answer left the text last: it is looked for from there first."""
+    num_read: int = 0
+    """Leading tokens of the sequence that were looked at."""
+    tries: list[float] = field(default_factory=lambda: [0.0] * 5)
+    """Tokens foretold, by how many had matched before (engine.decoding.lookup). Counts fade."""
+    hits: list[float] = field(default_factory=lambda: [0.0] * 5)
+    """Of them, those that came."""
+
+
+@dataclass(slots=True)
 class Block:
     """Consecutive positions that are refined together: token ids and an explicit mask.
 
@@ -69,6 +91,8 @@ class Block:
     """Probability of each token when it was chosen; None while masked, or for a token chosen causally."""
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
     """By position in the block, kept from the step that chose the token until it settles."""
+    unmasked_in: dict[int, int] = field(default_factory=dict)
+    """By position in the block, the step that chose its token; filled where the request asks for it."""
     candidates: Candidates | None = None
     """Of a fresh draft under a grammar, until the draft has been fitted to it."""
     post_steps: int = 0
@@ -179,8 +203,13 @@ class Sequence:
     Written by the policy; the scheduler drops it together with an optional span and on preemption."""
     drafts: DraftRecord | None = None
     """Of a mode that drafts. Written by the width controller."""
+    known_texts: list[KnownText] = field(default_factory=list)
+    """Texts that the answer may repeat, the client's prediction first. Written by decoding.lookup."""
+    repeats: KnownText | None = None
+    """The text that the drafts of the planned verification were taken from; None: they are the model's own. Written by
+    decoding.lookup."""
     num_scored: int = 1
-    """Leading prompt tokens whose log-probabilities are known; the first has none. Written by prefill."""
+    """Leading prompt tokens whose log-probabilities are known or not wanted; the first has none. Written by prefill."""
 
     mode: str = field(init=False)
     """Name of the policy that decodes the sequence. Never written."""
@@ -191,6 +220,7 @@ class Sequence:
         if not self.token_ids:
             self.token_ids = list(self.request.prompt_token_ids)
         self.mode = self.request.decoding.mode
+        self.num_scored = max(self.num_scored, self.request.score_from)
         self.plain = self.request.sampling.plain and self.request.grammar is None
 
     def bar(self, token_ids: frozenset[int]) -> None:

@@ -41,6 +41,8 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check_sampling(request, info)
     fault = request.editing_fault(info.family, can_edit=bool(info.edit_settings))
     fault = fault or request.restriction_fault(info.vocab_size, info.end_token_ids, info.banned_token_ids)
+    fault = fault or request.prediction_fault(info.vocab_size, info.banned_token_ids)
+    fault = fault or request.gap_fault(scores="ar" in info.decodings)
     if fault is not None:
         raise RequestError(fault.message, fault.param, "unsupported_parameter" if fault.of_mode else "invalid_value")
     _check_infill(request, info)

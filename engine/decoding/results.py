@@ -8,7 +8,7 @@ import torch
 
 from engine.batch import Span, StepGroup
 from engine.device.transfer import to_device
-from engine.events import TokenLogprob
+from engine.events import TokenLogprob, TokenUnmasking
 from engine.sampling.chosen import Chosen
 from engine.sampling.logprobs import listed_log_probabilities, top_log_probabilities, widened
 from engine.sequence import Sequence
@@ -88,6 +88,8 @@ class StepOutcome:
     token_ids: list[int] = field(default_factory=list)
     """Tokens that settled, in order. They are cut at an end token or at `max_tokens` when the outcome is applied."""
     logprobs: list[TokenLogprob] | None = None
+    unmasking: list[TokenUnmasking] | None = None
+    """Of the settled tokens, where the request asks for it. None too where a causal pass chose them."""
     prompt_logprobs: list[TokenLogprob] | None = None
     """Of prompt tokens, in order."""
     num_cached: int | None = None
@@ -99,6 +101,8 @@ class StepOutcome:
     """Draft tokens put to verification in this step."""
     accepted: int | None = None
     """Of them, those accepted; None outside verification."""
+    predicted: bool = False
+    """Those drafts were taken from the request's prediction."""
     closed_block_steps: int | None = None
     """Denoising steps of the block this step closed, if it closed one."""
     edited: int = 0

@@ -8,12 +8,14 @@ take their token and which tokens become masks again. The rules so far never do 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from typing import NamedTuple
 
 import torch
 
 from engine.device.transfer import to_device
+from engine.events import TokenUnmasking
 from engine.models.spec import EvenSchedule, ModelSpec
 from engine.request import DecodingParams, Unmasking
 from engine.sequence import Block, Sequence
@@ -173,6 +175,18 @@ def quota(seq: Sequence, block: Block, schedule: EvenSchedule = "remaining") -> 
         each, more = divmod(len(block), steps)
         return each + (block.steps < more)
     return math.ceil((block.num_masked - block.awaits_anchor) / max(1, steps - block.steps))
+
+
+def note_unmasked(block: Block, old_ids: list[int], was_masked: list[bool]) -> None:
+    """Notes the block's latest step at every position that took a token in it. old_ids, was_masked: before the step."""
+    for j, masked in enumerate(block.masked):
+        if not masked and (was_masked[j] or block.token_ids[j] != old_ids[j]):
+            block.unmasked_in[j] = block.steps
+
+
+def read_unmasking(block: Block, positions: Iterable[int]) -> list[TokenUnmasking]:
+    """How the tokens at some positions of the block were unmasked."""
+    return [TokenUnmasking(block.index, block.unmasked_in.get(j, 0), block.confidences[j]) for j in positions]
 
 
 def count_settled(masked: Rows[bool], *, revocable: bool) -> int:

@@ -125,10 +125,7 @@ class WidthController:
         if record.plain:
             record.plain -= 1
             return 1
-        rounds = self._rounds_of(num_running, seq.num_cached)
-        choice = Choice(
-            self.prior_of(seq), record, num_running, seq.num_cached, [each for each in rounds if each.width <= limit]
-        )
+        choice = self._choice_of(seq, num_running, limit)
         best, rate = self._best(choice)
         if seq.block is not None:  # beside its verification; whether it was wide enough is not known yet
             return best.width
@@ -141,6 +138,26 @@ class WidthController:
             fade(record, TOKEN_FADES**PLAIN_RUN)
             record.plain = PLAIN_RUN - 1
         return best.width
+
+    def plain_rate(self, seq: Sequence, num_running: int) -> float:
+        """Tokens a second of plain decoding, if all sequences were like this one."""
+        return 1.0 / self.costs.lookup(1, num_running, seq.num_cached)
+
+    def round_rate(self, seq: Sequence, num_running: int, width: int) -> float:
+        """Expected tokens a second of drafting and verifying blocks of `width`, if all sequences were like this one."""
+        passes = 1 if width < 2 else 2
+        each = Round(width, passes, self.costs.lookup(width, num_running, seq.num_cached))
+        choice = Choice(self.prior_of(seq), record_of(seq), num_running, seq.num_cached, [each])
+        return self._tokens(choice)[0] / each.seconds
+
+    def best_rate(self, seq: Sequence, num_running: int, limit: int) -> float:
+        """Expected tokens a second of the width up to `limit` that promises most, if all sequences were alike."""
+        return self._best(self._choice_of(seq, num_running, limit))[1]
+
+    def _choice_of(self, seq: Sequence, num_running: int, limit: int) -> Choice:
+        context = seq.num_cached
+        rounds = [each for each in self._rounds_of(num_running, context) if each.width <= limit]
+        return Choice(self.prior_of(seq), record_of(seq), num_running, context, rounds)
 
     def _rounds_of(self, num_running: int, context: int) -> list[Round]:
         """The rounds of all widths, as if all sequences took the same and had the same context."""

@@ -14,6 +14,7 @@ from engine.events import (
     PromptScored,
     StepStats,
     TokensSettled,
+    TokenUnmasking,
 )
 from engine.sequence import Sequence
 
@@ -36,17 +37,25 @@ def apply_outcome(outcome: StepOutcome, events: list[GenerationEvent], stats: St
     seq.stats.completion_tokens += len(tokens)
     stats.generated += len(tokens)
     visible = tokens[:-1] if stop_token is not None else tokens
+    unmasking = _unmasking(seq, outcome, len(tokens))
     if visible:
         logprobs = outcome.logprobs[: len(visible)] if outcome.logprobs is not None else None
         events.append(
             TokensSettled(
-                request_id=seq.request.request_id, token_ids=visible, stats=copy.copy(seq.stats), logprobs=logprobs
+                request_id=seq.request.request_id,
+                token_ids=visible,
+                stats=copy.copy(seq.stats),
+                logprobs=logprobs,
+                unmasking=None if unmasking is None else unmasking[: len(visible)],
             )
         )
     if outcome.exhausted:
         reason = "stop"
     if reason is not None:
-        events.append(finish_event(seq, reason, stop_token_id=stop_token))
+        finished = finish_event(seq, reason, stop_token_id=stop_token)
+        if unmasking is not None and stop_token is not None:
+            finished.stop_unmasking = unmasking[-1]
+        events.append(finished)
         return True
     if seq.request.include_drafts and outcome.span.phase in (Phase.DENOISE, Phase.DRAFT):
         _report_draft(seq, events)
@@ -64,6 +73,15 @@ def finish_event(
         stop_token_id=stop_token_id,
         error=error,
     )
+
+
+def _unmasking(seq: Sequence, outcome: StepOutcome, count: int) -> list[TokenUnmasking] | None:
+    """How the first `count` settled tokens were unmasked, where that is wanted."""
+    if not seq.request.trace_unmasking:
+        return None
+    if outcome.unmasking is None:  # a causal pass chose the first token of the block that comes next
+        return [TokenUnmasking(seq.stats.blocks, 0, None)] * count
+    return outcome.unmasking[:count]
 
 
 def _cut(seq: Sequence, tokens: list[int]) -> tuple[list[int], FinishReason | None, int | None]:
@@ -86,6 +104,9 @@ def _count(outcome: StepOutcome, stats: StepStats) -> None:
     if outcome.accepted is not None:
         totals.draft_tokens += outcome.drafted
         totals.accepted_draft_tokens += outcome.accepted
+        if outcome.predicted:
+            totals.accepted_prediction_tokens += outcome.accepted
+            totals.rejected_prediction_tokens += outcome.drafted - outcome.accepted
         stats.draft_tokens += outcome.drafted
         stats.accepted_draft_lengths.append(outcome.accepted)
     if outcome.closed_block_steps is not None:

@@ -25,9 +25,11 @@ class PrefixCache:
     def match(self, seq: Sequence, limit_pages: int) -> list[int]:
         """The cached pages of the sequence's longest known prefix, at most `limit_pages`; a reference is taken on each.
 
-        A prompt that is scored is run whole, so nothing matches it.
+        A prompt that is scored is run from the token before the first one that is to be scored.
         """
-        if not self._enabled or seq.scores_prompt:
+        if seq.scores_prompt:
+            limit_pages = min(limit_pages, (seq.num_scored - 1) // self._allocator.page_size)
+        if not self._enabled or limit_pages <= 0:
             return []
         self._allocator.extend_hashes(seq.page_hashes, seq.token_ids, seq.request.cache_salt, limit_pages)
         return self._allocator.match(seq.page_hashes, limit_pages)

@@ -34,7 +34,8 @@ class Call(Generic[Fields]):
 def validate(fields: Fields, model: ServedModel) -> Call[Fields]:
     """Chooses the decoding mode of a parsed request and checks its fields against it. Raises BadRequest or NotFound."""
     decoding = model.choose_decoding(fields.model, fields.decoding)
-    check_modes(fields.model_fields_set, type(fields).model_fields, decoding, infill=fields.infills)
+    known, modes = type(fields).model_fields, model.info.decodings
+    check_modes(fields.model_fields_set, known, decoding, modes, infill=fields.infills)
     check_unmasking(fields)
     grammar = requested_grammar(fields.response_format, fields.structured_outputs)
     if grammar is not None:

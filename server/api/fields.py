@@ -178,7 +178,7 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "function_call": Unsupported(("none", "auto"), _CHAT, hint="Use 'tool_choice'."),
     "modalities": Unsupported((["text"],), _CHAT),
     "audio": Unsupported((), _CHAT),
-    "prediction": Unsupported((), _CHAT),
+    "prediction": Unsupported((), _RESPONSES, hint="Use /v1/chat/completions."),
     "web_search_options": Unsupported((), _CHAT),
     "prompt_cache_options": Unsupported((), _CHATS),
     "prompt_cache_retention": Unsupported((), _CHATS),
@@ -217,14 +217,28 @@ def take_known(data: dict[str, Any], endpoint: EndpointName, fields: Mapping[str
     return taken
 
 
-def check_modes(sent: Iterable[str], fields: Mapping[str, FieldInfo], decoding: str, *, infill: bool) -> None:
-    """Raises BadRequest for a field that was sent and means nothing in the mode. Infill is done by diffusion."""
+def check_modes(
+    sent: Iterable[str], fields: Mapping[str, FieldInfo], decoding: str, available: Iterable[str], *, infill: bool
+) -> None:
+    """Raises BadRequest for a field that was sent and means nothing in the mode. Infill is done by diffusion.
+
+    available: the model's modes.
+    """
     mode = "diffusion" if infill else decoding
     for name in sent:
         modes = FieldFacts.of(fields[name]).modes
-        if modes and mode not in modes:
+        if not modes or mode in modes:
+            continue
+        if infill:
+            message = f"'{name}' has no meaning with a 'suffix', before which the gap is filled by diffusion."
+        elif not {*modes} & {*available}:
+            message = (
+                f"'{name}' has no meaning with decoding '{decoding}', and this model has none of those for which it "
+                f"has one: {', '.join(modes)}."
+            )
+        else:
             message = f"'{name}' has no meaning with decoding '{decoding}'; it is valid with: {', '.join(modes)}."
-            raise BadRequest(message, name, "unsupported_parameter")
+        raise BadRequest(message, name, "unsupported_parameter")
 
 
 def unknown_parameter(name: str, known: Iterable[str], prefix: str = "") -> BadRequest:

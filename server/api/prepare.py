@@ -126,6 +126,8 @@ def request_template(
     *,
     suffix: list[int] | None = None,
     prompt_logprobs: int | None = None,
+    prediction: list[int] | None = None,
+    finds_gap: bool = False,
 ) -> Request:
     """The engine's request of a call, without prompt and limit. Its id is the answer's, its seed the first choice's."""
     fields = call.fields
@@ -148,7 +150,10 @@ def request_template(
         suffix_token_ids=suffix,
         grammar=None if call.grammar is None else call.grammar.grammar,
         include_drafts=fields.diffusing or fields.wants_drafts,
+        trace_unmasking=fields.unmasking_trace,
         prompt_logprobs=prompt_logprobs,
+        prediction_token_ids=prediction,
+        finds_gap=finds_gap,
     )
 
 
@@ -269,6 +274,7 @@ def make_job(call: Call[Fields], model: ServedModel, prompts: list[tuple[Request
         prompt_logprobs=fields.prompt_logprobs,
         skips_control_tokens=fields.skip_special_tokens,
         tells_token_ids=fields.return_token_ids,
+        tells_unmasking=fields.unmasking_trace,
         names_by_id=fields.return_tokens_as_token_ids,
     )
 

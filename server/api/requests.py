@@ -98,6 +98,8 @@ class GenerationRequest(SamplingFields):
     in a stream."""
     logprob_token_ids: ListedTokens = ()
     """Tokens to list beside each token of the answer, in place of the likeliest. Needs logprobs."""
+    unmasking_trace: Annotated[bool, DENOISES] = False
+    """Diffusion: tell of each token of the answer its block, the denoising step that chose it, and its confidence."""
     return_token_ids: bool = False
     """Tell the ids of the prompt's tokens and of the answer's, an end token included."""
     return_tokens_as_token_ids: bool = False
@@ -111,6 +113,11 @@ class GenerationRequest(SamplingFields):
     def infills(self) -> bool:
         """The answer fills a gap between two given texts."""
         return False
+
+    @property
+    def predicted_text(self) -> str:
+        """What the answer is thought to be; empty where there is no guess."""
+        return ""
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -141,6 +148,8 @@ class GenerationRequest(SamplingFields):
             raise invalid("'logprob_token_ids' requires 'logprobs'")
         if self.stream and self.prompt_logprobs is not None:
             raise invalid("'prompt_logprobs' cannot be combined with 'stream'")
+        if self.diffusing and self.unmasking_trace:
+            raise invalid("'unmasking_trace' cannot be combined with 'diffusing', whose chunks replace each other")
         if self.diffusing and self.return_token_ids:
             raise invalid("'return_token_ids' cannot be combined with 'diffusing', whose chunks replace each other")
         return self
@@ -178,6 +187,8 @@ class UntoldTokens(Strict):
     """Log-probabilities of a prompt are told by /v1/completions and /v1/chat/completions."""
     logprob_token_ids: Annotated[tuple[int, ...], *not_here("use /v1/completions or /v1/chat/completions")] = ()
     """Log-probabilities are told by /v1/completions and /v1/chat/completions."""
+    unmasking_trace: Annotated[bool, *FALSE_HERE] = False
+    """How tokens were unmasked is told by /v1/completions and /v1/chat/completions."""
     return_token_ids: Annotated[bool, *FALSE_HERE] = False
     """Ids of tokens are told by /v1/completions and /v1/chat/completions."""
     return_tokens_as_token_ids: Annotated[bool, *FALSE_HERE] = False

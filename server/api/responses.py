@@ -47,6 +47,10 @@ class CompletionTokensDetails(Response):
 
     reasoning_tokens: Count
     """Tokens of the model's reasoning, its tags included."""
+    accepted_prediction_tokens: Count
+    """Tokens of the request's prediction that were put to verification and are part of the answer."""
+    rejected_prediction_tokens: Count
+    """Those that were put to verification in vain. They are no tokens of the answer."""
 
 
 class DiffusionUsage(Response):
@@ -134,7 +138,9 @@ def usage_of(generation: Generation) -> Usage:
             cached_tokens=sum(stats[index].cached_tokens for index in job.first_choices)
         ),
         completion_tokens_details=CompletionTokensDetails(
-            reasoning_tokens=sum(choice.reasoning_tokens for choice in generation.choices)
+            reasoning_tokens=sum(choice.reasoning_tokens for choice in generation.choices),
+            accepted_prediction_tokens=sum(choice.accepted_prediction_tokens for choice in stats),
+            rejected_prediction_tokens=sum(choice.rejected_prediction_tokens for choice in stats),
         ),
         diffusion=DiffusionUsage(
             decoding=job.decoding,

@@ -25,6 +25,7 @@ from server.generation.choice import ChoiceState, Delta, Draft, ScoredToken
 from server.generation.generation import Generation
 from server.generation.job import Job, StreamForm
 from server.generation.sse import DONE, sse_event
+from server.generation.unmasked import UnmaskedToken
 from server.generation.writer import AnswerWriter
 from server.text.tokenizer import Tokenizer
 
@@ -57,6 +58,7 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         ending: Ending | None,
         draft: Draft | UnsetType | None,
         token_ids: list[int] | UnsetType = UNSET,
+        unmasking: list[UnmaskedToken] | UnsetType = UNSET,
     ) -> ChunkChoice:
         """The choice object of a chunk. ending: None while the choice goes on."""
 
@@ -126,6 +128,10 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
         """Tokens of an answer, where they are told."""
         return token_ids if self.job.tells_token_ids else UNSET
 
+    def unmasking(self, unmasked: list[UnmaskedToken]) -> list[UnmaskedToken] | UnsetType:
+        """How tokens of an answer were unmasked, where that is told."""
+        return unmasked if self.job.tells_unmasking else UNSET
+
     def begin(self, index: int) -> bool:
         """Whether nothing of the choice had been written before this call."""
         first = index not in self._begun
@@ -149,8 +155,8 @@ class OpenAIWriter(AnswerWriter, Generic[Logprobs, ChunkChoice]):
             parts = [AnswerText(self.echo(index)), *parts]
         *first, last = self.grouped(parts)
         choices = [self.chunk_choice(index, group, None, None, UNSET) for group in first]
-        token_ids = self.answer_ids(delta.token_ids)
-        return [*choices, self.chunk_choice(index, last, logprobs, ending_of(delta), draft, token_ids)]
+        told = self.answer_ids(delta.token_ids), self.unmasking(delta.unmasked)
+        return [*choices, self.chunk_choice(index, last, logprobs, ending_of(delta), draft, *told)]
 
     def _prompt_to_tell(self, index: int) -> list[int] | UnsetType:
         """The tokens of a choice's prompt, once."""

@@ -19,6 +19,7 @@ from engine.events import (
 )
 from server.formats.parts import OutputParser, Part, PlainText, ToolCallStart, text_of, thought_of
 from server.generation.job import Job
+from server.generation.unmasked import UnmaskedToken, unmasked_tokens
 from server.text.detokenizer import IncrementalDecoder, StopFinder
 from server.text.tokenizer import Tokenizer
 
@@ -64,6 +65,8 @@ class Delta:
     tokens: list[ScoredToken] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     """All tokens, where their ids are told."""
+    unmasked: list[UnmaskedToken] = field(default_factory=list)
+    """All tokens, where it is told how they were unmasked."""
     drafted: bool = False
     """There is a newer draft."""
     finish_reason: str | None = None
@@ -112,6 +115,7 @@ class ChoiceState:
         self._parts: list[Part] = []  # not handed out yet
         self._scored: list[ScoredToken] = []  # not handed out yet
         self._token_ids: list[int] | None = [] if job.tells_token_ids else None  # not handed out yet
+        self._unmasked: list[UnmaskedToken] | None = [] if job.tells_unmasking else None  # not handed out yet
         self._prompt_offsets = list(choice.echo.offsets)  # of the tokens whose scores have not come yet
         self._prompt: list[ScoredToken] = []  # not handed out yet
         if self._prompt_offsets:  # the first token of a prompt follows nothing, so it has no probability
@@ -156,6 +160,9 @@ class ChoiceState:
             self._feed_tokens(event)
             if self._token_ids is not None:  # a stop string may have ended the answer before the last of them
                 self._token_ids += event.token_ids[: self._num_tokens - before]
+            if self._unmasked is not None:
+                told = event.token_ids[: self._num_tokens - before]
+                self._unmasked += unmasked_tokens(self._tokenizer.texts, told, event.unmasking)
         elif isinstance(event, Finished):
             self._finish(event)
 
@@ -171,9 +178,11 @@ class ChoiceState:
         drafted, self._draft_is_new = self._draft_is_new, False
         if not (parts or tokens or drafted or self.done):
             return None
-        delta = Delta(self.index, parts, tokens, [], drafted, self.finish_reason, self.stop_reason)
+        delta = Delta(self.index, parts, tokens, [], [], drafted, self.finish_reason, self.stop_reason)
         if self._token_ids:
             delta.token_ids, self._token_ids = self._token_ids, []
+        if self._unmasked:
+            delta.unmasked, self._unmasked = self._unmasked, []
         return delta
 
     def draft(self) -> Draft | None:
@@ -252,6 +261,9 @@ class ChoiceState:
             self._end(event.reason, told)
             if self._token_ids is not None and event.reason == "stop" and event.stop_token_id is not None:
                 self._token_ids.append(event.stop_token_id)
+            if self._unmasked is not None and event.stop_token_id is not None and event.stop_unmasking is not None:
+                stop, how = [event.stop_token_id], [event.stop_unmasking]
+                self._unmasked += unmasked_tokens(self._tokenizer.texts, stop, how)
 
     def _draft_text(self, event: DraftUpdated) -> str:
         runs: list[list[int]] = [[]]  # of tokens between masks

@@ -14,6 +14,7 @@ from server.engine_link.in_flight import EventSink
 from server.formats.parts import Part
 from server.generation.choice import ChoiceState, Delta, ScoredToken
 from server.generation.job import Job
+from server.generation.unmasked import UnmaskedToken
 from server.http.errors import ApiError, EngineFailure
 from server.text.tokenizer import Tokenizer
 
@@ -38,6 +39,8 @@ class WholeChoice(NamedTuple):
     """Its tokens with their log-probabilities, where these were asked for."""
     token_ids: list[int]
     """The ids of all its tokens, an end token included, where these were asked for."""
+    unmasked: list[UnmaskedToken]
+    """How all its tokens were unmasked, an end token included, where that was asked for."""
 
 
 class Generation:
@@ -136,10 +139,11 @@ class Generation:
 
     async def finish(self) -> list[WholeChoice]:
         """Waits for the end of every choice. Raises ApiError."""
-        whole = [WholeChoice(state, [], [], []) for state in self.choices]
+        whole = [WholeChoice(state, [], [], [], []) for state in self.choices]
         while deltas := await self.next():
             for delta in deltas:
                 whole[delta.index].parts.extend(delta.parts)
                 whole[delta.index].tokens.extend(delta.tokens)
                 whole[delta.index].token_ids.extend(delta.token_ids)
+                whole[delta.index].unmasked.extend(delta.unmasked)
         return whole

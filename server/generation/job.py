@@ -109,6 +109,8 @@ class Job:
     """Control tokens have no text."""
     tells_token_ids: bool = False
     """The answer tells the ids of the prompt's tokens and of its own."""
+    tells_unmasking: bool = False
+    """The answer tells how each of its tokens was unmasked."""
     names_by_id: bool = False
     """Beside log-probabilities tokens are called by their ids, not by their text."""
     tells_metrics: bool = False

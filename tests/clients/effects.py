@@ -8,7 +8,8 @@ from typing import Any
 
 from tests.clients.asker import Asker
 from tests.clients.conftest import QUESTION, STORY
-from tests.clients.parameters.token_effects import TOKENS, prompt_logprobs
+from tests.clients.parameters.prediction_effects import prediction
+from tests.clients.parameters.token_effects import TOKENS, prompt_logprobs, unmasking_trace
 from tests.http_helpers import delta_of, events
 
 
@@ -224,7 +225,7 @@ EFFECTS: dict[str, Callable[[Asker], None]] = {
     "frequency_penalty": _penalty("frequency_penalty", 2.0), "n": _n, "stop": _stop, "logit_bias": _logit_bias,
     "logprobs": _logprobs, "top_logprobs": _top_logprobs, "echo": _echo, "suffix": _suffix, "stream": _stream,
     "stream_options": _stream_options, "response_format": _response_format, "tools": _tools,
-    "tool_choice": _tool_choice, "parallel_tool_calls": _parallel_tool_calls,
+    "prediction": prediction, "tool_choice": _tool_choice, "parallel_tool_calls": _parallel_tool_calls,
 }  # fmt: skip
 """OpenAI's fields."""
 
@@ -290,5 +291,7 @@ OF_SOME_MODES: dict[str, tuple[tuple[str, ...], Callable[[Asker], None]]] = {
     "edit_threshold": (("diffusion",), _editing("edit_threshold", 0.5)),
     "max_post_steps": (("diffusion",), _editing("max_post_steps", 4)),
     "prompt_logprobs": (("ar", "speculative", "auto"), prompt_logprobs),
+    "unmasking_trace": (("diffusion",), unmasking_trace),
+    "prediction": (("ar", "speculative", "auto"), prediction),
 }
 """Fields that mean something in these modes; `auto` takes `block_length`, too, and chooses below it."""

@@ -65,7 +65,6 @@ REFUSED: dict[str, dict[str, Any]] = {
         "function_call": {"name": "add"},
         "modalities": ["text", "audio"],
         "audio": {"voice": "alloy", "format": "wav"},
-        "prediction": {"type": "content", "content": "x"},
         "reasoning_effort": "extreme",
         "verbosity": "extreme",
         "web_search_options": {},

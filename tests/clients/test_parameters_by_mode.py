@@ -13,8 +13,8 @@ from tests.clients.conftest import MODES, STORY
 from tests.clients.effects import OF_EVERY_MODE, OF_SOME_MODES, _decoding
 from tests.http_helpers import ask
 
-OTHER = {"model", "prompt", "decoding", "suffix", "stream_options", "diffusing", "priority"}
-"""Fields with tests of their own: here, in test_parameters, in test_streams, and in the scheduler's tests."""
+OTHER = {"model", "prompt", "decoding", "suffix", "find_gap_length", "stream_options", "diffusing", "priority"}
+"""Fields with tests of their own: here, in test_parameters, test_streams and test_filling, and the scheduler's."""
 
 
 @pytest.mark.parametrize("mode", ["speculative", "diffusion"])
@@ -34,7 +34,8 @@ def test_a_field_works_in_its_modes_and_is_refused_in_the_others(http: httpx.Cli
         return
     values = {"threshold": 0.5, "bound": 0.5, "edit_threshold": 0.5}
     names = {"unmasking": "factor", "remasking": "low_confidence", "editing": "speed"}
-    value: Any = (values | names).get(field, 4)
+    others = {"prediction": {"type": "content", "content": "x"}, "unmasking_trace": True}
+    value: Any = (values | names | others).get(field, 4)
     answer = asker.send(**{field: value}, decoding=mode)
     if (field, mode) == ("block_length", "auto"):
         assert answer.status_code == 200

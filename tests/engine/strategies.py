@@ -55,6 +55,8 @@ def requests(draw: st.DrawFn, request_id: str) -> Request:
     if draw(st.booleans()):
         fields["threshold"] = draw(st.sampled_from((None, 0.3, 0.6)))
         fields["max_denoising_steps"] = draw(st.sampled_from((None, 1, min(3, fields["block_length"]))))
+    if mode in ("ar", "speculative", "auto") and draw(st.booleans()):
+        fields["prediction_token_ids"] = draw(st.lists(st.sampled_from((20, 30, 40, 50)), max_size=40))
     if mode == "infill":
         fields["max_tokens"] = min(fields["max_tokens"], 16)
         fields["suffix_token_ids"] = prompt_of(9, 0, draw(st.integers(1, 8)))

@@ -18,6 +18,7 @@ from engine.batch import Phase, Span
 from engine.config import EngineConfig
 from engine.decoding.acceptance import AcceptanceEstimate
 from engine.decoding.costs import CostTable
+from engine.decoding.lookup import TextLookup
 from engine.decoding.policies.speculation import SelfSpeculation
 from engine.decoding.results import HostChoices, StepOutcome
 from engine.decoding.width import WidthController
@@ -189,7 +190,8 @@ def force(engine: Engine, tokens_a_round: float) -> None:
     """Makes the engine's self-speculation accept so many tokens a round from now on."""
     controller = WholeBlocks(CostTable.assumed(2), AcceptanceEstimate(engine.config.max_block_length))
     old = engine.policies["speculative"]
-    policy = ForcedAcceptance(old.sampler, old.mask_token_id, controller)
+    lookup = TextLookup(controller, engine.config.max_block_length)
+    policy = ForcedAcceptance(old.sampler, old.mask_token_id, lookup)
     policy.tokens_a_round = tokens_a_round
     engine.policies["speculative"] = policy
 

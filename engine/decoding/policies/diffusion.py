@@ -17,7 +17,7 @@ from engine.decoding.blocks import block_span, open_block, open_next_block, refi
 from engine.decoding.bound_blocks import BoundBlock, add_candidates, bound_row
 from engine.decoding.contract import DecodingPolicy
 from engine.decoding.orders import ranks_of, scheduled
-from engine.decoding.policies.autoregressive import exhausted_outcome, next_token_choices, next_token_outcome
+from engine.decoding.policies.causal_steps import exhausted_outcome, next_token_choices, next_token_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
 from engine.decoding.unmask import (
     PLAIN,
@@ -26,6 +26,8 @@ from engine.decoding.unmask import (
     UnmaskState,
     count_settled,
     limit_of,
+    note_unmasked,
+    read_unmasking,
     select_unmask,
     with_certain,
 )
@@ -157,6 +159,7 @@ def denoise_outcome(span: Span, choices: HostChoices, i: int, traits: DenoisingT
         return StepOutcome(span, finite=choices.finite[i])
     tokens, confidences = choices.token_ids[i], choices.confidences[i]
     first = _first_chosen(span, block, traits)
+    traced = (list(block.token_ids), list(block.masked)) if span.seq.request.trace_unmasking else None
     bound = BoundBlock.of(span.seq, block, first, choices, i)
     if bound is not None and bound.is_exhausted(tokens):
         return exhausted_outcome(span, finite=True)
@@ -176,9 +179,12 @@ def denoise_outcome(span: Span, choices: HostChoices, i: int, traits: DenoisingT
     settled = count_settled(block.masked, revocable=revocable) if bound is None else bound.settle()
     new = range(block.num_settled, settled)
     block.num_settled = max(settled, block.num_settled)
+    if traced is not None:
+        note_unmasked(block, *traced)
     wants_logprobs = span.seq.request.sampling.logprobs is not None
     return StepOutcome(
         span,
         token_ids=[block.token_ids[j] for j in new],
         logprobs=[block.logprobs.pop(j) for j in new] if wants_logprobs and new else None,
+        unmasking=None if traced is None else read_unmasking(block, new),
     )

@@ -20,6 +20,7 @@ from engine.decoding.blocks import refined_block
 from engine.decoding.policies.block_diffusion import BlockDiffusion
 from engine.decoding.policies.diffusion import block_of, denoise_choices, unsettled_ids
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob
+from engine.decoding.unmask import note_unmasked, read_unmasking
 from engine.device.transfer import to_device
 from engine.sampling.divided import Logits
 from engine.sequence import Block, Sequence
@@ -69,6 +70,7 @@ def edit_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
         return StepOutcome(span, finite=choices.finite[i])
     outcome = StepOutcome(span)
     was_whole = True not in block.masked
+    traced = (list(block.token_ids), list(block.masked)) if seq.request.trace_unmasking else None
     for j, takes in enumerate(choices.unmask[i]):
         if takes:
             outcome.edited += not block.masked[j]
@@ -78,6 +80,8 @@ def edit_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
             if logprob is not None:
                 block.logprobs[j] = logprob
     block.steps += 1
+    if traced is not None:
+        note_unmasked(block, *traced)
     block.post_steps += was_whole
     stays = was_whole and not outcome.edited
     if stays or (True not in block.masked and block.post_steps >= seq.request.decoding.max_post_steps):
@@ -86,6 +90,8 @@ def edit_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
         outcome.token_ids = [block.token_ids[j] for j in new]
         if seq.request.sampling.logprobs is not None:
             outcome.logprobs = [block.logprobs[j] for j in new]
+        if traced is not None:
+            outcome.unmasking = read_unmasking(block, new)
     if stays:
         outcome.num_cached, outcome.closed_block_steps, seq.block = span.end, block.steps, None
     return outcome

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import refined_block
-from engine.decoding.policies.autoregressive import decode_span, next_token_outcome
+from engine.decoding.policies.causal_steps import decode_span, next_token_outcome
 from engine.decoding.policies.speculation import SelfSpeculation, draft_choices, fit_draft
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.sampling.divided import Logits
@@ -27,15 +27,18 @@ class IntrospectiveSpeculation(SelfSpeculation):
     mode = "speculative"
 
     def plan(self, seq: Sequence) -> list[Span]:
-        seq.next_block = None
-        width, block = self.width(seq), seq.block
+        seq.next_block, block = None, seq.block
         if block is None:
+            if seq.known_texts:
+                repeating = self.lookup.span(seq, self.num_running, lambda: self.own_rate(seq))
+                if repeating is not None:
+                    return [repeating]
             known = decode_span(seq)
         else:
             fit_draft(seq, block)
             known = Span(seq, Phase.VERIFY, block.start, list(block.token_ids), CAUSAL, num_logits=len(block))
         count = len(known.token_ids)
-        width = min(width, seq.num_remaining - count)
+        width = min(self.width(seq), seq.num_remaining - count)
         # After a drafted end nothing follows: it is the answer's, or the masks have seen what it is not.
         if width < 2 or any(token in seq.end_token_ids for token in known.token_ids[1:]):
             return [known]
@@ -69,6 +72,9 @@ class IntrospectiveAuto(IntrospectiveSpeculation):
     """The same, with as many drafts as pay. The request's block length is the widest that a block may be."""
 
     mode = "auto"
+
+    def own_rate(self, seq: Sequence) -> float:
+        return self.controller.best_rate(seq, self.num_running, seq.request.decoding.block_length)
 
     def width(self, seq: Sequence) -> int:
         return self.controller.draft_width(seq, self.num_running, seq.request.decoding.block_length)

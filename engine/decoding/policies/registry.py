@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.config import EngineConfig
 from engine.decoding.contract import DecodingPolicy
+from engine.decoding.lookup import TextLookup
 from engine.decoding.policies.autoregressive import Autoregressive
 from engine.decoding.policies.block_diffusion import BlockDiffusion
 from engine.decoding.policies.diffusion import Diffusion
@@ -30,7 +31,7 @@ def _make_diffusion(config: EngineConfig, spec: ModelSpec, sampler: Sampler) -> 
 
 
 def _make_introspective(
-    config: EngineConfig, spec: ModelSpec, sampler: Sampler, controller: WidthController
+    config: EngineConfig, spec: ModelSpec, sampler: Sampler, lookup: TextLookup
 ) -> dict[str, DecodingPolicy]:
     """The policies of a model whose masks see causally: it drafts in the passes that verify, and refines no blocks."""
     if config.draft_quantization != "none":
@@ -40,9 +41,9 @@ def _make_introspective(
         )
     mask = spec.mask_token_id
     policies = (
-        Autoregressive(sampler, mask),
-        IntrospectiveSpeculation(sampler, mask, controller),
-        IntrospectiveAuto(sampler, mask, controller),
+        Autoregressive(sampler, mask, lookup),
+        IntrospectiveSpeculation(sampler, mask, lookup),
+        IntrospectiveAuto(sampler, mask, lookup),
     )
     return {policy.mode: policy for policy in policies}
 
@@ -60,15 +61,16 @@ def make_policies(
             f"context_cache '{config.context_cache}' is for models that see the whole text in every pass; the model "
             f"family {spec.family} does not."
         )
+    lookup = TextLookup(controller, config.max_block_length)
     if spec.drafts_causally:
-        return _make_introspective(config, spec, sampler, controller)
+        return _make_introspective(config, spec, sampler, lookup)
     # A shared pass is multiplied by the full weights: narrower ones draft in passes of their own.
     shared = config.shared_verify_below if config.draft_quantization == "none" else 0
     policies: list[DecodingPolicy] = [
-        Autoregressive(sampler, mask),
+        Autoregressive(sampler, mask, lookup),
         _make_diffusion(config, spec, sampler),
-        SelfSpeculation(sampler, mask, controller, shared),
-        Auto(sampler, mask, controller, shared),
+        SelfSpeculation(sampler, mask, lookup, shared),
+        Auto(sampler, mask, lookup, shared),
         Infill(sampler, mask),
     ]
     modes = (*spec.decodings, "infill") if spec.can_infill else spec.decodings

@@ -1,8 +1,7 @@
 """Linear self-speculation: diffusion drafts a block, a causal pass verifies it (arXiv 2607.05722, section on decoding).
 
 A round is a drafting pass over [anchor, MASK, ...] that fills every mask, and a verifying pass over the filled block.
-Row i of the verifying pass chooses the token that AR would choose after the block's first i + 1 tokens, with AR's own
-noise, so the accepted prefix and the bonus token are AR's output exactly, at any temperature and block length.
+The accepted prefix and the bonus token are AR's output exactly, at any temperature and block length (causal_steps.py).
 In a shared pass the verification carries an optimistic draft of the next block, kept only if the whole block is
 accepted; its position 0 is still a mask, which the bonus token then replaces.
 """
@@ -11,18 +10,18 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import block_span, open_block, open_next_block, refined_block
 from engine.decoding.contract import DecodingPolicy
-from engine.decoding.policies.autoregressive import (
+from engine.decoding.lookup import TextLookup
+from engine.decoding.policies.causal_steps import (
     decode_span,
-    exhausted_outcome,
     next_token_choices,
     next_token_outcome,
+    verify_choices,
+    verify_outcome,
 )
-from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
+from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.decoding.width import VERIFY_STEP, WidthController
 from engine.device.transfer import to_device
 from engine.sampling.divided import Logits
@@ -42,13 +41,17 @@ class SelfSpeculation(DecodingPolicy):
         self,
         sampler: Sampler,
         mask_token_id: int,
-        controller: WidthController,
+        lookup: TextLookup,
         shared_verify_below: int = 0,
     ) -> None:
         super().__init__(sampler, mask_token_id)
-        self.controller = controller
+        self.controller: WidthController = lookup.controller
+        self.lookup = lookup
         self.shared_verify_below = shared_verify_below
         self.num_running = 1
+
+    def begin(self, seq: Sequence) -> None:
+        self.lookup.begin(seq)
 
     def begin_pass(self, num_running: int) -> None:
         self.num_running = num_running
@@ -57,10 +60,18 @@ class SelfSpeculation(DecodingPolicy):
         """Tokens of the next block, anchor included; 1 is plain AR."""
         return seq.request.decoding.block_length
 
+    def own_rate(self, seq: Sequence) -> float:
+        """Tokens a second that the sequence may expect of its own drafts."""
+        return self.controller.round_rate(seq, self.num_running, self.width(seq))
+
     def plan(self, seq: Sequence) -> list[Span]:
         seq.next_block = None
         block = seq.block
         if block is None:
+            if seq.known_texts:
+                repeating = self.lookup.span(seq, self.num_running, lambda: self.own_rate(seq))
+                if repeating is not None:
+                    return [repeating]
             width = min(self.width(seq), seq.num_remaining)
             if width < 2:
                 return [decode_span(seq)]
@@ -91,8 +102,10 @@ class SelfSpeculation(DecodingPolicy):
         if span.phase is Phase.DRAFT:
             return draft_outcome(span, choices, i)
         if span.phase is Phase.VERIFY:
+            own = span.seq.block is not None
             outcome = verify_outcome(span, choices, i)
-            self.controller.observe_draft(span.seq, outcome.drafted, outcome.accepted or 0)
+            if own:
+                self.controller.observe_draft(span.seq, outcome.drafted, outcome.accepted or 0)
             return outcome
         return next_token_outcome(span, choices, i)
 
@@ -101,10 +114,17 @@ class Auto(SelfSpeculation):
     """Self-speculation whose width is chosen anew for every block, from what passes cost and from the
     request's own acceptance.
 
-    Plain AR is one of the widths. The request's block length is the widest that a block may be.
+    Plain AR is one of the widths. The request's block length is the widest that a block may be. Where the answer seems
+    to repeat its prompt, drafts are taken from there.
     """
 
     mode = "auto"
+
+    def begin(self, seq: Sequence) -> None:
+        self.lookup.begin(seq, prompt=True)
+
+    def own_rate(self, seq: Sequence) -> float:
+        return self.controller.best_rate(seq, self.num_running, seq.request.decoding.block_length)
 
     def width(self, seq: Sequence) -> int:
         return self.controller.draft_width(seq, self.num_running, seq.request.decoding.block_length)
@@ -172,46 +192,3 @@ def _share(candidates: list[int], logprobs: list[float], token: int) -> float:
             return min(1.0, math.exp(logprob) / max(left, 1e-9))
         left -= math.exp(logprob)
     return 1.0
-
-
-def verify_choices(sampler: Sampler, group: StepGroup, logits: Logits) -> Choices:
-    """AR's own choice after every prefix of the drafts, and how many drafts equal it. logits: [n, r, V]."""
-    drafts = to_device([span.token_ids for span in group.spans], logits.device)
-    history = drafts.clone()
-    history[:, 0] = -1  # the anchor has settled: the sequence's own history holds it
-    seqs = [span.seq for span in group.spans]
-    positions = to_device(group.logit_positions(1), logits.device)  # row p chooses the token at p + 1
-    draft_tokens = [span.token_ids[1:] for span in group.spans]
-    chosen = sampler.choose(logits, seqs, positions, unsettled=history, cumulative=True, draft_tokens=draft_tokens)
-    matches = drafts[:, 1:] == chosen.token_ids[:, :-1]
-    accepted = matches.to(torch.int64).cumprod(dim=1).sum(dim=1)
-    return with_logprobs(Choices(chosen.token_ids, chosen.finite, accepted=accepted), chosen, group)
-
-
-def verify_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
-    """Settles the accepted drafts and the bonus token; KV stays valid for the anchor and the accepted drafts."""
-    seq = span.seq
-    accepted = choices.accepted[i]
-    whole = accepted == len(span.token_ids) - 1
-    steps = seq.block.steps if seq.block is not None else 0
-    tokens = choices.token_ids[i][: accepted + 1]
-    if tokens[-1] < 0:  # the grammar leaves nothing to choose there: the last accepted draft becomes the bonus token
-        if not accepted:
-            seq.block = seq.next_block = None
-            return exhausted_outcome(span, choices.finite[i])
-        tokens.pop()
-        accepted, whole = accepted - 1, False
-    logprobs = [read_logprob(seq, choices, i, row) for row in range(accepted + 1)]
-    seq.block, seq.next_block = (seq.next_block if whole else None), None
-    if seq.block is not None:
-        seq.block.place_anchor(tokens[-1])
-    return StepOutcome(
-        span,
-        token_ids=tokens,
-        logprobs=[entry for entry in logprobs if entry is not None] or None,
-        num_cached=span.start + accepted + 1,
-        finite=choices.finite[i],
-        drafted=len(span.token_ids) - 1,
-        accepted=accepted,
-        closed_block_steps=steps,
-    )

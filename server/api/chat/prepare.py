@@ -8,6 +8,7 @@ from typing import Any
 from server.api.call import Call
 from server.api.chat.answer_form import answer_form
 from server.api.chat.request import ChatRequest, ending_of
+from server.api.parameters.prediction import encode_prediction
 from server.api.prepare import (
     Limits,
     check_num_choices,
@@ -34,7 +35,8 @@ async def prepare(call: Call[ChatRequest], model: ServedModel, limits: Limits) -
     form = answer_form(call, model, prompt)
     call = dataclasses.replace(call, grammar=form.grammar)
     context, clip = model.info.max_model_len, limits.clip_max_tokens
-    template = request_template(call, model, prompt_logprobs=fields.prompt_logprobs)
+    prediction = await encode_prediction(fields.predicted_text, model)
+    template = request_template(call, model, prompt_logprobs=fields.prompt_logprobs, prediction=prediction)
     max_tokens = fit_max_tokens(
         fields.wanted_max_tokens,
         context,

@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from server.api.chat.messages import Messages
 from server.api.chat.tools import ToolChoice, Tools, check_tools
 from server.api.fields import invalid
+from server.api.parameters.prediction import Prediction
 from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS
-from server.api.requests import GenerationRequest, TruncatedPrompt
+from server.api.requests import SCORES, GenerationRequest, TruncatedPrompt
 from server.generation.job import EndpointName
 from server.text.chat_template import Ending
 
@@ -71,6 +72,9 @@ class ChatRequest(TruncatedPrompt, GenerationRequest):
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
     """Likeliest tokens to list beside each token of the answer. Needs logprobs."""
 
+    prediction: Annotated[Prediction | None, SCORES] = None
+    """A text that the answer repeats for the most part, such as the file to be edited: what of it is right is taken
+    many tokens a pass, and the answer is the same. Counted in usage.completion_tokens_details."""
     tools: Tools = Field(default=[])
     """Functions that the model may call."""
     tool_choice: ToolChoice | None = None
@@ -99,6 +103,10 @@ class ChatRequest(TruncatedPrompt, GenerationRequest):
     def offers_tools(self) -> bool:
         """The answer may call tools."""
         return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def predicted_text(self) -> str:
+        return "" if self.prediction is None else self.prediction.text
 
     @property
     def wanted_logprobs(self) -> int | None:

@@ -26,6 +26,7 @@ from server.api.writer import OpenAIWriter, ended_by
 from server.formats.parts import Part, ToolCallArguments, ToolCallStart, text_of, thought_of
 from server.generation.choice import Draft, ScoredToken
 from server.generation.generation import Generation, WholeChoice
+from server.generation.unmasked import UnmaskedToken
 
 
 class TokenLogprob(Response):
@@ -107,6 +108,8 @@ class ChatChoice(Response):
     stop_reason: StopReason
     token_ids: list[Count] | UnsetType = UNSET
     """All tokens of the answer, an end token included; only with return_token_ids."""
+    unmasking: list[UnmaskedToken] | UnsetType = UNSET
+    """How all of them were unmasked; only with unmasking_trace."""
 
 
 class ChatCompletion(Response):
@@ -148,6 +151,8 @@ class ChatDelta(Response):
     """Tokens that are not settled yet; only with stream_options.include_drafts, where they changed."""
     token_ids: list[Count] | UnsetType = UNSET
     """Further tokens of the answer; only with return_token_ids."""
+    unmasking: list[UnmaskedToken] | UnsetType = UNSET
+    """How further tokens were unmasked; only with unmasking_trace."""
 
 
 class ChatCompletionChunk(Response):
@@ -179,8 +184,9 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
                 finish_reason=ended_by(state),
                 stop_reason=state.stop_reason,
                 token_ids=self.answer_ids(token_ids),
+                unmasking=self.unmasking(unmasked),
             )
-            for state, parts, tokens, token_ids in choices
+            for state, parts, tokens, token_ids, unmasked in choices
         ]
         job = self.job
         return ChatCompletion(
@@ -223,6 +229,7 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
         ending: Ending | None,
         draft: Draft | UnsetType | None,
         token_ids: list[int] | UnsetType = UNSET,
+        unmasking: list[UnmaskedToken] | UnsetType = UNSET,
     ) -> ChatDelta:
         """See OpenAIWriter. The role comes with the first text, so that the time to first token is honest."""
         text, thought, calls = text_of(parts), thought_of(parts), _call_deltas(parts)
@@ -242,6 +249,7 @@ class ChatWriter(OpenAIWriter[ChatLogprobs, ChatDelta]):
             stop_reason=UNSET if ending is None else ending.stop_reason,
             draft=draft,
             token_ids=token_ids,
+            unmasking=unmasking,
         )
 
     def chunk_object(

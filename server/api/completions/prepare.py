@@ -6,6 +6,7 @@ from functools import partial
 
 from server.api.call import Call
 from server.api.completions.request import DEFAULT_MAX_TOKENS, CompletionRequest
+from server.api.parameters.prediction import encode_prediction
 from server.api.prepare import (
     ANSWER_LENGTH,
     Limits,
@@ -29,7 +30,12 @@ async def prepare(call: Call[CompletionRequest], model: ServedModel, limits: Lim
     encoded = [truncated(ids, fields, fields.max_tokens or DEFAULT_MAX_TOKENS, model) for ids in encoded]
     suffix = await _encode_suffix(fields, model)
     template = request_template(
-        call, model, suffix=suffix, prompt_logprobs=_prompt_logprobs(call, model.info.decodings)
+        call,
+        model,
+        suffix=suffix,
+        prompt_logprobs=_prompt_logprobs(call, model.info.decodings),
+        prediction=await encode_prediction(fields.predicted_text, model),
+        finds_gap=fields.finds_gap(possible="ar" in model.info.decodings),
     )
     clip = limits.clip_max_tokens and suffix is None  # a gap has exactly the length that was asked for
     default, block_length = DEFAULT_MAX_TOKENS, template.decoding.block_length

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from server.api.fields import invalid
+from server.api.parameters.prediction import Prediction
 from server.api.parameters.values import MAX_COUNT, MAX_LOGPROBS, OptionalText
-from server.api.requests import GenerationRequest, TruncatedPrompt
+from server.api.requests import SCORES, GenerationRequest, TruncatedPrompt
 from server.generation.job import EndpointName
 
 
@@ -68,12 +69,34 @@ class CompletionRequest(TruncatedPrompt, GenerationRequest):
     """false: no BOS is put in front of a prompt that is text."""
     suffix: OptionalText = None
     """Fill the gap of max_tokens tokens between prompt and suffix, by diffusion."""
+    find_gap_length: bool | None = None
+    """Before a suffix: the gap has at most max_tokens tokens, and as many as make the likeliest text. Takes several
+    fillings. Unset: false here, true where editors ask and the model can."""
+    prediction: Annotated[Prediction | None, SCORES] = None
+    """A text that the answer repeats for the most part, such as the file to be edited: what of it is right is taken
+    many tokens a pass, and the answer is the same. Counted in usage.completion_tokens_details."""
     max_tokens: Annotated[int | None, Field(ge=0, le=MAX_COUNT)] = None
     """Most tokens to generate (16). 0 only with echo or prompt_logprobs: the prompt alone."""
+
+    finds_gap_by_default: ClassVar[bool] = False
 
     @property
     def infills(self) -> bool:
         return self.suffix is not None
+
+    def finds_gap(self, *, possible: bool) -> bool:
+        """The length of the gap before the suffix is to be found. possible: the model can."""
+        if self.find_gap_length is not None:
+            return self.find_gap_length
+        return possible and self.finds_gap_by_default and self.infills and not self._shows_drafts
+
+    @property
+    def _shows_drafts(self) -> bool:
+        return self.diffusing or self.wants_drafts
+
+    @property
+    def predicted_text(self) -> str:
+        return "" if self.prediction is None else self.prediction.text
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -99,6 +122,10 @@ class CompletionRequest(TruncatedPrompt, GenerationRequest):
             raise invalid(
                 "'truncate_prompt_tokens' cannot be combined with 'echo', which repeats the prompt as it was sent"
             )
+        if self.find_gap_length and self.suffix is None:
+            raise invalid("'find_gap_length' requires a 'suffix', before which there is a gap")
+        if self.find_gap_length and self._shows_drafts:
+            raise invalid("'find_gap_length' has no draft to show: leave out 'diffusing' and 'include_drafts'")
         if self.diffusing and self.logprobs is not None:
             raise invalid("'logprobs' cannot be combined with 'diffusing', whose chunks replace each other")
         return self

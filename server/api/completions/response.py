@@ -26,6 +26,7 @@ from server.api.writer import OpenAIWriter, ended_by
 from server.formats.parts import Part, text_of
 from server.generation.choice import Draft, ScoredToken
 from server.generation.generation import Generation, WholeChoice
+from server.generation.unmasked import UnmaskedToken
 
 
 class CompletionLogprobs(Response):
@@ -48,6 +49,8 @@ class CompletionChoice(Response):
     stop_reason: StopReason
     token_ids: list[Count] | UnsetType = UNSET
     """All tokens of the answer, an end token included; only with return_token_ids."""
+    unmasking: list[UnmaskedToken] | UnsetType = UNSET
+    """How all of them were unmasked; only with unmasking_trace."""
     prompt_token_ids: list[Count] | UnsetType = UNSET
     """The tokens of its prompt; only with return_token_ids."""
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
@@ -80,6 +83,8 @@ class CompletionDelta(Response):
     """Tokens that are not settled yet; only with stream_options.include_drafts, where they changed."""
     token_ids: list[Count] | UnsetType = UNSET
     """Further tokens of the answer; only with return_token_ids."""
+    unmasking: list[UnmaskedToken] | UnsetType = UNSET
+    """How further tokens were unmasked; only with unmasking_trace."""
     prompt_token_ids: list[Count] | UnsetType = UNSET
     """The tokens of the prompt, once; only with return_token_ids."""
 
@@ -111,10 +116,11 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
                 finish_reason=ended_by(state),
                 stop_reason=state.stop_reason,
                 token_ids=self.answer_ids(token_ids),
+                unmasking=self.unmasking(unmasked),
                 prompt_token_ids=self.prompt_ids(state.index),
                 prompt_logprobs=self.prompt_logprobs(state),
             )
-            for state, _, tokens, token_ids in choices
+            for state, _, tokens, token_ids, unmasked in choices
         ]
         job = self.job
         return Completion(
@@ -158,6 +164,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
         ending: Ending | None,
         draft: Draft | UnsetType | None,
         token_ids: list[int] | UnsetType = UNSET,
+        unmasking: list[UnmaskedToken] | UnsetType = UNSET,
     ) -> CompletionDelta:
         """See OpenAIWriter."""
         self.begin(index)
@@ -169,6 +176,7 @@ class CompletionWriter(OpenAIWriter[CompletionLogprobs, CompletionDelta]):
             stop_reason=UNSET if ending is None else ending.stop_reason,
             draft=draft,
             token_ids=token_ids,
+            unmasking=unmasking,
         )
 
     def chunk_object(

@@ -20,12 +20,16 @@ class FimRequest(UntoldTokens, CompletionRequest):
     """POST /v1/fim/completions"""
 
     endpoint: ClassVar[EndpointName] = "fim"
+    finds_gap_by_default: ClassVar[bool] = True
     id_prefix: ClassVar[str] = "fim-"
 
     prompt: str
     """The text before the gap. Control tokens may be spelled; the mask never is one."""
     suffix: OptionalText = None
-    """The text behind the gap, which is filled by diffusion, max_tokens tokens long. Unset: the prompt is continued."""
+    """The text behind the gap, which is filled by diffusion. Unset: the prompt is continued."""
+    find_gap_length: bool | None = None
+    """The gap has at most max_tokens tokens, and as many as make the likeliest text. Takes several fillings. false: it
+    has max_tokens. Unset: true where the model can (it needs a causal head) and no drafts are asked for."""
     random_seed: Seed = None
     """Another name of seed."""
     logprobs: Annotated[None, *not_here("use /v1/completions")] = None
@@ -68,7 +72,10 @@ class InfillRequest(SettledText):
     prompt: str = ""
     """What follows the prefix directly, such as the line that the cursor is in."""
     n_predict: Annotated[int, Field(ge=-1, le=MAX_COUNT)] = -1
-    """Tokens of the gap; -1: 16. 0 computes the text before the gap and generates nothing."""
+    """Most tokens of the gap; -1: 16. 0 computes the text before the gap and generates nothing."""
+    find_gap_length: bool | None = None
+    """The gap has as many tokens as make the likeliest text. Takes several fillings. false: it has n_predict. Unset:
+    true where the model can (it needs a causal head)."""
     n_indent: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     """The content ends before a line, not its first, that begins with less white space. Not with stream."""
     cache_prompt: bool = True
@@ -99,6 +106,7 @@ class InfillRequest(SettledText):
 class InfillCompletion(CompletionRequest):
     """The completion that an infill is."""
 
+    finds_gap_by_default: ClassVar[bool] = True
     endpoint: ClassVar[EndpointName] = "infill"
     id_prefix: ClassVar[str] = "infill-"
     prompt_param: ClassVar[str] = "input_prefix"
@@ -128,6 +136,7 @@ def to_completion(fields: InfillRequest) -> InfillCompletion:
         values |= {"max_tokens": 0, "echo": True}
     else:
         values["suffix"] = fields.input_suffix or None
+        values["find_gap_length"] = fields.find_gap_length if fields.input_suffix else None
         values["max_tokens"] = fields.n_predict if fields.n_predict > 0 else None
     # Every value has been checked already, as a field of one of the two requests.
     return InfillCompletion.model_construct(_fields_set=set(values), **values)

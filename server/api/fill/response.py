@@ -13,6 +13,7 @@ from server.generation.choice import ChoiceState, Delta, Draft, ScoredToken
 from server.generation.generation import Generation, WholeChoice
 from server.generation.job import Job
 from server.generation.sse import sse_event
+from server.generation.unmasked import UnmaskedToken
 from server.generation.writer import AnswerWriter
 
 
@@ -97,8 +98,9 @@ class FimWriter(OpenAIWriter[Response, FimDelta]):
         ending: Ending | None,
         draft: Draft | UnsetType | None,
         token_ids: list[int] | UnsetType = UNSET,
+        unmasking: list[UnmaskedToken] | UnsetType = UNSET,
     ) -> FimDelta:
-        """See OpenAIWriter. Ids of tokens are not told."""
+        """See OpenAIWriter. Ids of tokens, and how they were unmasked, are not told."""
         text = text_of(parts)
         opens = bool(parts or ending is not None) and self.begin(index)
         message = FimMessageDelta(text, "assistant" if opens else UNSET)

@@ -12,8 +12,12 @@ from server.api.fill.response import indented
 from tests.http_helpers import events
 
 BEFORE, BEHIND = "Once upon a time there was a", " One evening, Clara went to the forest and found a key."
-GAP: dict[str, Any] = {"prompt": BEFORE, "suffix": BEHIND, "max_tokens": 12, "temperature": 0}
-INFILL: dict[str, Any] = {"input_prefix": BEFORE, "input_suffix": BEHIND, "n_predict": 12, "temperature": 0}
+GAP: dict[str, Any] = {
+    "prompt": BEFORE, "suffix": BEHIND, "max_tokens": 12, "temperature": 0, "find_gap_length": False,
+}  # fmt: skip
+INFILL: dict[str, Any] = {
+    "input_prefix": BEFORE, "input_suffix": BEHIND, "n_predict": 12, "temperature": 0, "find_gap_length": False,
+}  # fmt: skip
 
 
 def post(http: httpx.Client, path: str, body: dict[str, Any], **fields: Any) -> Any:
@@ -39,6 +43,35 @@ def test_all_three_forms_fill_the_same_gap_alike(http: httpx.Client) -> None:
     assert (infill["content"], infill["stop"], infill["stop_type"]) == (text, True, "limit")
     assert infill["tokens_predicted"] == 12
     assert infill["tokens_evaluated"] == expected["usage"]["prompt_tokens"]
+
+
+def test_editors_get_as_much_text_as_belongs_into_the_gap(http: httpx.Client) -> None:
+    """They ask for 128 tokens whatever the gap. The text is that of a gap of the length that was found."""
+    found = completion(http, max_tokens=128, find_gap_length=True)
+    [choice], usage = found["choices"], found["usage"]
+    length = usage["completion_tokens"]
+    assert 1 <= length < 64
+    assert choice["finish_reason"] == "stop"
+    assert completion(http, max_tokens=length)["choices"][0]["text"] == choice["text"]
+    asked = {"max_tokens": 128, "find_gap_length": None}
+    fim = post(http, "/v1/fim/completions", GAP, **asked)["choices"][0]
+    assert (fim["text"], fim["finish_reason"]) == (choice["text"], "stop")
+    infill = post(http, "/infill", INFILL, n_predict=128, find_gap_length=None)
+    assert (infill["content"], infill["stop_type"]) == (choice["text"], "eos")
+    assert infill["tokens_predicted"] == length
+    chunks = events(http.post("/v1/fim/completions", json={**GAP, **asked, "stream": True}).text)
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == choice["text"]
+
+
+def test_a_completion_fills_what_it_was_asked_for_unless_it_asks_for_more(http: httpx.Client) -> None:
+    assert completion(http, find_gap_length=None)["usage"]["completion_tokens"] == 12
+    short = completion(http, max_tokens=1, find_gap_length=True)
+    assert (short["usage"]["completion_tokens"], short["choices"][0]["finish_reason"]) == (1, "length")
+    drafts = {"stream": True, "stream_options": {"include_drafts": True}}
+    for fields in ({"suffix": None}, drafts):
+        answer = http.post("/v1/completions", json={**GAP, "find_gap_length": True, **fields})
+        assert answer.json()["error"]["param"] == "find_gap_length"
+    assert http.post("/v1/fim/completions", json={**GAP, "find_gap_length": None, **drafts}).status_code == 200
 
 
 def test_without_a_suffix_the_prompt_is_continued(http: httpx.Client) -> None:

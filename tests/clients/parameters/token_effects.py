@@ -78,6 +78,18 @@ def prompt_logprobs(asker: Asker) -> None:
         assert [entry["rank"] for entry in best[:2]] == [1, 2]
 
 
+def unmasking_trace(asker: Asker) -> None:
+    """Of every token, in a gap before a suffix, too."""
+    for fields in ({}, {"suffix": " happily ever after.", "max_tokens": 12}):
+        answer = asker.answer(unmasking_trace=True, return_token_ids=True, **fields)
+        [choice] = answer["choices"]
+        told = choice["unmasking"]
+        assert [entry["token_id"] for entry in told] == choice["token_ids"]
+        assert max(entry["step"] for entry in told) <= answer["usage"]["diffusion"]["denoising_steps"]
+        assert all((entry["confidence"] is None) == (entry["step"] == 0) for entry in told)
+        assert any(entry["step"] > 1 for entry in told)
+
+
 def _skip_special_tokens(asker: Asker) -> None:
     control = {"logit_bias": {"1": 100}, "max_tokens": 3}
     assert asker.text(**control) == ""

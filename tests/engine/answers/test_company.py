@@ -26,7 +26,7 @@ LIMITS = {"max_block_length": 16, "max_infill_window": 24, "max_model_len": MODE
 
 
 class Solo:
-    """Answers of requests that had an engine of their own, with room for everything."""
+    """Answers of requests that had an engine of their own, with room for everything, and that nobody predicted."""
 
     def __init__(
         self,
@@ -41,7 +41,9 @@ class Solo:
         self.known: dict[bytes, Answer] = {}
 
     def __call__(self, request: Request) -> Answer:
-        alone = msgspec.structs.replace(request, request_id="alone", priority=0, cache_salt="")
+        alone = msgspec.structs.replace(
+            request, request_id="alone", priority=0, cache_salt="", prediction_token_ids=None
+        )
         key = msgspec.msgpack.encode(alone)
         if key not in self.known:
             fresh = self.make(**self.limits, shared_commit=self.shared_commit, shared_verify_below=0)

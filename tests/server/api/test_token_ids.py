@@ -1,13 +1,17 @@
-"""`return_token_ids` and `return_tokens_as_token_ids`. If they fail, training learns from tokens nobody generated."""
+"""`return_token_ids`, `return_tokens_as_token_ids` and `unmasking_trace`.
+
+If they fail, training learns from tokens that nobody generated, or from steps that chose others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
-from engine.events import GenerationEvent, PromptScored, TokenLogprob
+from engine.events import Finished, GenerationEvent, PromptScored, TokenLogprob, TokensSettled, TokenUnmasking
 from engine.request import Request
 from tests.fakes import TEXT, FakeEngine, encode, saying
 from tests.server.conftest import Api, ApiFactory, events_of
@@ -101,3 +105,69 @@ async def test_both_endpoints_score_a_prompt_in_vllms_form(serve: ApiFactory) ->
         chat = (await api.chat(prompt_logprobs=2)).json()
         assert len(chat["prompt_logprobs"]) == len(api.engine.requests[-1].prompt_token_ids)
         assert "prompt_logprobs" not in chat["choices"][0]
+
+
+WANTED = {"unmasking_trace": True, "decoding": "diffusion", "max_tokens": 100}
+
+
+def unmasking(request: Request) -> Iterator[GenerationEvent]:
+    """An engine that unmasks the n-th token in step n with confidence 1 / n; the end token in step 99."""
+    count = 0
+    for event in saying()(request):
+        if isinstance(event, TokensSettled) and request.trace_unmasking:
+            ends = range(count + 1, count + 1 + len(event.token_ids))
+            count += len(event.token_ids)
+            yield msgspec.structs.replace(event, unmasking=[TokenUnmasking(n // 8, n, 1 / n) for n in ends])
+        elif isinstance(event, Finished) and request.trace_unmasking:
+            yield msgspec.structs.replace(event, stop_unmasking=TokenUnmasking(9, 99, None))
+        else:
+            yield event
+
+
+@pytest.fixture
+async def traced(serve: ApiFactory) -> AsyncIterator[Api]:
+    """An application whose engine tells how it unmasked."""
+    async with serve(FakeEngine(unmasking)) as api:
+        yield api
+
+
+def check_trace(told: list[dict[str, object]]) -> None:
+    ids = encode(TEXT)
+    assert [entry["token_id"] for entry in told] == [*ids, END]
+    assert [entry["step"] for entry in told] == [*range(1, len(ids) + 1), 99]
+    assert [entry["confidence"] for entry in told] == [*(1 / n for n in range(1, len(ids) + 1)), None]
+    assert told[9]["block"] == 1
+    assert "".join(str(entry["token"]) for entry in told[:-1]).strip() == TEXT.strip()
+
+
+async def test_whole_answers_tell_how_every_token_was_unmasked(traced: Api) -> None:
+    for send in (traced.complete, traced.chat):
+        [choice] = (await send(**WANTED)).json()["choices"]
+        check_trace(choice["unmasking"])
+
+
+async def test_streams_tell_of_unmasking_once(traced: Api) -> None:
+    for send in (traced.complete, traced.chat):
+        chunks = [chunk for chunk in events_of(await send(**WANTED, stream=True)) if chunk != "[DONE]"]
+        check_trace([entry for chunk in chunks for choice in chunk["choices"] for entry in choice.get("unmasking", [])])
+
+
+@pytest.mark.parametrize("stop", ["owl", "Emma", "."])
+async def test_a_stop_string_ends_the_trace_too(traced: Api, stop: str) -> None:
+    answer = (await traced.complete(**WANTED, stop=stop)).json()
+    [choice] = answer["choices"]
+    assert len(choice["unmasking"]) == answer["usage"]["completion_tokens"] < len(encode(TEXT))
+
+
+async def test_nobody_is_told_of_steps_who_did_not_ask(traced: Api) -> None:
+    for send in (traced.complete, traced.chat):
+        assert "unmasking" not in (await send(decoding="diffusion")).text
+        assert "unmasking" not in (await send(decoding="diffusion", stream=True)).text
+
+
+async def test_where_nothing_is_unmasked_it_is_refused(traced: Api) -> None:
+    for fields in ({"decoding": "ar"}, {"decoding": "auto"}, {}):
+        refused = await traced.complete(unmasking_trace=True, **fields)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "unmasking_trace")
+    mixed = await traced.complete(**WANTED, stream=True, diffusing=True)
+    assert mixed.json()["error"]["param"] == "unmasking_trace"

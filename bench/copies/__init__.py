@@ -1,0 +1,1 @@
+"""Measures what drafts from predictions and from prompts are worth."""
