@@ -96,11 +96,8 @@ class Sampler:
     def edit(
         self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `choose` does before it chooses, for requests without penalties and grammars.
-
-        logits: [n, r, V] raw; overwritten. positions: [n, r] int64. Returns edited logits, of float32 at least, and
-        [n] bool: whether they were finite before.
-        """
+        """What `choose` does before it chooses, for requests without penalties and grammars: edited logits [n, r, V],
+        of float32 at least, and [n] bool: whether they were finite before. logits: raw; overwritten."""
         finite = all_finite(logits)
         logits = widened(logits)
         self._apply_bias(logits, seqs)
