@@ -125,15 +125,16 @@ def measure_speed(config: EngineConfig, model: LoadedModel, device: torch.device
 
 def check_blocks(config: EngineConfig, spec: ModelSpec) -> None:
     """Raises ConfigError where the configuration has no room for a block of a model that knows one length alone."""
-    length = spec.context_block
+    length = spec.block_length if spec.fixed_block_length else 1
     if length > config.max_block_length:
         raise ConfigError(
             f"max_block_length ({config.max_block_length}) is less than this model's block length ({length})."
         )
-    if length > config.max_batch_tokens // PREFILL_SHARE:
+    whole = spec.context_block
+    if whole > config.max_batch_tokens // PREFILL_SHARE:
         raise ConfigError(
-            f"max_batch_tokens ({config.max_batch_tokens}) must be at least {PREFILL_SHARE * length}, so that prompts "
-            f"always have room for a block of {length}."
+            f"max_batch_tokens ({config.max_batch_tokens}) must be at least {PREFILL_SHARE * whole}, so that prompts "
+            f"always have room for a block of {whole}."
         )
 
 
@@ -156,7 +157,7 @@ def parts_around(
     costs = measure_or_assume_costs(config, model, size, runner)
     controllers = OnePassWidthController if spec.drafts_causally else WidthController
     controller = controllers(costs, AcceptanceEstimate(config.max_block_length))
-    policies = make_policies(config, spec, sampler, controller)
+    policies = make_policies(config, spec, sampler, controller, runner.device_pass.memory)
     prefill = Prefill(sampler, policies, spec.context_block)
     return EngineParts(
         config=config,
@@ -207,6 +208,8 @@ def make_info(
         remaskings=spec.remaskings,
         edit_settings=spec.edit_settings,
         limits_steps=spec.limits_steps,
+        refines=spec.refinement is not None,
+        default_steps=None if spec.refinement is None else spec.refinement.steps,
         sees_whole_text=spec.sees_whole_text,
         context_cache=config.context_cache,
         max_pass_tokens=config.max_batch_tokens,

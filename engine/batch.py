@@ -84,6 +84,8 @@ class Span:
     """The second span of a shared pass: it counts for no pass of its own."""
     optional: bool = False
     """May be left out of the pass without changing any answer."""
+    step: int = -1
+    """Of a canvas of random tokens: the denoising steps it has had. -1: it is none."""
 
     @property
     def end(self) -> int:
@@ -144,3 +146,15 @@ def block_ends(spans: list[Span], lengths: list[int], positions: np.ndarray) -> 
     size, origin = blocks
     ends: np.ndarray = origin + ((positions - origin) // size + 1) * size
     return ends
+
+
+CANVAS_SLOTS = 2
+"""Slots that the device keeps for the canvas of a page-table row; see `canvas_slot`."""
+
+
+def canvas_slot(row: int, step: int) -> int:
+    """Where the device keeps what a canvas of random tokens is told at a step.
+
+    Two steps in turn have two slots, so that a pass may be repeated: it reads one and writes the other.
+    """
+    return CANVAS_SLOTS * row + step % CANVAS_SLOTS

@@ -225,6 +225,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens of a pass: the longest text where `sees_whole_text`."""
     limits_steps: bool = True
     """A request may set `max_denoising_steps`."""
+    refines: bool = False
+    """Blocks are canvases of random tokens, every one of which may change in every step."""
+    default_steps: int | None = None
+    """`max_denoising_steps` of a request that sets none. None: the block's length."""
     max_block_length: int
     max_infill_window: int
     """0 where the model cannot infill."""

@@ -138,7 +138,7 @@ class Engine:
         plan = self.scheduler.schedule()
         outcomes, forward_seconds = self._run(plan)
         events, stats = self.scheduler.apply(plan, outcomes)
-        shape = PassShape.of(plan)
+        shape = PassShape.of(plan, self._work.window)
         stats.bytes, stats.operations = self._work.count(shape).total
         stats.duration, stats.forward_duration = time.monotonic() - started, forward_seconds
         if plan.groups:

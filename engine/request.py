@@ -14,8 +14,11 @@ Decoding = Literal["ar", "diffusion", "speculative", "auto"]
 Mode = Literal["ar", "diffusion", "speculative", "auto", "infill"]
 """Ways to decode. `infill` fills the gap before a suffix; it is the mode of every request that has one."""
 
-Remasking = Literal["low_confidence", "sequential", "random", "origin", "maskgit_plus", "topk_margin", "entropy"]
-"""Orders of unmasking, by the published loops' names: see engine.decoding.orders."""
+Remasking = Literal[
+    "low_confidence", "sequential", "random", "origin", "maskgit_plus", "topk_margin", "entropy", "entropy_bound"
+]
+"""Orders of unmasking, by the published loops' names: see engine.decoding.orders. `entropy_bound` is the sampler of
+models that refine random tokens: see engine.decoding.policies.refine."""
 CONFIDENT: tuple[Remasking, ...] = ("low_confidence", "maskgit_plus")
 """Orders by confidence: those that a threshold has a meaning for."""
 WHOLE_ANSWER = 0
@@ -30,6 +33,8 @@ Editing = Literal["quality", "speed", "off"]
 MAX_POST_STEPS = 1024
 """Most denoising steps that a request may ask for once a block holds no mask."""
 
+MAX_REFINING_STEPS = 1024
+"""Most denoising steps of a canvas of random tokens."""
 MAX_FACTOR = 1024
 """Largest factor of an unmasking rule; every confidence is enough long before."""
 
@@ -134,7 +139,8 @@ class DecodingParams(msgspec.Struct, frozen=True, kw_only=True):
     remasking: Remasking = "low_confidence"
     """Diffusion: which masked positions a step unmasks first, and on which schedule."""
     max_denoising_steps: int | None = None
-    """Most denoising steps a block may take, at most its length (for infill `max_tokens`). None: its length."""
+    """Most denoising steps a block may take, at most its length (for infill `max_tokens`); of a canvas of random tokens
+    at most MAX_REFINING_STEPS. None: its length; of such a canvas the model's own number."""
     edit_threshold: float | None = None
     """Diffusion: until its block settles an unmasked token gives way to another one of more confidence than this. None:
     it stays."""
@@ -224,6 +230,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             message = "max_denoising_steps cannot be combined with editing, which has no quotas: send 'editing': 'off'."
             return RestrictionFault(message, "max_denoising_steps", of_mode=True)
         return None
+
+    @property
+    def ordered_field(self) -> str | None:
+        """The first field that says what a token may be by those settled before it; None: there is none."""
+        if self.grammar is not None:
+            return "grammar"
+        penalties = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+        return next((name for name, off in penalties.items() if getattr(self.sampling, name) != off), None)
 
     def restriction_fault(
         self, vocab_size: int, model_ends: Iterable[int], never: Iterable[int]

@@ -97,6 +97,10 @@ class Block:
     """Of a fresh draft under a grammar, until the draft has been fitted to it."""
     post_steps: int = 0
     """Denoising steps that found no mask, in a model that edits."""
+    canvas: list[int] = field(default_factory=list)
+    """Of a canvas of random tokens: what its next step reads; its `token_ids` are what the last one found likeliest."""
+    unchanged: int = 0
+    """Of such a canvas: the steps since its likeliest tokens last changed."""
 
     @classmethod
     def fresh(
@@ -186,8 +190,8 @@ class Sequence:
     """KV positions [0, num_cached) are valid; pages beyond are private to this sequence. Written by scheduling.outcome
     and, on admission and release, by the scheduler."""
     frozen_block: int = -1
-    """Start of the block whose context cache is in the pages (see policies.whole); -1: there is none. Written by the
-    policy, and on release by the scheduler."""
+    """Start of the block whose context cache is in the pages (see policies.whole), or whose last step the device
+    remembers (see policies.refine); -1: there is none. Written by the policy, and on release by the scheduler."""
     page_hashes: list[bytes] = field(default_factory=list)
     """Hash chain over this sequence's full pages, as far as it has been computed. Written by the prefix cache."""
     num_registered: int = 0

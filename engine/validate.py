@@ -13,6 +13,7 @@ from engine.errors import RequestError
 from engine.request import (
     CONFIDENT,
     MAX_FACTOR,
+    MAX_REFINING_STEPS,
     MAX_REGEX_LENGTH,
     MAX_REPETITION_PENALTY,
     MAX_SCHEMA_BYTES,
@@ -31,7 +32,7 @@ def check_request(request: Request, info: EngineInfo) -> None:
     """Raises RequestError for a request that could never be served."""
     # Where a request breaks several rules, clients are told of the first: the order of these lines is part of the API.
     _check_stop_tokens(request.stop_token_ids, info.vocab_size)
-    _check_denoising_steps(request)
+    _check_denoising_steps(request, info)
     _check_prompt(request.prompt_token_ids, info)
     _check_max_tokens(request, info)
     _check_length(request, info)
@@ -46,6 +47,9 @@ def check_request(request: Request, info: EngineInfo) -> None:
     if fault is not None:
         raise RequestError(fault.message, fault.param, "unsupported_parameter" if fault.of_mode else "invalid_value")
     _check_infill(request, info)
+    if info.refines and (field := request.ordered_field) is not None:
+        message = f"The model family {info.family} does not support '{field}': tokens of a canvas settle together."
+        raise RequestError(message, field, "unsupported_parameter")
     if request.grammar is not None:
         check_grammar_mode(request.decoding.mode)
         check_grammar_size(request.grammar)
@@ -58,16 +62,13 @@ def _check_stop_tokens(token_ids: Iterable[int], vocab_size: int) -> None:
             raise RequestError(f"stop_token_ids names token id {token}, outside the vocabulary.", "stop_token_ids")
 
 
-def _check_denoising_steps(request: Request) -> None:
+def _check_denoising_steps(request: Request, info: EngineInfo) -> None:
     """A block, or the gap of an infill, has at least as many tokens as it may take denoising steps."""
     steps = request.decoding.max_denoising_steps
-    length = request.block_length
-    if steps is not None and steps > length:
-        raise RequestError(
-            f"max_denoising_steps ({steps}) must not be greater than the block's length ({length}): "
-            "every step settles at least one token.",
-            "max_denoising_steps",
-        )
+    most = MAX_REFINING_STEPS if info.refines else request.block_length
+    if steps is not None and steps > most:
+        limit = f"{most}" if info.refines else f"the block's length ({most}): every step settles at least one token"
+        raise RequestError(f"max_denoising_steps ({steps}) must not be greater than {limit}.", "max_denoising_steps")
 
 
 def check_grammar_mode(mode: str, field: str = "grammar") -> None:

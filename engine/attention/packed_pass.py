@@ -19,6 +19,17 @@ class MappedPages(NamedTuple):
     pages: list[int]
 
 
+class PackedCanvases(NamedTuple):
+    """The canvases of random tokens in a pass, on the host: C tokens of T."""
+
+    rows: np.ndarray
+    """[C] int64: indices into T."""
+    places: np.ndarray
+    """[C] int64: where the device keeps what the last step made of each token; 0: there has been no step."""
+    origins: np.ndarray
+    """[T] int64: the position that a token's window of attention is counted from: its own, or its canvas's first."""
+
+
 @dataclass(slots=True, eq=False)
 class PackedPass:
     """A pass as plain arrays on the host: all that a rank needs to run it. T query tokens, S spans, R logit rows."""
@@ -41,6 +52,8 @@ class PackedPass:
     """Entries of the page table that have changed since the last pass."""
     cleared_pages: list[int] = field(default_factory=list)
     """Pages to be zeroed before the pass, so that non-finite values in them cannot reach their next owner."""
+    canvases: PackedCanvases | None = None
+    """None: the model has no canvases of random tokens."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> ForwardBatch:
         """The tensors on the device, in one transfer (two where a draft adapter applies). dtype: the model's."""
@@ -59,7 +72,17 @@ class PackedPass:
             host_kv_limits=self.inputs[2],
             draft_tokens=draft_tokens,
             only_drafts=self.only_drafts,
+            host_origins=None if self.canvases is None else self.canvases.origins,
         )
+
+
+class CanvasInput(NamedTuple):
+    """The tokens of a pass that belong to canvases of random tokens, on the device: C of T."""
+
+    rows: torch.Tensor
+    """[C] int64: indices into T."""
+    soft: torch.Tensor
+    """[C, hidden_size]: the embedding that the last step expected there; zeros: there has been no step."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,3 +109,7 @@ class ForwardBatch:
     """[T, 1] of the model's dtype: 1 where a draft adapter applies, 0 elsewhere. None: nowhere."""
     only_drafts: bool = False
     """See PackedPass."""
+    host_origins: np.ndarray | None = None
+    """[T] int64, see PackedCanvases. None: no layer attends by windows."""
+    canvas: CanvasInput | None = None
+    """None: the pass has no canvas of random tokens."""

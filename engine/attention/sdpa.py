@@ -59,11 +59,13 @@ class _Segment:
 class SdpaAttention(AttentionBackend):
     """Gathers pages, then attends densely. The cost depends on the batch alone, never on the pool's size."""
 
-    def __init__(self, pool: KVCachePool, num_heads: int) -> None:
+    def __init__(self, pool: KVCachePool, num_heads: int, scale: float | None = None) -> None:
+        """scale: multiplies the scores. None: 1/sqrt(head_dim)."""
         if num_heads % pool.num_kv_heads:
             raise ValueError(f"{num_heads} query heads cannot share {pool.num_kv_heads} KV heads evenly")
         self._pool = pool
         self._group = num_heads // pool.num_kv_heads
+        self._scale = scale
         self._page_elements = pool.page_size * pool.num_kv_heads * pool.head_dim
         longest = pool.host_page_table.shape[1] * pool.page_size
         self._places = torch.arange(longest, device=pool.device)
@@ -108,11 +110,11 @@ class SdpaAttention(AttentionBackend):
             # One mask row serves all heads of a group, which become the batch, with K and V broadcast over it.
             queries = grouped[0].permute(2, 1, 0, 3)
             keys, values = (x.expand(self._group, -1, -1, -1) for x in (tile.keys, tile.values))
-            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=tile.mask)
+            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=tile.mask, scale=self._scale)
             return attended.permute(2, 1, 0, 3).reshape(q.shape)
         # The heads of a group become further queries of their KV head.
         queries = grouped.transpose(1, 2).reshape(spans, kv_heads, -1, head_dim)
-        attended = scaled_dot_product_attention(queries, tile.keys, tile.values, attn_mask=tile.mask)
+        attended = scaled_dot_product_attention(queries, tile.keys, tile.values, attn_mask=tile.mask, scale=self._scale)
         return attended.view(spans, kv_heads, -1, self._group, head_dim).transpose(1, 2).reshape(q.shape)
 
     def _group_spans(self, batch: ForwardBatch) -> list[tuple[list[int], int]]:
@@ -147,7 +149,7 @@ class SdpaAttention(AttentionBackend):
         rows = [batch.span_rows[span] for span in spans]
         # Beyond a span's last page its table row is stale: repeat that page, which holds this sequence's own KV.
         last_pages = np.array([(batch.span_kv_ends[span] - 1) // pool.page_size for span in spans])
-        columns = np.minimum(np.arange(num_pages), last_pages[:, None])
+        columns = self._columns(spans, np.minimum(np.arange(num_pages), last_pages[:, None]))
         pages = to_device(pool.host_page_table[np.array(rows)[:, None], columns].ravel(), pool.device)
         key_pages, value_pages = (
             buffer[: pages.numel() * self._page_elements].view(pages.numel(), -1) for buffer in self._scratch
@@ -182,15 +184,30 @@ class SdpaAttention(AttentionBackend):
         count, _, kv_length, _ = keys.shape
         on_host = batch.host_kv_limits[rows].reshape(count, -1)
         where = rows if isinstance(rows, slice) else to_device(rows, self._pool.device)
-        limits = batch.kv_limits[where].view(count, 1, -1, 1)
+        mask = torch.where(self._sees(batch, where, on_host, self._places[:kv_length]), self._visible, self._hidden)
+        return _Tile(where, mask, keys, values)
+
+    def _columns(self, spans: list[int], columns: np.ndarray) -> np.ndarray:
+        """[n, pages] int64: the columns of the page table that are gathered for spans, of those from column 0 on."""
+        return columns
+
+    def _sees(
+        self, batch: ForwardBatch, where: slice | torch.Tensor, on_host: np.ndarray, places: torch.Tensor
+    ) -> torch.Tensor:
+        """Whether a token sees a gathered key, in the shape of a tile's mask. where: the tile's tokens; on_host: their
+        limits, [n, q]; places: those of the keys among what is gathered, [kv]."""
+        return self._per_row(batch.kv_limits[where], on_host) > places
+
+    def _per_row(self, values: torch.Tensor, on_host: np.ndarray) -> torch.Tensor:
+        """[n, 1, rows, 1]: a value a token [n * q] for the rows of a tile's mask; see _Tile."""
+        values = values.view(len(on_host), 1, -1, 1)
         if on_host.shape[1] > 1:
             if (on_host == on_host[:, :1]).all():
                 # Blocks that see themselves whole: one mask row a span, broadcast, is quicker to build and to read.
-                limits = limits[:, :, :1]
-            elif count > 1 or on_host.shape[1] < WIDE_SPAN:
-                limits = limits.repeat_interleave(self._group, dim=2)
-        mask = torch.where(limits > self._places[:kv_length], self._visible, self._hidden)
-        return _Tile(where, mask, keys, values)
+                return values[:, :, :1]
+            if len(on_host) > 1 or on_host.shape[1] < WIDE_SPAN:
+                return values.repeat_interleave(self._group, dim=2)
+        return values
 
     def _new_scratch(self, elements: int) -> torch.Tensor:
         """[2, elements]: gathered K and gathered V."""

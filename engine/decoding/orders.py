@@ -46,7 +46,7 @@ class Order(NamedTuple):
     """`times`: the share is every position's own chance, instead of a number of positions."""
 
 
-ORDERS: Mapping[Remasking, Order] = {
+ORDERS: Mapping[Remasking, Order] = {  # `entropy_bound` is none: where it is the sampler, nothing is masked
     "low_confidence": Order(),
     "sequential": Order("leftmost"),
     "random": Order("random"),

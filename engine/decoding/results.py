@@ -30,6 +30,10 @@ class Choices:
     """[n, r] bool: positions that take their chosen token in this step; unmasked ones, too, in a model that edits."""
     remask: torch.Tensor | None = None
     """[n, r] bool: positions that become masks again. None: the unmasking rule never does that."""
+    canvas: torch.Tensor | None = None
+    """[n, r] int64: what the next step of a canvas of random tokens reads."""
+    certain: torch.Tensor | None = None
+    """[n] bool: the distributions of such a canvas leave next to nothing open."""
     accepted: torch.Tensor | None = None
     """[n] int64: draft tokens accepted by verification."""
     logprobs: torch.Tensor | None = None
@@ -66,6 +70,8 @@ class HostChoices:
     confidences: list[list[float]] = field(default_factory=list)
     unmask: list[list[bool]] = field(default_factory=list)
     remask: list[list[bool]] = field(default_factory=list)
+    canvas: list[list[int]] = field(default_factory=list)
+    certain: list[bool] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     logprobs: list[list[float]] = field(default_factory=list)
     top_ids: list[list[list[int]]] = field(default_factory=list)

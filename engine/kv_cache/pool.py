@@ -1,5 +1,7 @@
 """The KV cache's tensors: K and V of every page, and the page table the attention kernels read."""
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 
@@ -26,8 +28,10 @@ class KVCachePool:
         dtype: torch.dtype,
         device: torch.device,
         padding_page: bool = False,
+        others: tuple[KVCachePool, ...] = (),
     ) -> None:
-        """padding_page: adds a page that nobody owns, for what captured passes write of their padding."""
+        """padding_page: adds a page that nobody owns, for what captured passes write of their padding. others: pools
+        of layers with another shape of K and V, for the same pages: this one's page table becomes theirs."""
         self.num_layers = num_layers
         self.num_pages = num_pages
         self.page_size = page_size
@@ -53,6 +57,9 @@ class KVCachePool:
         self.page_table = torch.from_numpy(self.host_page_table).to(device)
         """[max_rows, max_pages_per_row] int64: the pages of each running sequence, by position. Entries past its last
         page are stale. On a CPU it shares the host's memory."""
+        self.others = others
+        for other in others:
+            other.host_page_table, other.page_table = self.host_page_table, self.page_table
 
     @property
     def padding_slot(self) -> int:
@@ -82,3 +89,5 @@ class KVCachePool:
             stored.view(self.num_layers, -1, self.page_size * self.num_kv_heads * self.head_dim).index_fill_(
                 1, index, 0
             )
+        for other in self.others:
+            other.clear(pages)

@@ -18,12 +18,12 @@ from engine.config import EngineConfig, EngineInfo, check_config
 from engine.device import huge_pages
 from engine.device.devices import default_threads, resolve_device
 from engine.errors import EngineError
-from engine.kv_cache.pool import KVCachePool
 from engine.messages import Gpu, Inspection, ModelNeeds
 from engine.models.families.overrides import Overrides
 from engine.models.files import model_directory
 from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.runner.kernels import KERNELS
+from engine.runner.pool_size import page_bytes_of
 
 META = torch.device("meta")
 
@@ -83,13 +83,7 @@ def _needs(config: EngineConfig, device: torch.device) -> ModelNeeds:
         ),
     )
     decoder, shape = model.decoder, model.config
-    page = KVCachePool.bytes_per_page(
-        num_layers=shape.num_layers,
-        page_size=1,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        dtype=decoder.dtype,
-    )
+    page = page_bytes_of(shape, 1, decoder.dtype)
     targets = {**decoder.targets(), **decoder.adapter_targets()}
     elements = sum(torch.Size(target.shape).numel() for target in targets.values())
     return ModelNeeds(_info(config, model, device), elements * decoder.dtype.itemsize, page)

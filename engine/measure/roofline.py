@@ -68,11 +68,14 @@ class PassShape:
     """KV positions, over all sequences, that the pass sees and earlier passes have written."""
     pairs: int = 0
     """Pairs of a query token and a KV position that it sees."""
+    window_cached: int = 0
+    """`cached` and `pairs` in layers that attend by a window; so is the next one."""
+    window_pairs: int = 0
 
     @classmethod
-    def of(cls, plan: BatchPlan) -> PassShape:
-        """The shape of a plan. O(spans)."""
-        tokens = drafting = logit_rows = pairs = 0
+    def of(cls, plan: BatchPlan, window: int = 0) -> PassShape:
+        """The shape of a plan. O(spans). window: of the layers that have one; 0: none has."""
+        tokens = drafting = logit_rows = pairs = window_pairs = 0
         first: dict[Sequence, int] = {}
         for group in plan.groups:
             before = tokens
@@ -80,18 +83,22 @@ class PassShape:
                 length, start = len(span.token_ids), span.start
                 tokens += length
                 pairs += visible_pairs(length, start, span.limits)
+                if window:
+                    window_pairs += windowed_pairs(length, start, span.limits, window)
                 # Of a shared pass's two spans the first one writes what the second one sees.
                 first[span.seq] = min(start, first.get(span.seq, start))
             logit_rows += len(group.spans) * group.num_logits
             if group.phase == "draft":
                 drafting += tokens - before
-        return cls(tokens, drafting, logit_rows, sum(first.values()), pairs)
+        seen = sum(min(start, window - 1) for start in first.values()) if window else 0
+        return cls(tokens, drafting, logit_rows, sum(first.values()), pairs, seen, window_pairs)
 
     def times(self, count: int) -> PassShape:
         """The shape of `count` such passes packed into one."""
         return PassShape(
-            self.tokens * count, self.drafting * count, self.logit_rows * count, self.cached * count, self.pairs * count
-        )
+            self.tokens * count, self.drafting * count, self.logit_rows * count, self.cached * count,
+            self.pairs * count, self.window_cached * count, self.window_pairs * count,
+        )  # fmt: skip
 
 
 def visible_pairs(tokens: int, start: int, limits: KVLimits) -> int:
@@ -106,6 +113,14 @@ def visible_pairs(tokens: int, start: int, limits: KVLimits) -> int:
     if limits.end:
         return tokens * limits.end
     return tokens * start + tokens * (tokens + 1) // 2
+
+
+def windowed_pairs(tokens: int, start: int, limits: KVLimits, window: int) -> int:
+    """`visible_pairs` in a layer with a window: that of a canvas is counted from its first position."""
+    if limits.end:
+        return tokens * (min(start, window - 1) + tokens)
+    growing = min(max(window - start, 0), tokens)  # tokens that see everything before them
+    return visible_pairs(growing, start, limits) + (tokens - growing) * window
 
 
 class WorkCounter:
@@ -129,11 +144,21 @@ class WorkCounter:
         self._matrices = Work(sum(m.num_bytes for m in matrices), sum(m.operations for m in matrices))
         self._draft_matrices = Work(sum(m.num_bytes for m in narrow), sum(m.operations for m in narrow))
         self._adapters = Work(sum(m.num_bytes for m in adapters), sum(m.operations for m in adapters))
-        self._head = Work(decoder.head.num_bytes, decoder.head.operations)
+        rows = decoder.row_linears
+        self._head = Work(sum(m.num_bytes for m in rows), sum(m.operations for m in rows))
         self._norm_bytes = sum(norm.nbytes for norm in norms)
         self._embedding_bytes = config.hidden_size * decoder.embedding.element_size()
-        self._pair_operations = 4 * config.num_layers * config.q_dim
-        self.kv_bytes = 2 * config.num_layers * config.kv_dim * kv_itemsize
+        kinds = config.attention_kinds
+        self.window = next((kind.window for kind in kinds if kind.window is not None), 0)
+        """Of the layers that attend by a window; 0: none does."""
+        self._whole, self._windowed = (
+            Work(
+                2 * kv_itemsize * sum(len(kind.layers) * config.of_kind(kind).kv_dim for kind in some),
+                4 * sum(len(kind.layers) * config.of_kind(kind).q_dim for kind in some),
+            )
+            for some in ([k for k in kinds if k.window is None], [k for k in kinds if k.window is not None])
+        )
+        self.kv_bytes = self._whole.bytes + self._windowed.bytes
         """Bytes of K and V that one position takes over all layers."""
 
     @property
@@ -154,9 +179,17 @@ class WorkCounter:
                 matrices.bytes + experts.bytes + (adapters.bytes if shape.drafting else 0),
                 shape.tokens * matrices.operations + experts.operations + shape.drafting * adapters.operations,
             ),
-            attention=Work((shape.cached + shape.tokens) * self.kv_bytes, shape.pairs * self._pair_operations),
+            attention=self._attention(shape),
             norms=Work(self._norm_bytes + shape.tokens * self._embedding_bytes),
             head=Work(head.bytes if shape.logit_rows else 0, shape.logit_rows * head.operations),
+        )
+
+    def _attention(self, shape: PassShape) -> Work:
+        """Bytes by position, operations by pair, of layers without a window and of those with one."""
+        whole, windowed = self._whole, self._windowed
+        return Work(
+            (shape.cached + shape.tokens) * whole.bytes + (shape.window_cached + shape.tokens) * windowed.bytes,
+            shape.pairs * whole.operations + shape.window_pairs * windowed.operations,
         )
 
     def _touched(self, tokens: int, experts: Work) -> Work:

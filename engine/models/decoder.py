@@ -60,16 +60,16 @@ class Decoder:
         self.embedding = torch.empty((config.vocab_size, config.hidden_size), dtype=dtype, device=device)
         self.head = self._make_head()
         self.norm = torch.empty(config.hidden_size, dtype=dtype, device=device)
-        self.layers = [
-            Layer(config, dtype, device, adapter, self.storage.layers, index, group)
-            for index in range(config.num_layers)
-        ]
+        self.layers = [self._make_layer(index) for index in range(config.num_layers)]
         self.draft_layers = self.layers
         """What multiplies in passes that only draft: the layers, or their copies in a narrower storage."""
         if self.storage.draft is not None:
             self.draft_layers = [layer.copy_in(self.storage.draft, config, dtype, device) for layer in self.layers]
         self.elementwise = Elementwise(config.rms_norm_eps, dtype, device)
         self.rope = RotaryTable(config.rope, config.head_dim, num_positions, dtype, device)
+
+    def _make_layer(self, index: int) -> Layer:
+        return Layer(self.config, self.dtype, self.device, self.adapter, self.storage.layers, index, self.group)
 
     def _make_head(self) -> Linear:
         parts = {"lm_head": self.config.vocab_size}
@@ -117,6 +117,11 @@ class Decoder:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights as dense tensors, under the names of `targets()`; of a share, its parts of them."""
         return {name: target.values() for name, target in self.targets().items()}
+
+    @property
+    def row_linears(self) -> tuple[Linear, ...]:
+        """The matrices that every row of logits is multiplied with."""
+        return (self.head,)
 
     @property
     def num_parameters(self) -> int:

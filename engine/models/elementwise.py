@@ -46,3 +46,8 @@ class Elementwise:
         """silu(gate) * up. gate_up: [T, 2 * intermediate_size]. Returns [T, intermediate_size]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
+
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """gelu(gate) * up, with GELU's approximation by tanh. gate_up, and what is returned: as in silu_mul."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh").mul_(up)

@@ -25,6 +25,7 @@ from engine.models.load_progress import ReportWeights, WeightProgress
 from engine.models.quantized.kept import NOTHING_KEPT, KeptSchemes, kept_schemes, storage_that_keeps
 from engine.models.quantized.matrices import StoredMatrices, find_matrices
 from engine.models.quantized.registry import describe_quantization
+from engine.models.refining.decoder import CanvasDecoder
 from engine.models.spec import ModelSpec
 from engine.models.weights import fill_from_files, fill_with_random, find_weight_files, holds_the_same
 from engine.ranks.group import ALONE, RankGroup
@@ -94,8 +95,7 @@ def load_model(
     description = describe_model(config_file, generation, overrides)
     adapter_directory = overrides.draft_adapter or _find_adapter(directory, description)
     adapter = None if adapter_directory is None else _read_adapter(adapter_directory, description)
-    published = describe_quantization(config_file)
-    config = description.config
+    config, published = description.config, describe_quantization(config_file)
     positions = min(max_positions or config.max_positions, config.max_positions) + BLOCK_MARGIN
     dtype = dtype or _own_dtype(config_file, runs_on or device)
     files = {} if load_format == "dummy" else find_weight_files(directory)
@@ -103,7 +103,7 @@ def load_model(
     kept = kept_schemes(matrices, description.names.decoder_names, published)
     storage = choose_storage(config, dtype, device, quantization, draft_quantization, kept, group)
     with _told(device):
-        decoder = Decoder(
+        decoder = (Decoder if config.canvas is None else CanvasDecoder)(
             config, dtype=dtype, device=device, num_positions=positions, adapter=adapter, storage=storage, group=group
         )
     if load_format == "dummy":
@@ -195,6 +195,8 @@ def choose_storage(
 
     kept: how a quantized checkpoint stores them. group: the ranks that share the model.
     """
+    if config.canvas is not None and draft_quantization != "none":
+        raise ModelLoadError(f"draft_quantization {draft_quantization}: this model has no passes that only draft.")
     config = share_of(config, group)
     if config.experts is not None and device.type == "cuda":
         _check_experts_on_gpu(dtype, device, quantization, draft_quantization)

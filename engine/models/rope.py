@@ -15,6 +15,7 @@ REQUIRED_PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "yarn": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "proportional": ("partial_rotary_factor",),
 }
 """The rope types whose frequencies do not depend on the text's length, and what each needs besides theta."""
 
@@ -110,6 +111,11 @@ def rope_frequencies(config: RopeConfig, head_dim: int) -> tuple[torch.Tensor, f
     Source: Su et al. 2021 (RoPE); the scaled variants are transformers' own functions, so that YaRN's many published
     conventions are theirs and not a second reading of them.
     """
+    if config.kind == "proportional":  # the first angles of a whole head are kept, the others are 0
+        kept = int(config.parameters["partial_rotary_factor"] * head_dim // 2)
+        frequencies = torch.zeros(head_dim // 2)
+        frequencies[:kept] = 1.0 / config.theta ** (torch.arange(0, 2 * kept, 2, dtype=torch.float32) / head_dim)
+        return frequencies, 1.0
     if config.kind == "default":
         rotated = config.rotary_dim or head_dim
         frequencies = torch.zeros(head_dim // 2)

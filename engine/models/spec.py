@@ -9,8 +9,29 @@ from typing import Literal
 from engine.request import EditSetting
 
 ContextAttention = Literal["causal", "block_causal", "bidirectional"]
-BlockStart = Literal["anchor", "mask", "tail"]
+BlockStart = Literal["anchor", "mask", "tail", "noise"]
 EvenSchedule = Literal["remaining", "block"]
+
+NO_MASK = -1
+"""The mask of models that have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """How a canvas of random tokens is refined: every position may change in every step."""
+
+    steps: int
+    """Most denoising steps of a canvas, where a request names no other number."""
+    first_temperature: float
+    """Of n steps, step i divides logits by last + (first - last) * (n - i) / n."""
+    last_temperature: float
+    entropy_bound: float
+    """A step keeps what it draws at the positions of least entropy (in nats), as long as the entropies of those before
+    a position come to no more than this. All other positions become random tokens."""
+    stable_steps: int
+    """A canvas is done once the likeliest tokens have not changed for so many steps ..."""
+    confident_below: float
+    """... and the mean entropy of its positions is less than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +40,7 @@ class ModelSpec:
 
     family: str
     mask_token_id: int
+    """NO_MASK: there is none."""
     pad_token_id: int | None
     bos_token_id: int | None
     end_token_ids: tuple[int, ...]
@@ -28,8 +50,9 @@ class ModelSpec:
     """How committed context is encoded. `causal`: its KV is the same whatever mode produced it. `block_causal`: a token
     sees to the end of its own block; blocks are counted from position 0. `bidirectional`: it sees the whole text."""
     block_start: BlockStart = "anchor"
-    """Beginning of a fresh block: a token that a causal pass has chosen (`anchor`), a mask like the others (`mask`), or
-    whatever settled tokens the block's boundaries leave in it, which may be none (`tail`)."""
+    """Beginning of a fresh block: a token that a causal pass has chosen (`anchor`), a mask like the others (`mask`),
+    whatever settled tokens the block's boundaries leave in it, which may be none (`tail`), or a random token like the
+    others (`noise`)."""
     anchors_blocks: bool = False
     """`tail`: the last logit of a block that is encoded whole chooses the first token of the next block."""
     ragged_end: bool = False
@@ -57,11 +80,18 @@ class ModelSpec:
     even_schedule: EvenSchedule = "remaining"
     """How a block keeps to its `max_denoising_steps` s. `remaining`: each step unmasks its share of the masks that are
     left. `block`: step i of a block of B unmasks B // s positions at least, and one more if i < B % s."""
+    refinement: Refinement | None = None
+    """Blocks are canvases of random tokens, refined so. None: blocks are of masks."""
 
     @property
     def fixed_block_length(self) -> bool:
-        """Blocks have the length that the model was trained with: context is encoded by blocks of that length."""
-        return self.context_attention == "block_causal"
+        """Blocks have the length that the model was trained with."""
+        return self.context_attention == "block_causal" or self.refinement is not None
+
+    @property
+    def overhang(self) -> int:
+        """Positions that the last block of the longest text may reach beyond it."""
+        return 0 if self.refinement is None else self.block_length - 1
 
     @property
     def sees_whole_text(self) -> bool:
@@ -95,7 +125,7 @@ class ModelSpec:
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
         """Never generated: the mask, and the padding token unless it also ends a text."""
-        ids = [self.mask_token_id]
+        ids = [] if self.mask_token_id == NO_MASK else [self.mask_token_id]
         if self.pad_token_id is not None and self.pad_token_id not in (*self.end_token_ids, self.mask_token_id):
             ids.append(self.pad_token_id)
         return tuple(ids)

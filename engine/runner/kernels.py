@@ -12,9 +12,11 @@ import torch
 
 from engine.attention.base import AttentionBackend
 from engine.attention.sdpa import SdpaAttention
+from engine.attention.windows import LayeredAttention, WindowAttention
 from engine.errors import ConfigError
 from engine.kv_cache.pool import KVCachePool
 from engine.models.decoder import Decoder
+from engine.models.decoder_config import DecoderConfig
 from engine.models.elementwise import Elementwise
 from engine.sampling.picker import TokenPicker
 
@@ -50,9 +52,29 @@ class KernelSet:
 
 def make_kernels(name: str, pool: KVCachePool, decoder: Decoder, banned_token_ids: tuple[int, ...]) -> Kernels:
     """The kernels that `EngineConfig.kernels` names. Raises ConfigError where they cannot run this model here."""
-    attention = make_attention(name, pool, decoder.config.num_heads)
+    attention = _make_layered(name, pool, decoder.config) or make_attention(name, pool, decoder.config.num_heads)
     made = KERNELS[name]
     return Kernels(attention, made.elementwise(decoder), made.picker(banned_token_ids, pool.device))
+
+
+def _make_layered(name: str, pool: KVCachePool, shape: DecoderConfig) -> AttentionBackend | None:
+    """Attention of layers that are not all alike; None where they are. Raises ConfigError for kernels without it."""
+    if shape.canvas is None:
+        return None
+    if name != "torch":
+        raise ConfigError(
+            f"kernels {name!r} cannot run this model: its layers have heads of several shapes, and windows of "
+            "attention; choose torch."
+        )
+    backends: list[AttentionBackend] = []
+    layers: dict[int, tuple[int, int]] = {}
+    for i, (kind, own) in enumerate(zip(shape.attention_kinds, (pool, *pool.others), strict=True)):
+        layers |= {layer: (i, place) for place, layer in enumerate(kind.layers)}
+        if kind.window is None:
+            backends.append(SdpaAttention(own, shape.num_heads, scale=1.0))
+        else:
+            backends.append(WindowAttention(own, shape.num_heads, kind.window, scale=1.0))
+    return LayeredAttention(backends, layers)
 
 
 def make_attention(name: str, pool: KVCachePool, num_heads: int) -> AttentionBackend:

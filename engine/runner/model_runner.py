@@ -17,7 +17,10 @@ class ModelRunner:
 
     def __init__(self, device_pass: DevicePass) -> None:
         pool, decoder = device_pass.pool, device_pass.decoder
-        self.packer = Packer(pool.page_size, pool.host_page_table.shape, decoder.adapter is not None)
+        canvas = decoder.config.canvas
+        self.packer = Packer(
+            pool.page_size, pool.host_page_table.shape, decoder.adapter is not None, canvas.length if canvas else 0
+        )
         self.device_pass = device_pass
 
     @property

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.attention.packed_pass import MappedPages, PackedPass
-from engine.batch import BatchPlan, Phase, block_ends
+from engine.attention.packed_pass import MappedPages, PackedCanvases, PackedPass
+from engine.batch import BatchPlan, Phase, block_ends, canvas_slot
 
 
 class Packer:
     """Turns plans into PackedPasses. It keeps its own copy of the page table, apart from model and device."""
 
-    def __init__(self, page_size: int, table_shape: tuple[int, int], has_adapter: bool) -> None:
-        """table_shape: rows of the page table, and pages of each. has_adapter: the model drafts with an adapter."""
+    def __init__(self, page_size: int, table_shape: tuple[int, int], has_adapter: bool, canvas_length: int = 0) -> None:
+        """table_shape: rows of the page table, and pages of each. has_adapter: the model drafts with an adapter.
+        canvas_length: of canvases of random tokens; 0: the model has none."""
         self._page_size = page_size
         self._has_adapter = has_adapter
+        self._canvas_length = canvas_length
         self._page_table = np.zeros(table_shape, dtype=np.int64)
         self._mapped: list[MappedPages] = []
         self._cleared: list[int] = []
@@ -69,6 +71,7 @@ class Packer:
             only_drafts=all(drafting),
             mapped_pages=mapped,
             cleared_pages=cleared,
+            canvases=pack_canvases(plan, offsets, packed[1], self._canvas_length) if self._canvas_length else None,
         )
 
     def _map_pages(self, plan: BatchPlan) -> None:
@@ -79,3 +82,16 @@ class Packer:
                 self._page_table[change.row, change.first : change.first + len(change.pages)] = change.pages
                 self._mapped.append(change)
                 seq.num_mapped = len(seq.pages)
+
+
+def pack_canvases(plan: BatchPlan, offsets: list[int], positions: np.ndarray, length: int) -> PackedCanvases:
+    """The canvases of a plan. offsets: of its spans; positions: [T], of its tokens; length: of a canvas."""
+    origins = positions.copy()
+    rows, places = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for span, at, end in zip(plan.spans, offsets, offsets[1:], strict=False):
+        if span.step >= 0:
+            origins[at:end] = span.start
+            rows.append(np.arange(at, end))
+            first = 1 + canvas_slot(span.seq.row, span.step) * length
+            places.append(np.arange(first, first + end - at) if span.step else np.zeros(end - at, dtype=np.int64))
+    return PackedCanvases(np.concatenate(rows), np.concatenate(places), origins)

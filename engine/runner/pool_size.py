@@ -24,6 +24,17 @@ class PoolSize:
     max_model_len: int
 
 
+def page_bytes_of(shape: DecoderConfig, page_size: int, dtype: torch.dtype) -> int:
+    """Bytes of K and V that one page takes over all layers."""
+    return sum(
+        KVCachePool.bytes_per_page(
+            num_layers=len(kind.layers), page_size=page_size, num_kv_heads=kind.num_kv_heads, head_dim=kind.head_dim,
+            dtype=dtype,
+        )
+        for kind in shape.attention_kinds
+    )  # fmt: skip
+
+
 def choose_pool_size(
     config: EngineConfig,
     shape: DecoderConfig,
@@ -31,6 +42,7 @@ def choose_pool_size(
     device: torch.device,
     block_length: int = 1,
     group: RankGroup = ALONE,
+    overhang: int = 0,
 ) -> PoolSize:
     """Sizes the pool from the configuration, or from free memory. Raises ConfigError if a promised length cannot fit.
 
@@ -40,7 +52,7 @@ def choose_pool_size(
 
     block_length: of the blocks that context is encoded by: the longest length is a whole number of them. group: the
     ranks that share the model, each of which keeps KV of its own heads (shape is that of a share): all have as many
-    pages as the one with the least room.
+    pages as the one with the least room. overhang: positions that a last block may reach beyond the longest text.
     """
     if config.max_model_len is not None and config.max_model_len > shape.max_positions:
         raise ConfigError(
@@ -51,29 +63,27 @@ def choose_pool_size(
             f"max_model_len ({config.max_model_len}) must be a multiple of {block_length}, this model's block length."
         )
     wanted = config.max_model_len or shape.max_positions
-    num_pages = group.least(_room(config, shape, dtype, device, wanted))
+    num_pages = group.least(_room(config, shape, dtype, device, wanted + overhang))
     if num_pages < 1:
         raise ConfigError("No memory is left for a single KV page: lower max_model_len or raise kv_cache_tokens.")
-    capacity = num_pages * config.page_size
+    capacity = num_pages * config.page_size - overhang
     if config.max_model_len is not None and capacity < config.max_model_len:
         raise ConfigError(
             f"The KV pool holds {capacity} tokens, fewer than max_model_len ({config.max_model_len}): "
             "raise kv_cache_tokens or lower max_model_len."
         )
     longest = min(wanted, capacity) // block_length * block_length
-    if not longest:
+    if longest < 1:
         raise ConfigError(
-            f"The KV pool holds {capacity} tokens, not one block of {block_length}: raise kv_cache_tokens."
+            f"The KV pool holds {capacity + overhang} tokens, not one block of {max(block_length, overhang + 1)}"
+            ": raise kv_cache_tokens."
         )
     return PoolSize(num_pages, longest)
 
 
 def _room(config: EngineConfig, shape: DecoderConfig, dtype: torch.dtype, device: torch.device, wanted: int) -> int:
     """Pages that there is room for. wanted: tokens of the longest sequence."""
-    page_bytes = KVCachePool.bytes_per_page(
-        num_layers=shape.num_layers, page_size=config.page_size, num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim, dtype=dtype,
-    )  # fmt: skip
+    page_bytes = page_bytes_of(shape, config.page_size, dtype)
     if config.kv_cache_tokens is not None:
         return config.kv_cache_tokens // config.page_size
     if device.type == "cuda":

@@ -5,12 +5,14 @@ An engine of one process has one rank. `engine.assembly` puts scheduler and poli
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from engine.attention.base import CapturableAttention
+from engine.batch import CANVAS_SLOTS
 from engine.config import EngineConfig
 from engine.device import huge_pages
 from engine.device.devices import rank_device, resolve_device, set_up
@@ -20,7 +22,9 @@ from engine.models.families.overrides import Overrides
 from engine.models.files import model_directory
 from engine.models.load_progress import ReportWeights
 from engine.models.loader import DTYPES, LoadedModel, load_model
+from engine.models.refining.decoder import CanvasDecoder
 from engine.ranks.group import ALONE, RankGroup
+from engine.runner.canvas_memory import CanvasMemory
 from engine.runner.device_pass import DevicePass
 from engine.runner.kernels import KERNELS, Kernels, make_kernels
 from engine.runner.pool_size import PoolSize, choose_pool_size
@@ -76,12 +80,16 @@ class MadePass(NamedTuple):
 def make_device_pass(config: EngineConfig, model: LoadedModel, device: torch.device) -> MadePass:
     """What runs passes on a rank's device: pool, kernels and captured passes around its share of the model."""
     decoder = model.decoder
-    size = choose_pool_size(config, decoder.config, decoder.dtype, device, model.spec.context_block, decoder.group)
+    spec, dtype = model.spec, decoder.dtype
+    size = choose_pool_size(config, decoder.config, dtype, device, spec.context_block, decoder.group, spec.overhang)
     pool = make_pool(config, model, size, device, padding_page=captures(config, device))
     kernels = make_kernels(config.kernels, pool, decoder, model.spec.banned_token_ids)
     graphs = warm_up(config, model, pool, kernels)
     return MadePass(
-        DevicePass(decoder, pool, kernels, graphs), size, kernels.picker, decoder.group.total(decoder.num_bytes)
+        DevicePass(decoder, pool, kernels, graphs, make_memory(config, model)),
+        size,
+        kernels.picker,
+        decoder.group.total(decoder.num_bytes),
     )
 
 
@@ -98,19 +106,28 @@ def make_pool(
     config: EngineConfig, model: LoadedModel, size: PoolSize, device: torch.device, *, padding_page: bool
 ) -> KVCachePool:
     """The KV pool of that size. padding_page: see KVCachePool."""
-    shape = model.decoder.config
-    return KVCachePool(
-        num_layers=shape.num_layers,
+    make = partial(
+        KVCachePool,
         num_pages=size.num_pages,
         page_size=config.page_size,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
         max_rows=config.max_running,
-        max_pages_per_row=-(-size.max_model_len // config.page_size),
+        max_pages_per_row=-(-(size.max_model_len + model.spec.overhang) // config.page_size),
         dtype=model.decoder.dtype,
         device=device,
         padding_page=padding_page,
     )
+    pools: tuple[KVCachePool, ...] = ()
+    for kind in reversed(model.decoder.config.attention_kinds):  # the first one holds the others
+        pool = make(num_layers=len(kind.layers), num_kv_heads=kind.num_kv_heads, head_dim=kind.head_dim, others=pools)
+        pools = (pool, *pools)
+    return pools[0]
+
+
+def make_memory(config: EngineConfig, model: LoadedModel) -> CanvasMemory | None:
+    """Where a model's canvases are remembered from step to step; None for a model that has none."""
+    if not isinstance(model.decoder, CanvasDecoder):
+        return None
+    return CanvasMemory(model.decoder, CANVAS_SLOTS * config.max_running)
 
 
 def warm_up(config: EngineConfig, model: LoadedModel, pool: KVCachePool, kernels: Kernels) -> PassGraphs | None:

@@ -19,6 +19,9 @@ _MULTIPLIER_1 = 0x21F0AAAD
 _MULTIPLIER_2 = 0xD35A2D97 - (1 << 32)  # as a signed 32-bit integer
 _GOLDEN = 0x9E3779B9 - (1 << 32)
 _STEP = 0x6A09E667
+_CANVAS = 0x5BE0CD19
+STEP_PLACES = 1 << 20
+"""Positions that have a place of their own at each step: see `step_places`."""
 _MAX_UNIFORM = 1.0 - 2.0**-24
 _HOST_BLOCK = 1 << 15
 """Values that the host works on at once: they stay in a second-level cache from one operation to the next."""
@@ -80,6 +83,29 @@ def step_uniforms(seed: int, positions: np.ndarray, step: int) -> np.ndarray:
     bits = _mix(word ^ first, second).view(np.uint32)
     uniforms: np.ndarray = (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
     return uniforms
+
+
+def step_places(positions: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """[n, r] int64: places for noise that belongs to a position at one step. positions: [n, r]; steps: [n], at least 0.
+
+    Where every position is drawn anew in each step, noise of the position alone would draw the same again and again.
+    At step 0 a place is the position.
+    """
+    return positions + steps[:, None] * STEP_PLACES
+
+
+def uniform_tokens(seeds: torch.Tensor, places: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """[n, r] int64: one token for every place, all as likely up to vocab_size / 2**32, apart from the noise of tokens.
+
+    seeds: [n] int64; places: [n, r] int64. The integers, and so the tokens, are the same on every device.
+    """
+    low = (seeds & 0xFFFFFFFF).to(torch.int32)[:, None]
+    high = (seeds >> 32).to(torch.int32)[:, None]
+    first, second = _keys(low, high, places.to(torch.int32))
+    # Another constant than a token's word has, or a step's: a canvas is neither.
+    word = _mix(torch.tensor(_CANVAS, dtype=torch.int32, device=seeds.device))
+    bits = _mix(word ^ first, second).to(torch.int64) & 0xFFFFFFFF
+    return (bits * vocab_size) >> 32
 
 
 def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int, first_token: int = 0) -> torch.Tensor:

@@ -93,6 +93,20 @@ class Sampler:
             chosen.token_ids.masked_fill_(_scores_of(chosen, logits) == NEGATIVE_INFINITY, -1)
         return chosen
 
+    def edit(
+        self, logits: torch.Tensor, seqs: Rows[Sequence], positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `choose` does before it chooses, for requests without penalties and grammars: edited logits [n, r, V],
+        of float32 at least, and [n] bool: whether they were finite before. logits: raw; overwritten."""
+        finite = all_finite(logits)
+        logits = widened(logits)
+        self._apply_bias(logits, seqs)
+        if any(seq.barred_token_ids for seq in seqs):
+            self._bar(logits, seqs)
+        self._bar_ends(logits, seqs, positions)
+        apply_restrictions(logits, seqs, None)
+        return logits.index_fill_(-1, self._banned, NEGATIVE_INFINITY), finite
+
     def _pick(
         self,
         logits: torch.Tensor,

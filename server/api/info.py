@@ -34,6 +34,8 @@ class Model(Response):
     decodings: list[str]
     block_length: Count
     threshold: float | None
+    max_denoising_steps: int | None
+    """Of a request that sets none. null: the block's length."""
     remaskings: list[str]
     editings: list[str]
     context_cache: str
@@ -119,6 +121,7 @@ def _describe(model: ServedModel, name: str, created: int) -> Model:
         decodings=[alias] if alias else list(model.info.decodings),
         block_length=model.info.block_length,
         threshold=model.info.default_threshold,
+        max_denoising_steps=model.info.default_steps,
         remaskings=list(model.info.remaskings),
         editings=[setting.name for setting in model.info.edit_settings],
         context_cache=model.info.context_cache,

@@ -18,7 +18,9 @@ TEMPLATE = (
 
 def dummy_tokenizer(info: EngineInfo, alphabet: list[str]) -> dict[str, Any]:
     """A tokenizer.json with one piece for every id. `alphabet`: the 256 characters of byte-level BPE."""
-    control = {info.mask_token_id, *info.banned_token_ids, *info.end_token_ids}
+    control = {*info.banned_token_ids, *info.end_token_ids}
+    if info.mask_token_id >= 0:  # some models have no mask
+        control.add(info.mask_token_id)
     if info.bos_token_id is not None:
         control.add(info.bos_token_id)
     vocab = {f"<|{token}|>": token for token in sorted(control)}

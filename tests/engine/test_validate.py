@@ -267,3 +267,33 @@ def test_a_text_that_is_seen_as_a_whole(prompt: int, fields: dict[str, Any], par
 def test_a_block_of_the_whole_answer_is_for_models_that_see_the_whole_text() -> None:
     check_request(ask("r", PROMPT, **whole(0)), WHOLE)
     assert refusal(mode="diffusion", block_length=0).param == "block_length"
+
+
+REFINES = msgspec.structs.replace(
+    INFO, family="noise", decodings=("diffusion",), default_decoding="diffusion", fixed_block_length=True,
+    default_threshold=None, remaskings=("entropy_bound",), refines=True, max_infill_window=0, banned_token_ids=(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"presence_penalty": 0.1}, "presence_penalty"),
+        ({"frequency_penalty": -0.1}, "frequency_penalty"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"grammar": regex("a")}, "grammar"),
+        ({"threshold": 0.5}, "threshold"),
+        ({"remasking": "low_confidence"}, "remasking"),
+        ({"unmasking": "factor"}, "unmasking"),
+        ({"mode": "ar"}, "decoding"),
+        ({"max_denoising_steps": 1025}, "max_denoising_steps"),
+        ({"banned_sequences": ((7, 8),)}, "bad_words"),
+    ],
+)
+def test_what_refining_random_tokens_cannot_do(fields: dict[str, Any], param: str) -> None:
+    """A parameter would be taken and do nothing, or something else than it says."""
+    plain = {"mode": "diffusion", "threshold": None, "remasking": "entropy_bound"}
+    check_request(
+        ask("r", PROMPT, **plain, max_denoising_steps=1024, top_k=5, min_tokens=3, logit_bias={7: 1.0}), REFINES
+    )
+    assert refusal(info=REFINES, **plain | fields).param == param

@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 
 WORD = 0xFFFFFFFF
+STEP_PLACES = 2**20
+"""Places between those of a position at one step and at the next."""
 
 
 def mix(x: int, inject: int = 0) -> int:
@@ -35,6 +37,12 @@ def step_uniform(seed: int, position: int, step: int) -> float:
     """A uniform number in [0, 1) that belongs to one place at one denoising step."""
     first, second = position_keys(seed, position)
     return (mix(mix(step * 0x9E3779B9 + 0x6A09E667) ^ first, second) >> 8) / 2**24
+
+
+def uniform_token(seed: int, position: int, step: int, vocab_size: int) -> int:
+    """A random token of a canvas, that belongs to one place at one step."""
+    first, second = position_keys(seed, position + step * STEP_PLACES)
+    return mix(mix(0x5BE0CD19) ^ first, second) * vocab_size >> 32
 
 
 def noise_words(seed: int, position: int, vocab_size: int) -> np.ndarray:

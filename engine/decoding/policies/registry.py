@@ -11,6 +11,7 @@ from engine.decoding.policies.diffusion import Diffusion
 from engine.decoding.policies.editing import EditingDiffusion
 from engine.decoding.policies.infill import Infill
 from engine.decoding.policies.introspective import IntrospectiveAuto, IntrospectiveSpeculation
+from engine.decoding.policies.refine import Memory, Refine
 from engine.decoding.policies.speculation import Auto, SelfSpeculation
 from engine.decoding.policies.whole import Whole, WholeInfill
 from engine.decoding.unmask import DenoisingTraits
@@ -49,9 +50,16 @@ def _make_introspective(
 
 
 def make_policies(
-    config: EngineConfig, spec: ModelSpec, sampler: Sampler, controller: WidthController
+    config: EngineConfig,
+    spec: ModelSpec,
+    sampler: Sampler,
+    controller: WidthController,
+    memory: Memory | None = None,
 ) -> dict[str, DecodingPolicy]:
-    """The policies of one engine by mode: each that the model supports, `infill` included where it can."""
+    """The policies of one engine by mode: each that the model supports, `infill` included where it can.
+
+    memory: of canvases of random tokens, for a model that has them.
+    """
     mask = spec.mask_token_id
     if spec.sees_whole_text:
         kinds = (Whole, WholeInfill)
@@ -64,6 +72,10 @@ def make_policies(
     lookup = TextLookup(controller, config.max_block_length)
     if spec.drafts_causally:
         return _make_introspective(config, spec, sampler, lookup)
+    if spec.refinement is not None:
+        if memory is None:
+            raise ConfigError(f"The model family {spec.family} needs a memory for its canvases.")
+        return {Refine.mode: Refine(sampler, spec, spec.refinement, memory, shared_commit=config.shared_commit)}
     # A shared pass is multiplied by the full weights: narrower ones draft in passes of their own.
     shared = config.shared_verify_below if config.draft_quantization == "none" else 0
     policies: list[DecodingPolicy] = [

@@ -78,10 +78,10 @@ LLAMA_NAMES = WeightNames(body_prefixes=("model.",), heads=("lm_head.weight",))
 """The names that transformers gives a Llama, a Qwen2 and a Qwen3."""
 
 
-def stacked_experts(count: int) -> dict[str, tuple[str, ...]]:
-    """`WeightNames.stacked` for the names that transformers gives the experts of a layer, stacked."""
+def stacked_experts(count: int, published: str = "mlp.experts") -> dict[str, tuple[str, ...]]:
+    """`WeightNames.stacked` for the names that transformers gives a layer's experts, stacked, after `published`."""
     parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
     return {
-        f"mlp.experts.{stacked}": tuple(f"mlp.experts.{n}.{part}.weight" for n in range(count) for part in own)
+        f"{published}.{stacked}": tuple(f"mlp.experts.{n}.{part}.weight" for n in range(count) for part in own)
         for stacked, own in parts.items()
     }

@@ -13,6 +13,7 @@ from engine.models.families.llada import describe_llada, describe_llada_moe
 from engine.models.families.llada2 import describe_llada2, describe_llada2_1
 from engine.models.families.nemotron import describe_nemotron_labs_diffusion
 from engine.models.families.overrides import NO_OVERRIDES, Overrides
+from engine.models.families.refining.diffusion_gemma import describe_diffusion_gemma
 from engine.models.families.sdar import describe_idlm, describe_sdar, describe_sdar_moe
 from engine.models.families.stable_diffcoder import describe_stable_diffcoder
 from engine.models.files import ConfigFile
@@ -45,6 +46,7 @@ FAMILIES: Mapping[str, Family] = {
         describe=describe_stable_diffcoder, architectures=("StableDiffcoderForCausalLM", "SeedDiffcoderForCausalLM")
     ),
     "fast_dllm_v2": Family(describe=describe_fast_dllm_v2, architectures=("Fast_dLLM_QwenForCausalLM",)),
+    "diffusion_gemma": Family(describe=describe_diffusion_gemma, architectures=("DiffusionGemmaForBlockDiffusion",)),
 }
 """By the name that the option `model_family` gives it."""
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Activation = Literal["silu", "gelu"]
+"""Of the gate of an MLP; `gelu` is its approximation by tanh."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertConfig:
@@ -30,6 +33,7 @@ class ExpertConfig:
     """Intermediate size of one more MLP that every token takes, unweighed; 0: there is none."""
     num_dense_layers: int = 0
     """So many first layers have one plain MLP instead."""
+    activation: Activation = "silu"
     held: range | None = None
     """The experts whose weights are here, where others are on other ranks. None: all."""
 

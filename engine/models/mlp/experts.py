@@ -14,7 +14,7 @@ from engine.models.divided.linears import AbsentTarget
 from engine.models.elementwise import Elementwise
 from engine.models.linear.base import Linear, Target, TensorTarget
 from engine.models.mlp.config import ExpertConfig
-from engine.models.mlp.gated import GatedMLP
+from engine.models.mlp.gated import GatedMLP, activated
 
 
 class Experts(ABC):
@@ -99,7 +99,8 @@ class SeparateExperts(Experts):
         self, config: ExpertConfig, hidden: int, dtype: torch.dtype, device: torch.device, storage: str
     ) -> None:
         super().__init__(config)
-        self._mlps = [GatedMLP(hidden, config.intermediate_size, dtype, device, storage) for _ in config.numbers]
+        inner, activation = config.intermediate_size, config.activation
+        self._mlps = [GatedMLP(hidden, inner, dtype, device, storage, activation=activation) for _ in config.numbers]
 
     def multiply(self, rows: torch.Tensor, experts: torch.Tensor, elementwise: Elementwise) -> torch.Tensor:
         """See Experts."""
@@ -111,7 +112,7 @@ class SeparateExperts(Experts):
         if used:
             here = rows[: len(rows) - elsewhere].split_with_sizes(sizes)
             between = [mlp.gate_up(part) for mlp, part in zip(used, here, strict=True)]
-            parts = elementwise.silu_mul(torch.cat(between)).split_with_sizes(sizes)
+            parts = activated(elementwise, torch.cat(between), self.config.activation).split_with_sizes(sizes)
             products = [mlp.down(part) for mlp, part in zip(used, parts, strict=True)]
         if elsewhere:
             products.append(rows.new_zeros(elsewhere, rows.shape[1]))
@@ -155,7 +156,8 @@ class GroupedExperts(Experts):
         """See Experts."""
         ends = torch.searchsorted(experts, self._places, right=True, out_int32=True)
         between = torch._grouped_mm(rows, self._gate_up.transpose(1, 2), offs=ends)
-        products = torch._grouped_mm(elementwise.silu_mul(between), self._down.transpose(1, 2), offs=ends)
+        inner = activated(elementwise, between, self.config.activation)
+        products = torch._grouped_mm(inner, self._down.transpose(1, 2), offs=ends)
         if len(self._places) < self.config.num_experts:
             # Rows after the last end are not written: whatever stood in that memory is there.
             products.masked_fill_((experts == len(self._places))[:, None], 0)

@@ -36,7 +36,9 @@ class MixtureMLP:
             self.experts = GroupedExperts(config, hidden, dtype, device)
         else:
             self.experts = SeparateExperts(config, hidden, dtype, device, storage)
-        self.shared = GatedMLP(hidden, config.shared_size, dtype, device, storage) if config.shared_size else None
+        self.shared: GatedMLP | None = None
+        if config.shared_size:
+            self.shared = GatedMLP(hidden, config.shared_size, dtype, device, storage, activation=config.activation)
 
     def add_to(self, total: torch.Tensor, x: torch.Tensor, elementwise: Elementwise) -> None:
         """Adds the mixture of x to total, in place. Both: [T, hidden_size]."""

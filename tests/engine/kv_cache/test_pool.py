@@ -7,17 +7,20 @@ from engine.kv_cache.pool import KVCachePool
 torch.set_num_threads(1)
 
 
-def new_pool(dtype: torch.dtype = torch.float32) -> KVCachePool:
+def new_pool(
+    dtype: torch.dtype = torch.float32, num_kv_heads: int = 2, others: tuple[KVCachePool, ...] = ()
+) -> KVCachePool:
     return KVCachePool(
         num_layers=2,
         num_pages=5,
         page_size=4,
-        num_kv_heads=2,
+        num_kv_heads=num_kv_heads,
         head_dim=3,
         max_rows=3,
         max_pages_per_row=4,
         dtype=dtype,
         device=torch.device("cpu"),
+        others=others,
     )
 
 
@@ -66,3 +69,15 @@ def test_the_stated_size_of_a_page_is_what_the_pool_takes() -> None:
         pool = new_pool(dtype)
         size = KVCachePool.bytes_per_page(num_layers=2, page_size=4, num_kv_heads=2, head_dim=3, dtype=dtype)
         assert pool.k.nbytes + pool.v.nbytes == 5 * size
+
+
+def test_layers_of_another_shape_have_the_same_pages() -> None:
+    """A page that is mapped, or cleared, in some layers only would hold another sequence's text in the others."""
+    other = new_pool(num_kv_heads=1)
+    pool = new_pool(others=(other,))
+    pool.map_pages(1, 0, [4, 2])
+    assert other.page_table[1].tolist() == other.host_page_table[1].tolist() == [4, 2, 0, 0]
+    other.k.fill_(torch.nan)
+    pool.clear([1, 4])
+    assert not other.k.view(2, 5, -1)[:, [1, 4]].any()
+    assert other.k.view(2, 5, -1)[:, [0, 2, 3]].isnan().all()

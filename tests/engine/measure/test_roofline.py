@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from engine.batch import CAUSAL, BatchPlan, KVLimits, Phase, Span, StepGroup
-from engine.measure.roofline import DeviceSpeed, PassShape, Work, WorkCounter, visible_pairs
+from engine.measure.roofline import DeviceSpeed, PassShape, Work, WorkCounter, visible_pairs, windowed_pairs
 from engine.models.adapter import DraftAdapter
 from engine.models.decoder import Decoder
 from engine.models.families.registry import describe_model
 from engine.models.files import ConfigFile
 from engine.models.linear.storages import Storage
 from engine.models.mlp.config import ExpertConfig
+from engine.models.refining.decoder import CanvasDecoder
 from engine.request import Request
 from engine.sequence import Sequence
 from tests.conftest import MakeEngine
 from tests.reference.checkpoints import tiny_config
+from tests.reference.refining.checkpoints import published_config
 
 # Of the tiny config: hidden 32, MLP 48, 2 layers, 4 query heads and 2 KV heads of 16, 96 tokens.
 MATRICES = 2 * (32 * (64 + 32 + 32) + 64 * 32 + 3 * 32 * 48)  # q, k, v; o; gate, up, down
@@ -150,6 +152,31 @@ def test_a_pass_without_logits_does_not_read_the_head_and_an_empty_one_reads_not
 def test_visible_pairs(tokens: int, start: int, limits: KVLimits, pairs: int) -> None:
     """By formula, and token by token."""
     assert visible_pairs(tokens, start, limits) == pairs == sum(limits.at(start + i) for i in range(tokens))
+
+
+@pytest.mark.parametrize("window", [1, 4, 9, 100])
+@pytest.mark.parametrize(("tokens", "start"), [(1, 0), (1, 12), (8, 0), (8, 2), (8, 6), (8, 40), (3, 200)])
+def test_windowed_pairs(tokens: int, start: int, window: int) -> None:
+    """Token by token: of a text the window ends with the token, of a canvas it is counted from the first one."""
+    causal = sum(min(start + i + 1, window) for i in range(tokens))
+    assert windowed_pairs(tokens, start, CAUSAL, window) == causal
+    canvas = KVLimits.up_to(start + tokens)
+    assert windowed_pairs(tokens, start, canvas, window) == tokens * (min(start, window - 1) + tokens)
+
+
+def test_layers_with_a_window_read_no_more_than_that() -> None:
+    """A long text would be counted in full in layers that see the last thousand tokens of it."""
+    config = describe_model(ConfigFile(Path(), published_config()), ConfigFile(Path(), {})).config
+    decoder = CanvasDecoder(config, dtype=torch.float32, device=torch.device("meta"), num_positions=1)
+    work = WorkCounter(decoder, 4)
+    a = sequence("a")
+    span = Span(a, Phase.DENOISE, 40, [1] * 8, KVLimits.up_to(48), 8, step=0)
+    shape = PassShape.of(BatchPlan([StepGroup("diffusion", Phase.DENOISE, 8, [span])]), work.window)
+    assert (work.window, shape.window_cached, shape.window_pairs) == (6, 5, 8 * 13)
+    # Two sliding layers of 2 KV heads of 8, one full layer of 1 of 16; 4 query heads.
+    sliding, full = 2 * 2 * 2 * 8 * 4, 2 * 16 * 4
+    assert work.count(shape).attention == Work(13 * sliding + 48 * full, 4 * (2 * 4 * 8 * 8 * 13 + 4 * 16 * 8 * 48))
+    assert work.count(shape).head.bytes > 2 * 96 * 32 * 4, "the embedding is read again for the next step"
 
 
 def test_the_shape_of_a_mixed_plan() -> None:

@@ -100,9 +100,31 @@ def test_what_a_plan_that_cannot_be_packed_has_changed_goes_with_the_next_one() 
 def test_everything_packed_is_plain_data() -> None:
     """A rank in another process gets it by a message: no tensor, no sequence."""
     seq = sequence(0, [0])
-    packed = packer().pack(plan_of(Span(seq, Phase.DRAFT, 0, [1], limits=KVLimits.up_to(1), num_logits=1)))
+    made = Packer(PAGE_SIZE, (4, 8), True, canvas_length=1)
+    packed = made.pack(plan_of(Span(seq, Phase.DRAFT, 0, [1], limits=KVLimits.up_to(1), num_logits=1)))
+    assert packed.canvases is not None
     for name in packed.__slots__:
         value = getattr(packed, name)
-        assert isinstance(value, np.ndarray | list | bool), name
+        assert isinstance(value, np.ndarray | list | bool) or name == "canvases", name
+        assert name != "canvases" or all(isinstance(array, np.ndarray) for array in value)
         assert not isinstance(value, torch.Tensor), name
         assert not isinstance(value, list) or all(type(entry) in (int, MappedPages) for entry in value), name
+
+
+def test_canvases_know_their_places_and_origins() -> None:
+    """What the last step of a canvas made of it is found by its row; windows are counted from its first position."""
+    text, fresh, told = sequence(0, [1]), sequence(1, [2, 3]), sequence(2, [4, 5])
+    limits = KVLimits.up_to(6)
+    packed = Packer(PAGE_SIZE, (4, 8), False, canvas_length=3).pack(
+        plan_of(
+            Span(text, Phase.PREFILL, 0, [11, 12], limits=CAUSAL, num_logits=0),
+            Span(fresh, Phase.DENOISE, 3, [21, 22, 23], limits=limits, num_logits=3, step=0),
+            Span(told, Phase.DENOISE, 3, [31, 32, 33], limits=limits, num_logits=3, step=5),
+        )
+    )
+    assert packed.canvases is not None
+    assert packed.canvases.rows.tolist() == [2, 3, 4, 5, 6, 7]
+    first = 1 + 3 * (2 * 2 + 1)  # after place 0: row 2, odd step
+    assert packed.canvases.places.tolist() == [0, 0, 0, first, first + 1, first + 2]
+    assert packed.canvases.origins.tolist() == [0, 1, 3, 3, 3, 3, 3, 3]
+    assert packer().pack(plan_of(Span(text, Phase.PREFILL, 0, [11], limits=CAUSAL, num_logits=0))).canvases is None

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from engine.sampling.noise import gumbel_noise, noise_bits, step_uniforms, to_gumbel, to_gumbel_on_host
+from engine.sampling.noise import (
+    STEP_PLACES,
+    gumbel_noise,
+    noise_bits,
+    step_places,
+    step_uniforms,
+    to_gumbel,
+    to_gumbel_on_host,
+    uniform_tokens,
+)
 from tests.reference import noise as reference
 
 EULER = 0.5772156649015329
@@ -190,3 +199,38 @@ def test_uniforms_of_steps_are_uniform_and_independent_of_step_position_and_toke
     tokens = noise([0], places.tolist(), 1)[0, :, 0]
     for other in (draws[1], draws[2], tokens):
         assert abs(correlation(draws[0], other)) < 5
+
+
+def test_random_tokens_are_those_of_an_independent_implementation() -> None:
+    """A canvas of random tokens would begin elsewhere on another device, or after an update."""
+    positions, steps = torch.tensor([[0, 1, 977, 2**18]]), (0, 1, 2, 47, 1023)
+    for seed in SEEDS:
+        for step in steps:
+            places = step_places(positions, torch.tensor([step]))
+            for vocab_size in (5, 96, 262_144):
+                found = uniform_tokens(torch.tensor([seed]), places, vocab_size)[0].tolist()
+                expected = [reference.uniform_token(seed, place, step, vocab_size) for place in positions[0].tolist()]
+                assert found == expected
+
+
+def test_random_tokens_are_uniform_and_new_at_every_step() -> None:
+    """Canvases that favour some tokens, or repeat those of the step before, are other noise than was trained on."""
+    vocab_size, steps = 96, 40
+    places = step_places(torch.arange(2000).expand(steps, -1), torch.arange(steps))
+    tokens = uniform_tokens(torch.full((steps,), 7), places, vocab_size).numpy()
+    counts = np.bincount(tokens.ravel(), minlength=vocab_size)
+    assert abs(chi_square(counts, np.full(vocab_size, tokens.size / vocab_size))) < 5
+    repeated = float((tokens[1:] == tokens[:-1]).mean())
+    assert abs(repeated - 1 / vocab_size) < 5 * math.sqrt(1 / vocab_size / tokens.size)
+    likeliest = gumbel_noise(torch.full((steps,), 7), places, vocab_size).argmax(-1).numpy()
+    same = float((likeliest == tokens).mean())
+    assert abs(same - 1 / vocab_size) < 5 * math.sqrt(1 / vocab_size / tokens.size), "the draws know the canvas"
+
+
+def test_places_of_steps_never_meet() -> None:
+    """Two steps with one place would draw alike. At the first step a place is the position itself."""
+    positions = torch.tensor([[0, 5, STEP_PLACES - 1]])
+    places = torch.cat([step_places(positions, torch.tensor([step])) for step in range(1025)])
+    assert torch.equal(places[0], positions[0])
+    assert places.unique().numel() == places.numel()
+    assert int(places.max()) < 2**31, "places are hashed as 32 bits"

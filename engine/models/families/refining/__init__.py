@@ -1,0 +1,1 @@
+"""Families that refine canvases of random tokens."""

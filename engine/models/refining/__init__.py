@@ -1,0 +1,1 @@
+"""Decoders that refine canvases of random tokens with the layers that encode the text before them."""
