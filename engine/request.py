@@ -29,12 +29,8 @@ Unmasking = Literal["threshold", "factor", "bound", "cumulative"]
 
 Editing = Literal["quality", "speed", "off"]
 """Settings of a model that edits what it has unmasked: see EditSetting."""
-
-MAX_POST_STEPS = 1024
-"""Most denoising steps that a request may ask for once a block holds no mask."""
-
-MAX_REFINING_STEPS = 1024
-"""Most denoising steps of a canvas of random tokens."""
+MAX_POST_STEPS = MAX_REFINING_STEPS = 1024
+"""Most denoising steps that a request may ask for: once a block holds no mask; of a canvas of random tokens."""
 MAX_FACTOR = 1024
 """Largest factor of an unmasking rule; every confidence is enough long before."""
 

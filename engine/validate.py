@@ -1,7 +1,6 @@
 """The rules that every request must meet. The API process and the engine check the same ones. No torch.
 
-Each function checks one group of rules and raises RequestError, which names the field at fault. A rule is cheap: it
-allocates nothing that grows with the prompt.
+Each function checks one group of rules and raises RequestError naming the field. It costs no memory that grows with it.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from engine.batch import Phase, Span, StepGroup
-from engine.decoding.contract import DecodingPolicy
-from engine.decoding.lookup import TextLookup
-from engine.decoding.policies.causal_steps import (
+from engine.decoding.causal_steps import (
     decode_span,
     next_token_choices,
     next_token_outcome,
     verify_choices,
     verify_outcome,
 )
+from engine.decoding.contract import DecodingPolicy
+from engine.decoding.lookup import TextLookup
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.sampling.divided import Logits
 from engine.sampling.sampler import Sampler

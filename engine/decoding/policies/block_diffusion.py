@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from engine.batch import Phase, Span, StepGroup
 from engine.decoding.blocks import block_span, open_tail_block
+from engine.decoding.causal_steps import next_token_choices, next_token_outcome
 from engine.decoding.contract import DecodingPolicy
-from engine.decoding.policies.causal_steps import next_token_choices, next_token_outcome
 from engine.decoding.policies.diffusion import denoise_choices, denoise_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.decoding.unmask import DenoisingTraits

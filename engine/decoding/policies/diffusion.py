@@ -15,9 +15,9 @@ import torch
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import block_span, open_block, open_next_block, refined_block
 from engine.decoding.bound_blocks import BoundBlock, add_candidates, bound_row
+from engine.decoding.causal_steps import exhausted_outcome, next_token_choices, next_token_outcome
 from engine.decoding.contract import DecodingPolicy
 from engine.decoding.orders import ranks_of, scheduled
-from engine.decoding.policies.causal_steps import exhausted_outcome, next_token_choices, next_token_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
 from engine.decoding.unmask import (
     PLAIN,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import refined_block
-from engine.decoding.policies.causal_steps import decode_span, next_token_outcome
+from engine.decoding.causal_steps import decode_span, next_token_outcome
 from engine.decoding.policies.speculation import SelfSpeculation, draft_choices, fit_draft
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.sampling.divided import Logits

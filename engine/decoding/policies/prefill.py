@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 
 from engine.batch import CAUSAL, KVLimits, Phase, Span, StepGroup
+from engine.decoding.causal_steps import next_token_choices, next_token_outcome
 from engine.decoding.contract import DecodingPolicy, GroupStep
-from engine.decoding.policies.causal_steps import next_token_choices, next_token_outcome
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.device.transfer import to_device
 from engine.events import TokenLogprob

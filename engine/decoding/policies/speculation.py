@@ -12,15 +12,15 @@ import math
 
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import block_span, open_block, open_next_block, refined_block
-from engine.decoding.contract import DecodingPolicy
-from engine.decoding.lookup import TextLookup
-from engine.decoding.policies.causal_steps import (
+from engine.decoding.causal_steps import (
     decode_span,
     next_token_choices,
     next_token_outcome,
     verify_choices,
     verify_outcome,
 )
+from engine.decoding.contract import DecodingPolicy
+from engine.decoding.lookup import TextLookup
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.decoding.width import VERIFY_STEP, WidthController
 from engine.device.transfer import to_device

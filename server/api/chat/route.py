@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from server.api.chat.prepare import prepare
 from server.api.chat.request import ChatRequest
-from server.api.chat.response import ChatWriter
+from server.api.chat.writer import ChatWriter
 from server.api.completions.route import COMPLETIONS
 from server.api.generate import Endpoint
 from server.api.requests import parse_generation

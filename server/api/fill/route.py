@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.chat import prepare as chat
-from server.api.chat.response import ChatWriter
+from server.api.chat.writer import ChatWriter
 from server.api.common import renamed
 from server.api.completions.prepare import prepare
 from server.api.fill.edit import parse_edit

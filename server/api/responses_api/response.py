@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from server.api.chat.response import ChatWriter, ScoredTokenLogprob
+from server.api.chat.response import ScoredTokenLogprob
 from server.api.chat.tools import plain_json
+from server.api.chat.writer import ChatWriter
 from server.api.responses import usage_of
 from server.api.responses_api.objects import (
     Completed,

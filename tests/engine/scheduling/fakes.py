@@ -14,8 +14,8 @@ import torch
 
 from engine.batch import CAUSAL, BatchPlan, KVLimits, Phase, Span, StepGroup
 from engine.config import EngineConfig
+from engine.decoding.causal_steps import decode_span
 from engine.decoding.contract import DecodingPolicy
-from engine.decoding.policies.causal_steps import decode_span
 from engine.decoding.policies.prefill import Prefill
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.events import Finished, GenerationEvent, StepStats
