@@ -37,7 +37,7 @@ def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
 def put_together(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The blocks that a client makes of a stream; one block is open at a time."""
     blocks: list[dict[str, Any]] = []
-    is_open = False
+    is_open, arguments = False, ""  # the arguments of a call come in pieces
     for event in events:
         if event["type"] == "content_block_start":
             assert (event["index"], is_open) == (len(blocks), False)
@@ -47,13 +47,14 @@ def put_together(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
             assert (event["index"], is_open) == (len(blocks) - 1, True)
             delta = dict(event["delta"])
             if delta.pop("type") == "input_json_delta":
-                blocks[-1]["input"] = json.loads(delta["partial_json"])
+                arguments += delta["partial_json"]
             else:
                 [(name, text)] = delta.items()
                 blocks[-1][name] += text
         elif event["type"] == "content_block_stop":
             assert is_open
-            is_open = False
+            blocks[-1] |= {"input": json.loads(arguments)} if arguments else {}
+            is_open, arguments = False, ""
     assert not is_open
     return blocks
 
