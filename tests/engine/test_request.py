@@ -17,9 +17,10 @@ def test_requests_survive_the_wire() -> None:
         logit_bias={9: -2.5}, allowed_token_ids=(9, 10), banned_sequences=((9, 10),),
         presence_penalty=0.1, frequency_penalty=-0.2, repetition_penalty=1.1, min_tokens=2, logprobs=3, block_length=4,
         threshold=None, max_denoising_steps=2, remasking="sequential", unmasking="bound",
-        factor=1.5, bound=0.3,
+        factor=1.5, bound=0.3, logprob_token_ids=(5, 6), edit_threshold=0.5, max_post_steps=3,
         stop_token_ids=(7,), ignore_eos=True, priority=-3, cache_salt="ä",
-        suffix_token_ids=[11], include_drafts=True, prompt_logprobs=2,
+        suffix_token_ids=[11], include_drafts=True, prompt_logprobs=2, passes_ends=True, trace_unmasking=True,
+        score_from=2, finds_gap=True, prediction_token_ids=[12],
     )  # fmt: skip
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=Request) == request
     defaults = Request(request_id="r", prompt_token_ids=PROMPT, max_tokens=1)
