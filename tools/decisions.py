@@ -95,7 +95,7 @@ def report(ways: list[Way], questions: int) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m tools.decisions", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.decisions", description=__doc__, allow_abbrev=False)
     parser.add_argument("--questions", type=int, default=40)
     parser.add_argument("--sentences", type=int, default=6, help="length of the input")
     parser.add_argument("--rounds", type=int, default=5)

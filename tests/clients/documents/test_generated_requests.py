@@ -129,7 +129,9 @@ def test_every_generated_request_gets_a_documented_answer(
         if not breaking:
             case.body = sensible(path, case.body)
         response = case.call(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
-        case.validate_response(response, checks=checks)
+        # A body beyond the limit is refused before its fields are looked at; the check does not count that as refused.
+        unread = response.status_code == 413
+        case.validate_response(response, checks=[c for c in checks if not (unread and c is negative_data_rejection)])
 
     run()
 

@@ -118,7 +118,7 @@ def test_a_stream_carries_exactly_the_answer(llada: httpx.Client, dream: httpx.C
         chunks = events(ask(client, fields | {"stream": True}).text)
         pieces = [choice["text"] for chunk in chunks for choice in chunk["choices"]]
         assert "".join(pieces) == whole
-        assert sum(bool(piece) for piece in pieces) >= 6, "text streams block by block"
+        assert sum(bool(piece) for piece in pieces) > 1, "text streams by blocks; slow readers get several at once"
 
 
 @pytest.mark.parametrize(

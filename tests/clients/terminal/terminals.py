@@ -85,6 +85,17 @@ class Terminal:
                 return
         raise AssertionError(f"Ctrl-C had no effect: {self.output!r}")
 
+    def end_input(self) -> str:
+        """Ctrl-D until the command has ended; what it wrote last.
+
+        A key that comes just before the line's reader has changed the terminal's mode is lost with that change.
+        """
+        for _ in range(30):
+            self.type("\x04")
+            with contextlib.suppress(AssertionError):
+                return self.read(seconds=2)
+        raise AssertionError(f"Ctrl-D had no effect: {self.output!r}")
+
     def close(self) -> int:
         """The exit status, once everything has been read."""
         return self.process.wait(20)

@@ -137,8 +137,7 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(url: str, http: httpx
         running.read(until=text[-12:])
         assert text in " ".join(plain(running.output).replace("\r", "").split())
         running.read(until="> ")
-        running.type("\x04")
-        running.read()
+        running.end_input()
         assert running.close() == 0
 
 

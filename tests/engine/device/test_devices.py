@@ -49,10 +49,11 @@ def test_setting_up_a_cpu_takes_the_threads_it_is_told(monkeypatch: pytest.Monke
     """`threads` would be an option without effect."""
     taken: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
-    monkeypatch.setattr("engine.device.devices.default_threads", lambda: 7)
+    monkeypatch.setattr("engine.device.devices.default_threads", lambda ranks: 7 // ranks)
     set_up(CPU, 3)
     set_up(CPU, None)
-    assert taken == [3, 7]
+    set_up(CPU, None, 2)
+    assert taken == [3, 7, 3]
     synchronise(CPU)  # has nothing to wait for, and must not ask for a GPU
 
 

@@ -3,6 +3,7 @@ speed, or the server does not start on a system without huge pages."""
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,16 @@ def in_huge_pages() -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:"))
 
 
+def fresh(size: int) -> torch.Tensor:
+    """[size] uint8 in memory that nothing had before."""
+    return torch.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+
+
 @granted
 def test_memory_is_in_huge_pages_and_says_the_same() -> None:
-    memory = torch.arange(16 << 20, dtype=torch.int32)  # 64 MiB
     before = in_huge_pages()
+    memory = fresh(64 << 20).view(torch.int32)
+    torch.arange(16 << 20, dtype=torch.int32, out=memory)
     huge_pages.use_for_large_memory()
     assert in_huge_pages() - before > 48 << 20
     assert torch.equal(memory, torch.arange(16 << 20, dtype=torch.int32))
@@ -33,7 +40,7 @@ def test_memory_is_in_huge_pages_and_says_the_same() -> None:
 @granted
 def test_one_tensor_is_in_huge_pages_before_it_is_written() -> None:
     before = in_huge_pages()
-    memory = torch.empty(32 << 20, dtype=torch.uint8)
+    memory = fresh(32 << 20)
     huge_pages.use_for(memory)
     memory.fill_(7)
     assert in_huge_pages() - before > 24 << 20
