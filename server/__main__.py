@@ -24,6 +24,9 @@ TOOLS = {
 }
 """Commands with a parser of their own: module and one line of help. Imported only when asked for."""
 
+CLOSED_PIPE = 128 + 13
+"""Exit status as shells give it to a command that SIGPIPE ended."""
+
 USAGE = "lightcone serve [MODEL] [OPTION ...]"
 """In place of the list of all options, which follows anyway, with explanations."""
 
@@ -31,13 +34,16 @@ USAGE = "lightcone serve [MODEL] [OPTION ...]"
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `lightcone` command. Returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in TOOLS:
-        tool = importlib.import_module(TOOLS[words[0]][0])
-        return int(tool.main(words[1:]))
-    arguments = make_parser().parse_args(words)
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        if words and words[0] in TOOLS:
+            tool = importlib.import_module(TOOLS[words[0]][0])
+            return int(tool.main(words[1:]))
+        arguments = make_parser().parse_args(words)
+        run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `lightcone doctor | head -3`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+        return CLOSED_PIPE
     except ConfigError as exc:
         print(f"lightcone: error: {exc}", file=sys.stderr)
         return 2

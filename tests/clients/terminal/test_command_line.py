@@ -43,3 +43,15 @@ def test_serve_does_not_run_what_lies_in_the_current_directory(tmp_path: Path) -
     command = [SCRIPT, "serve", "--port", "0", "--model", str(tmp_path / "model")]
     subprocess.run(command, cwd=tmp_path, env=plain_environment(), capture_output=True, timeout=60, check=False)
     assert not ran.exists(), "the engine process imported the wrong package"
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
+    """`lightcone completion bash | head -3` would end with a traceback."""
+    with subprocess.Popen(
+        [SCRIPT, "completion", "bash"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=plain_environment()
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()  # before the command has begun to write
+        assert running.stderr.read() == b""
+        assert running.wait(60) == 141
