@@ -96,3 +96,13 @@ def verify_outcome(span: Span, choices: HostChoices, i: int) -> StepOutcome:
         predicted=block is None and seq.repeats is not None and seq.repeats.predicted,
         closed_block_steps=None if block is None else block.steps,
     )
+
+
+def begin_next_block(seq: Sequence, outcome: StepOutcome) -> None:
+    """Goes on to the block that was opened beside this step, whose anchor is the token that the step chose."""
+    seq.block, seq.next_block = seq.next_block, None
+    if seq.block is not None:
+        if outcome.token_ids:
+            seq.block.place_anchor(outcome.token_ids[0])
+        else:  # a grammar left nothing to choose: the answer ends here
+            seq.block = None

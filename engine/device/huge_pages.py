@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -27,10 +26,9 @@ COLLAPSE = 25
 def setting() -> str:
     """The kernel's setting: `always`, `madvise` (where a process asks), `never`, or empty where there is none."""
     try:
-        chosen = SETTING.read_text().partition("[")[2].partition("]")[0]
+        return SETTING.read_text().partition("[")[2].partition("]")[0]
     except OSError:
         return ""
-    return chosen
 
 
 def use_for_large_memory() -> None:
@@ -70,6 +68,4 @@ def _advise(address: int, size: int) -> None:
 
 @cache
 def _madvise() -> ctypes._NamedFuncPointer:
-    if not sys.platform.startswith("linux"):
-        raise OSError("huge pages are asked for on Linux alone")
     return ctypes.CDLL(None).madvise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import msgspec
 import torch
@@ -19,11 +18,11 @@ from engine.device import huge_pages
 from engine.device.devices import default_threads, resolve_device
 from engine.errors import EngineError
 from engine.messages import Gpu, Inspection, ModelNeeds
-from engine.models.families.overrides import Overrides
 from engine.models.files import model_directory
 from engine.models.loader import DTYPES, LoadedModel, load_model
 from engine.runner.kernels import KERNELS
 from engine.runner.pool_size import page_bytes_of
+from engine.runner.rank_parts import overrides_of
 
 META = torch.device("meta")
 
@@ -75,12 +74,7 @@ def _needs(config: EngineConfig, device: torch.device) -> ModelNeeds:
         device=META,
         runs_on=device,
         max_positions=config.max_model_len,
-        overrides=Overrides(
-            family=config.model_family,
-            block_length=config.block_length,
-            mask_token_id=config.mask_token_id,
-            draft_adapter=None if config.draft_adapter is None else Path(config.draft_adapter),
-        ),
+        overrides=overrides_of(config),
     )
     decoder, shape = model.decoder, model.config
     page = page_bytes_of(shape, 1, decoder.dtype)

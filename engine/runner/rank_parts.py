@@ -51,12 +51,7 @@ def load_share(
         dtype=DTYPES.get(config.dtype),
         device=device,
         max_positions=config.max_model_len,
-        overrides=Overrides(
-            family=config.model_family,
-            block_length=config.block_length,
-            mask_token_id=config.mask_token_id,
-            draft_adapter=None if config.draft_adapter is None else Path(config.draft_adapter),
-        ),
+        overrides=overrides_of(config),
         quantization=config.quantization,
         draft_quantization=config.draft_quantization,
         report=report,
@@ -141,3 +136,13 @@ def warm_up(config: EngineConfig, model: LoadedModel, pool: KVCachePool, kernels
     graphs = PassGraphs(model.decoder, kernels.attention, kernels.elementwise, pool, CudaCapturer())
     graphs.warm_up(config.max_batch_tokens)
     return graphs
+
+
+def overrides_of(config: EngineConfig) -> Overrides:
+    """What the operator says of the model."""
+    return Overrides(
+        family=config.model_family,
+        block_length=config.block_length,
+        mask_token_id=config.mask_token_id,
+        draft_adapter=None if config.draft_adapter is None else Path(config.draft_adapter),
+    )

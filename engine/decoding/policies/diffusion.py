@@ -15,7 +15,12 @@ import torch
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import block_span, open_block, open_next_block, refined_block
 from engine.decoding.bound_blocks import BoundBlock, add_candidates, bound_row
-from engine.decoding.causal_steps import exhausted_outcome, next_token_choices, next_token_outcome
+from engine.decoding.causal_steps import (
+    begin_next_block,
+    exhausted_outcome,
+    next_token_choices,
+    next_token_outcome,
+)
 from engine.decoding.contract import DecodingPolicy
 from engine.decoding.orders import ranks_of, scheduled
 from engine.decoding.results import Choices, HostChoices, StepOutcome, read_logprob, with_logprobs
@@ -82,12 +87,7 @@ class Diffusion(DecodingPolicy):
         outcome = next_token_outcome(span, choices, i) if span.num_logits else StepOutcome(span, num_cached=span.end)
         if seq.block is not None:
             outcome.closed_block_steps = seq.block.steps
-        seq.block, seq.next_block = seq.next_block, None
-        if seq.block is not None:
-            if outcome.token_ids:
-                seq.block.place_anchor(outcome.token_ids[0])
-            else:  # a grammar left nothing to choose: the answer ends here
-                seq.block = None
+        begin_next_block(seq, outcome)
         return outcome
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from engine.batch import CAUSAL, Phase, Span, StepGroup
 from engine.decoding.blocks import refined_block
-from engine.decoding.causal_steps import decode_span, next_token_outcome
+from engine.decoding.causal_steps import begin_next_block, decode_span, next_token_outcome
 from engine.decoding.policies.speculation import SelfSpeculation, draft_choices, fit_draft
 from engine.decoding.results import Choices, HostChoices, StepOutcome
 from engine.sampling.divided import Logits
@@ -59,12 +59,7 @@ class IntrospectiveSpeculation(SelfSpeculation):
         if span.phase is Phase.VERIFY:
             return super().conclude(span, choices, i)
         outcome, seq = next_token_outcome(span, choices, i), span.seq
-        seq.block, seq.next_block = seq.next_block, None
-        if seq.block is not None:
-            if outcome.token_ids:
-                seq.block.place_anchor(outcome.token_ids[0])
-            else:  # a grammar left nothing to choose: the answer ends here
-                seq.block = None
+        begin_next_block(seq, outcome)
         return outcome
 
 
